@@ -1,0 +1,50 @@
+# Needs Python 3.11 or newer (with venv), git and make. Everything else goes into .venv.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+
+# Stages and DVC must find this environment's programs by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help setup repro test test-all lint lock clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## create .venv from requirements.txt (the other targets do it when needed)
+
+repro: $(READY) ## fetch the data, bring every stage up to date, register the model
+	dvc pull --allow-missing
+	vaeflow retrain
+
+test: lint ## linter, formatter check and tests
+	pytest
+
+test-all: lint ## the same, with the tests that take over a minute each
+	VAEFLOW_TEST_ALL=1 pytest
+
+lint: $(READY)
+	ruff check
+	ruff format --check
+
+lock: $(READY) ## resolve pyproject.toml anew into requirements.txt
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url \
+	  --extra pipeline --extra dev pyproject.toml --output-file requirements.txt
+
+clean: ## remove the environment and everything a run has made, but not the data
+	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots
+
+# A stamp, so that nothing is installed again until what is to be installed changes.
+$(READY): requirements.txt requirements-uv.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --requirement requirements-uv.txt
+	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.txt
+	$(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@

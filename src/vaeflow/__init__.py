@@ -1,0 +1,43 @@
+"""Convolutional variational autoencoders as a reproducible pipeline.
+
+`vaeflow.load` gives a trained model for inference; importing this package imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vaeflow.bundle.runtime import Bundle
+
+__version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def load(model: str | Path) -> Bundle:
+    """Load a model for inference.
+
+    Args:
+        model: the folder of a bundle, or a model of the MLflow registry as
+            `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Returns:
+        An object with `encode`, `decode`, `reconstruct`, `sample` and `score` on numpy arrays. For
+        a folder neither TensorFlow nor MLflow is imported.
+
+    Raises:
+        BundleError: the bundle is missing, changed or damaged.
+        RegistryError: the registry cannot be reached or has no such model.
+
+    Example:
+        >>> model = vaeflow.load("models:/digits-vae@champion")
+        >>> model.score(images)  # images: uint8, (count, 8, 8, 1)
+    """
+    from vaeflow.bundle.runtime import Bundle
+
+    if str(model).startswith("models:/"):
+        from vaeflow.registry.pull import pull
+
+        return Bundle(pull(str(model)))
+    return Bundle(model)

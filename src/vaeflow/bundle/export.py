@@ -1,0 +1,187 @@
+"""The `export` stage: everything a service needs, in one folder that needs nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
+from vaeflow.config import Export
+from vaeflow.data.prepare import load_split
+from vaeflow.errors import BundleError
+from vaeflow.files import atomic_directory
+from vaeflow.model import objective
+from vaeflow.model.vae import VAE, load_vae
+from vaeflow.workspace import Workspace
+
+LARGEST_DIFFERENCE = 1e-4
+COMPARED_IMAGES = 64
+
+
+def export(workspace: Workspace, parameters: Export) -> Manifest:
+    """Write `outputs/bundle` from the trained model and its evaluation.
+
+    Every exported form is opened again and compared with the Keras model on test images.
+
+    Raises:
+        BundleError: an exported form differs by more than 1e-4.
+    """
+    model = workspace.require(workspace.model, "Make it: dvc repro train")
+    prepared = workspace.require(workspace.prepared, "Make it: dvc repro prepare")
+    evaluation = workspace.require(workspace.evaluation, "Make it: dvc repro evaluate")
+    vae = load_vae(model / "model.keras")
+    images = np.asarray(load_split(prepared, "test")[:COMPARED_IMAGES]).astype(np.float32) / 255
+    run = json.loads((model / "run.json").read_text())
+
+    with atomic_directory(workspace.bundle) as folder:
+        shutil.copyfile(model / "model.keras", folder / "model.keras")
+        export_onnx(folder, vae)
+        export_saved_model(folder / "saved_model" / "1", vae)
+        differences = compare(folder, vae, images)
+        height, width, channels = vae.image_shape
+        manifest = Manifest(
+            name=parameters.name,
+            image=ImageSpec(height=height, width=width, channels=channels),
+            latent_dim=vae.latent_dim,
+            run_id=run["run_id"],
+            lineage=run["lineage"],
+            metrics=json.loads((evaluation / "metrics.json").read_text()),
+            export_differences=differences,
+            files=describe_files(folder),
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def export_onnx(folder: Path, vae: VAE) -> None:
+    """Write `encoder.onnx` and `decoder.onnx`.
+
+    Both are deterministic: the exporter writes an invalid file, without an error, for a graph that
+    draws random numbers. Noise is the caller's.
+    """
+    for network in (vae.encoder, vae.decoder):
+        network.export(folder / f"{network.name}.onnx", format="onnx", verbose=False)
+
+
+def export_saved_model(folder: Path, vae: VAE) -> None:
+    """Write a SavedModel with the signatures encode, decode, reconstruct and score.
+
+    Inputs are named `images`, `latents` and `noise`; `noise`, draws of N(0, I) of shape
+    `(batch, latent_dim)`, is an input because a random generator inside would repeat the same
+    numbers after every load.
+    """
+    shapes = {
+        "images": vae.image_shape,
+        "latents": (vae.latent_dim,),
+        "noise": (vae.latent_dim,),
+    }
+    specs = {
+        name: keras.InputSpec(shape=(None, *shape), dtype="float32", name=name)
+        for name, shape in shapes.items()
+    }
+    archive = keras.export.ExportArchive()
+    archive.track(vae)
+    for name, function in _signatures(vae).items():
+        archive.add_endpoint(name, function, list(_arguments(function, specs).values()))
+    archive.write_out(folder, verbose=False)
+
+
+def _signatures(vae: VAE) -> dict[str, Callable]:
+    """What a service can ask, as functions of batches that return dicts of named outputs."""
+
+    def encode(images):
+        return vae.encoder(images)
+
+    def decode(latents):
+        return {"reconstruction": ops.sigmoid(vae.decoder(latents)["logits"])}
+
+    def reconstruct(images):
+        return {"reconstruction": vae(images)["reconstruction"]}
+
+    def score(images, noise):
+        return {"score": -objective.elbo(*vae.terms(images, noise))}
+
+    return {"encode": encode, "decode": decode, "reconstruct": reconstruct, "score": score}
+
+
+def _arguments(function: Callable, values: Mapping) -> dict:
+    """The values a signature takes, by the names of its parameters."""
+    return {name: values[name] for name in inspect.signature(function).parameters}
+
+
+def compare(folder: Path, vae: VAE, images: np.ndarray) -> dict[str, float]:
+    """Largest difference between each exported form, opened again, and the Keras model.
+
+    Args:
+        folder: the bundle in the making.
+        vae: the model in memory.
+        images: float32 in [0, 1], `(count, height, width, channels)`.
+
+    Returns:
+        By form, the largest |exported - Keras| / max(1, |Keras|): absolute for pixels, relative
+        for a score, which is a sum over all pixels.
+
+    Raises:
+        BundleError: one is larger than 1e-4 or not a number.
+    """
+    expected = vae(images)
+    latents = ops.convert_to_numpy(expected["mean"])
+    logits = vae.decoder(latents)
+    inputs = {"images": images, "latents": latents, "noise": _noise_like(latents)}
+    differences = {
+        "encoder.onnx": _difference(_run_onnx(folder / "encoder.onnx", images=images), expected),
+        "decoder.onnx": _difference(_run_onnx(folder / "decoder.onnx", latents=latents), logits),
+        "saved_model": _saved_model_difference(folder / "saved_model" / "1", vae, inputs),
+        "model.keras": _difference(load_vae(folder / "model.keras")(images), expected),
+    }
+    for form, difference in differences.items():
+        # Not `>`: a difference that is NaN must stop the export as well.
+        if not difference <= LARGEST_DIFFERENCE:
+            raise BundleError(
+                f"{form} differs from the Keras model by {difference:g}, more than "
+                f"{LARGEST_DIFFERENCE:g}; the bundle was not written."
+            )
+    return differences
+
+
+def _noise_like(latents: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(latents.shape, dtype=np.float32)
+
+
+def _run_onnx(path: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def _saved_model_difference(path: Path, vae: VAE, inputs: Mapping[str, np.ndarray]) -> float:
+    import tensorflow as tf
+
+    # Kept in a variable: signatures do not keep the model's variables alive.
+    loaded = tf.saved_model.load(str(path))
+    tensors = {name: tf.constant(values) for name, values in inputs.items()}
+    differences = []
+    for name, function in _signatures(vae).items():
+        arguments = _arguments(function, tensors)
+        differences.append(_difference(loaded.signatures[name](**arguments), function(**arguments)))
+    return float(np.max(differences))
+
+
+def _difference(exported: Mapping, expected: Mapping) -> float:
+    """Over the outputs of the exported form; an output Keras does not have is a KeyError."""
+    largest = []
+    for name, values in exported.items():
+        reference = ops.convert_to_numpy(expected[name])
+        distance = np.abs(ops.convert_to_numpy(values) - reference)
+        largest.append(float(np.max(distance / np.maximum(1, np.abs(reference)))))
+    # NumPy's maximum, unlike Python's, keeps a NaN.
+    return float(np.max(largest))

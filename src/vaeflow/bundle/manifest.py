@@ -1,0 +1,157 @@
+"""The bundle's table of contents, and the check that a folder is exactly that.
+
+A bundle is read only after every file in it was found in the manifest with its size and SHA-256,
+and every file of the manifest was found in it. The bundle's own digest is its manifest's SHA-256.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vaeflow.errors import BundleError
+from vaeflow.files import sha256_of
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class File(_Part):
+    """Size in bytes and SHA-256 of one file."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ImageSpec(_Part):
+    """What the model takes: pixels as float32 in [0, 1], or as uint8 in 0..255."""
+
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+    channels: Annotated[int, Field(ge=1)]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)`."""
+        return self.height, self.width, self.channels
+
+
+class Manifest(_Part):
+    """What a bundle is, where it came from, and every file in it."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    image: ImageSpec
+    latent_dim: Annotated[int, Field(ge=1)]
+    likelihood: Literal["bernoulli"] = "bernoulli"
+    run_id: str
+    lineage: dict[str, str]
+    # On the test split, as in metrics.json: nats per image, and counts.
+    metrics: dict[str, float]
+    # Largest difference between each exported form and the Keras model, on test images.
+    export_differences: dict[str, float]
+    files: dict[str, File]
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, File]) -> dict[str, File]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name:
+                raise ValueError(f"the path {name!r} does not stay inside the bundle")
+        return files
+
+
+def describe_files(folder: Path) -> dict[str, File]:
+    """Size and SHA-256 of every file of a folder, by its path with forward slashes."""
+    described = {}
+    for name in _list(folder):
+        content = (folder / name).read_bytes()
+        described[name] = File(size=len(content), sha256=sha256_of(content))
+    return described
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into its bundle, last of all files."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def bundle_sha256(folder: Path) -> str:
+    """The bundle's digest: the SHA-256 of its manifest, which holds that of every file."""
+    return sha256_of((folder / MANIFEST).read_bytes())
+
+
+def read_verified(folder: Path) -> Manifest:
+    """Read a bundle's manifest and compare every file with it.
+
+    Raises:
+        BundleError: the manifest is missing or malformed, or a file is missing, unknown, changed or
+            a link. Nothing but the manifest has been parsed by then.
+    """
+    manifest = _read(folder)
+    found = set(_list(folder)) - {MANIFEST}
+    expected = set(manifest.files)
+    if missing := sorted(expected - found):
+        raise BundleError(f"{folder}: missing from the bundle: {_few(missing)}. Fetch it again.")
+    if unknown := sorted(found - expected):
+        raise BundleError(f"{folder}: not in the bundle's manifest: {_few(unknown)}.")
+    for name in sorted(expected):
+        read_file(folder, manifest, name)
+    return manifest
+
+
+def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The bytes of one file, checked: what is returned is what was verified.
+
+    Raises:
+        BundleError: size or SHA-256 differ from the manifest.
+    """
+    expected = manifest.files[name]
+    path = folder / name
+    if path.stat().st_size == expected.size:
+        content = path.read_bytes()
+        if sha256_of(content) == expected.sha256:
+            return content
+    raise BundleError(
+        f"{path}: size or SHA-256 differ from the bundle's manifest; the file was changed or "
+        "damaged. Fetch the bundle again, or export it again."
+    )
+
+
+def _read(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link; a bundle holds plain files only.")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError:
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}.") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"]) or "content"
+        raise BundleError(f"{path}: {key}: {fault['msg']}.") from None
+
+
+def _list(folder: Path) -> list[str]:
+    """Every file below a folder; a link or anything that is not a plain file is refused."""
+    names = []
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise BundleError(f"{path} is a link or special; a bundle holds plain files only.")
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in files]
+    return sorted(names)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,171 @@
+"""Inference on a bundle with numpy and onnxruntime alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vaeflow.bundle.manifest import Manifest, read_file, read_verified
+from vaeflow.data.checks import as_batch, check_range
+from vaeflow.errors import DataError
+
+IMAGES_PER_BLOCK = 256
+SCORE_SAMPLES = 16
+
+
+class Posterior(NamedTuple):
+    """Mean and log variance of q(t|x), each float32 `(count, latent_dim)`."""
+
+    mean: np.ndarray
+    log_variance: np.ndarray
+
+
+class Bundle:
+    """A verified bundle, loaded and ready to answer.
+
+    Images are `(count, height, width, channels)`, or without the last axis when there is one
+    channel; uint8 in 0..255 or floating point in [0, 1]. Large inputs are worked through in blocks.
+
+    Attributes:
+        manifest: what the model is and where it came from.
+
+    Raises:
+        BundleError: the folder is not exactly what its manifest says.
+    """
+
+    def __init__(self, folder: Path | str):
+        folder = Path(folder)
+        self.manifest: Manifest = read_verified(folder)
+        self._encoder = self._session(folder, "encoder.onnx")
+        self._decoder = self._session(folder, "decoder.onnx")
+
+    def _session(self, folder: Path, name: str):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        return onnxruntime.InferenceSession(
+            read_file(folder, self.manifest, name), options, providers=["CPUExecutionProvider"]
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)`."""
+        return self.manifest.image.shape
+
+    @property
+    def latent_dim(self) -> int:
+        """Size of the latent t."""
+        return self.manifest.latent_dim
+
+    def encode(self, images: np.ndarray) -> Posterior:
+        """Posterior of each image."""
+        return Posterior(*_in_blocks(self._encode, self._pixels(images)))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pixel means of p(x|t): float32 in [0, 1], `(count, height, width, channels)`.
+
+        Args:
+            latents: `(count, latent_dim)`.
+        """
+        (means,) = _in_blocks(lambda t: (_sigmoid(self._logits(t)),), self._latents(latents))
+        return means
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Each image decoded again from its posterior mean; as `decode`."""
+        return self.decode(self.encode(images).mean)
+
+    def sample(self, count: int, seed: int) -> np.ndarray:
+        """Pixel means decoded from `count` draws of the prior; as `decode`.
+
+        The first images of a larger sample are those of a smaller one with the same seed.
+        """
+        if count < 1:
+            raise DataError(f"count is {count}; expected 1 or more.")
+        if seed < 0:
+            raise DataError(f"seed is {seed}; expected 0 or more.")
+        shape = (count, self.latent_dim)
+        return self.decode(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+    def score(self, images: np.ndarray, samples: int = SCORE_SAMPLES, seed: int = 0) -> np.ndarray:
+        """Anomaly score: minus the ELBO, in nats per image. Larger is less like the training data.
+
+        Every image is scored with the same noise, so its score does not depend on its neighbours.
+
+        Args:
+            images: see the class.
+            samples: Monte Carlo draws per image.
+            seed: of the noise.
+
+        Returns:
+            float32, `(count,)`.
+        """
+        if samples < 1:
+            raise DataError(f"samples is {samples}; expected 1 or more.")
+        shape = (samples, 1, self.latent_dim)
+        noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        block = max(1, IMAGES_PER_BLOCK // samples)
+        (scores,) = _in_blocks(
+            lambda pixels: (self._negative_elbo(pixels, noise),), self._pixels(images), block
+        )
+        return scores
+
+    def _negative_elbo(self, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        # The NumPy twin of vaeflow.model.objective; a test holds the two together.
+        x = _scale(pixels)
+        mean, log_variance = self._encode(pixels)
+        latents = mean + np.exp(0.5 * log_variance) * noise
+        logits = self._logits(latents.reshape(-1, self.latent_dim))
+        logits = logits.reshape(len(noise), *x.shape)
+        log_likelihood = (x * logits - np.logaddexp(0, logits)).sum(axis=(-3, -2, -1)).mean(axis=0)
+        kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).sum(axis=-1)
+        return kl - log_likelihood
+
+    def _encode(self, pixels: np.ndarray) -> list[np.ndarray]:
+        return self._encoder.run(["mean", "log_variance"], {"images": _scale(pixels)})
+
+    def _logits(self, latents: np.ndarray) -> np.ndarray:
+        return self._decoder.run(["logits"], {"latents": latents})[0]
+
+    def _pixels(self, images: np.ndarray) -> np.ndarray:
+        images = as_batch(np.asarray(images), "images")
+        if images.shape[1:] != self.image_shape:
+            raise DataError(
+                f"images of shape {images.shape[1:]}; this model takes {self.image_shape} "
+                "(height, width, channels)."
+            )
+        if images.dtype != np.uint8:
+            check_range(images, "images")
+        return images
+
+    def _latents(self, latents: np.ndarray) -> np.ndarray:
+        latents = np.asarray(latents, dtype=np.float32)
+        if latents.ndim != 2 or latents.shape[1] != self.latent_dim or not len(latents):
+            raise DataError(
+                f"latents of shape {latents.shape}; expected (count, {self.latent_dim})."
+            )
+        finite = np.isfinite(latents).all(axis=1)
+        if not finite.all():
+            raise DataError(f"latents: row {np.argmin(finite)} has NaN or infinite numbers.")
+        return latents
+
+
+def _in_blocks(function, inputs: np.ndarray, block: int = IMAGES_PER_BLOCK) -> list[np.ndarray]:
+    """Apply a function of the first axis block by block; it returns a tuple of arrays."""
+    parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def _scale(pixels: np.ndarray) -> np.ndarray:
+    """Float32 in [0, 1], exactly as in training."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / np.float32(255)
+    return pixels.astype(np.float32)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    # Stable on both sides, where exp(-logits) would overflow for very negative ones.
+    return np.exp(-np.logaddexp(0, -logits))

@@ -1,0 +1,180 @@
+"""The `vaeflow` command: one short function a command, heavy imports inside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeflow.errors import VaeflowError
+from vaeflow.workspace import Workspace
+
+# Nothing is sent anywhere, and TensorFlow's start-up notes stay quiet, unless the user says so.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+app = typer.Typer(
+    help="Variational autoencoders as a reproducible pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+STAGES = "Stages (run by DVC; see dvc.yaml)"
+FLOWS = "Retraining"
+INFERENCE = "Inference"
+
+Model = Annotated[
+    str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
+]
+Sources = Annotated[
+    list[Path], typer.Argument(help="Images: .npy arrays, image files, or folders of them.")
+]
+Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
+
+
+def main() -> None:
+    """Run the command line. What a user can mend is one paragraph and exit status 2."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except VaeflowError as error:
+        print(f"vaeflow: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command(rich_help_panel=STAGES)
+def prepare() -> None:
+    """Check the images in data/ and split them."""
+    workspace, parameters = _workspace()
+    from vaeflow.data.prepare import prepare
+
+    counts = prepare(workspace, parameters.prepare)
+    print("prepared " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+
+
+@app.command(rich_help_panel=STAGES)
+def train() -> None:
+    """Train the VAE, tracked in MLflow."""
+    workspace, parameters = _workspace()
+    from vaeflow.training.train import train
+
+    train(workspace, parameters)
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate() -> None:
+    """Compute bounds and figures on the test split."""
+    workspace, parameters = _workspace()
+    from vaeflow.evaluation.evaluate import evaluate
+
+    metrics = evaluate(workspace, parameters.evaluate)
+    print("\n".join(f"{name}: {value:.6g}" for name, value in metrics.items()))
+
+
+@app.command(rich_help_panel=STAGES)
+def export() -> None:
+    """Write the serving bundle, compared with the Keras model."""
+    workspace, parameters = _workspace()
+    from vaeflow.bundle.export import export
+
+    manifest = export(workspace, parameters.export)
+    worst = max(manifest.export_differences.values())
+    print(f"{workspace.bundle}: {len(manifest.files)} files, largest difference {worst:.2g}")
+
+
+@app.command(rich_help_panel=FLOWS)
+def retrain() -> None:
+    """Bring every stage up to date, register the bundle, and promote it if it is better."""
+    workspace = Workspace.find()
+    _load_flow(workspace)(workspace=str(workspace.root))
+
+
+@app.command(rich_help_panel=FLOWS)
+def schedule(
+    cron: Annotated[str, typer.Option(help='When to retrain, e.g. "0 3 * * *".')],
+) -> None:
+    """Retrain on a schedule, until stopped."""
+    from vaeflow.scheduling import serve
+
+    workspace = Workspace.find()
+    serve(_load_flow(workspace), workspace, cron)
+
+
+@app.command(rich_help_panel=INFERENCE)
+def sample(
+    model: Model,
+    out: Out,
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    seed: Seed = 0,
+) -> None:
+    """Draw new images from the model (.png or .npy)."""
+    from vaeflow.results import write_images
+
+    images = _load(model).sample(count, seed)
+    write_images(out, images)
+    print(f"{out}: {count} images")
+
+
+@app.command(rich_help_panel=INFERENCE)
+def reconstruct(images: Sources, model: Model, out: Out) -> None:
+    """Encode images and decode them again (.png: originals above; .npy: the result alone)."""
+    from vaeflow.data.sources import read_images
+    from vaeflow.results import write_images
+
+    originals = read_images(*images).pixels
+    write_images(out, _load(model).reconstruct(originals), originals=originals)
+    print(f"{out}: {len(originals)} images")
+
+
+@app.command(rich_help_panel=INFERENCE)
+def encode(images: Sources, model: Model, out: Out) -> None:
+    """Embed images: posterior means (.npy), or means and log variances (.csv, .parquet)."""
+    from vaeflow.data.sources import read_images
+    from vaeflow.results import write_embeddings
+
+    pixels, names = read_images(*images)
+    write_embeddings(out, names, *_load(model).encode(pixels))
+    print(f"{out}: {len(names)} images")
+
+
+@app.command(rich_help_panel=INFERENCE)
+def score(images: Sources, model: Model, out: Out) -> None:
+    """Score images: minus the ELBO in nats, larger is stranger (.csv, .parquet, .npy)."""
+    from vaeflow.data.sources import read_images
+    from vaeflow.results import write_scores
+
+    pixels, names = read_images(*images)
+    write_scores(out, names, _load(model).score(pixels))
+    print(f"{out}: {len(names)} images")
+
+
+def _workspace():
+    from vaeflow.config import load_parameters
+
+    workspace = Workspace.find()
+    return workspace, load_parameters(workspace.parameters)
+
+
+def _load(model: str):
+    import vaeflow
+
+    return vaeflow.load(model)
+
+
+def _load_flow(workspace: Workspace):
+    """The flow in the workspace's own pipelines/, where its users change it."""
+    from prefect.flows import load_flow_from_entrypoint
+
+    path = workspace.require(workspace.root / "pipelines" / "retrain.py", "Restore it from git.")
+    return load_flow_from_entrypoint(f"{path}:retrain")

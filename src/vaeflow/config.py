@@ -1,0 +1,140 @@
+"""`params.yaml` as frozen, validated models.
+
+One section per DVC stage, of the same name. An unknown key is refused with the nearest valid one; a
+wrong type is refused with the key and what would be right. Nothing is converted silently.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vaeflow.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Prepare(_Section):
+    """How images are split. Fractions are of all images, in expectation."""
+
+    seed: Seed = 0
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _leave_images_to_train_on(self) -> Prepare:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction must add up to less than 1")
+        return self
+
+
+class Train(_Section):
+    """The model's sizes and how it is trained."""
+
+    seed: Seed = 0
+    latent_dim: Positive = 8
+    # A YAML list arrives as a Python list: let that one become a tuple, and nothing else.
+    filters: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=8)] = (
+        32,
+        64,
+    )
+    hidden_units: Positive = 128
+    epochs: Positive = 40
+    batch_size: Positive = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 0.001
+
+
+class Evaluate(_Section):
+    """The bound on the test split."""
+
+    seed: Seed = 0
+    importance_samples: Positive = 200
+
+
+class Export(_Section):
+    """The bundle, and the name it is registered under."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] = "vae"
+
+
+class Parameters(_Section):
+    """All of `params.yaml`."""
+
+    prepare: Prepare = Prepare()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+
+    def sha256(self) -> str:
+        """Digest of the resolved values, defaults included, independent of the file's layout."""
+        resolved = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(resolved.encode()).hexdigest()
+
+    def flat(self) -> dict[str, object]:
+        """`{"section.key": value}`, as tracked in MLflow."""
+        return {
+            f"{section}.{key}": value
+            for section, values in self.model_dump(mode="json").items()
+            for key, value in values.items()
+        }
+
+
+def load_parameters(path: Path) -> Parameters:
+    """Read and validate a parameter file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or a value is not allowed. All faults
+            are named in one message.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        # The YAML 1.2 reader that DVC uses: both must read the same values (1e-3 is a number).
+        content = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing. Restore it: git checkout {path.name}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections ({_listed(Parameters)}), found {content!r}.")
+    try:
+        return Parameters.model_validate(content)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        raise ConfigError(f"{path}:\n{faults}") from None
+
+
+def _explain(fault) -> str:
+    """One pydantic fault in a line: key, what is wrong, what would be right."""
+    location = fault["loc"]
+    key = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, _keys_beside(location), n=1, cutoff=0.0)
+        return f"{key}: no such key; did you mean {nearest[0]}?"
+    shown = repr(fault["input"])
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return f"{key}: {fault['msg']}, found {shown}."
+
+
+def _keys_beside(location: tuple) -> list[str]:
+    """Valid keys, dotted: of the section when it is known, else the sections and all their keys."""
+    sections = Parameters.model_fields
+    if len(location) > 1 and location[0] in sections:
+        keys = sections[location[0]].annotation.model_fields
+        return [f"{location[0]}.{key}" for key in keys]
+    return list(sections)
+
+
+def _listed(model: type[BaseModel]) -> str:
+    return ", ".join(model.model_fields)

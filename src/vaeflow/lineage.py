@@ -1,0 +1,58 @@
+"""What made a model: code, data and parameters."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+
+from vaeflow.config import Parameters
+from vaeflow.workspace import Workspace
+
+PACKAGES = ("vaeflow", "tensorflow", "keras", "numpy", "mlflow", "dvc", "prefect")
+UNKNOWN = "unknown"
+
+
+def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, str]:
+    """Tags that lead back from a model to what it was made of.
+
+    Returns:
+        `git_commit`, `git_dirty` (`true` when a tracked file other than `dvc.lock`, which a run
+        itself rewrites, differs from the commit), `data_md5` (of `data.dvc`), `parameters_sha256`,
+        and `version_PACKAGE` for each package that matters. What cannot be known is `unknown`.
+    """
+    commit = _git(workspace, "rev-parse", "HEAD")
+    changes = _git(workspace, "status", "--porcelain", "-uno", "--", ".", ":!dvc.lock")
+    return {
+        "git_commit": commit or UNKNOWN,
+        "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
+        "data_md5": _data_md5(workspace),
+        "parameters_sha256": parameters.sha256(),
+        **{f"version_{name}": _version(name) for name in PACKAGES},
+    }
+
+
+def _git(workspace: Workspace, *arguments: str) -> str | None:
+    """Output of a git command, or None where there is no git, repository or commit."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", workspace.root, *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _data_md5(workspace: Workspace) -> str:
+    from ruamel.yaml import YAML
+
+    pointer = workspace.root / "data.dvc"
+    if not pointer.is_file():
+        return UNKNOWN
+    return str(YAML(typ="safe", pure=True).load(pointer)["outs"][0].get("md5", UNKNOWN))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return UNKNOWN

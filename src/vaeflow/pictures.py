@@ -1,0 +1,68 @@
+"""Images as PNG grids that a person can look at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+SMALLEST_TILE = 48  # screen pixels; smaller images are enlarged by whole factors
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Lay images out in rows, with a white gap between them.
+
+    Args:
+        images: `(count, height, width, channels)`, uint8 or floating point in [0, 1]. One channel
+            is grey, three are red, green, blue; of any other number the first is shown.
+        columns: images per row; by default the grid is about square.
+
+    Returns:
+        uint8, `(rows, columns, 3)`.
+    """
+    if images.dtype != np.uint8:
+        images = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    if images.shape[-1] != 3:
+        images = np.repeat(images[..., :1], 3, axis=-1)
+    enlarge = max(1, math.ceil(SMALLEST_TILE / max(images.shape[1:3])))
+    images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+
+    count, height, width, _ = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    gap = 2
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top = gap + (index // columns) * (height + gap)
+        left = gap + (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def pairs(originals: np.ndarray, reconstructions: np.ndarray, columns: int = 12) -> np.ndarray:
+    """Rows of originals, each with the row of its reconstructions below.
+
+    Args:
+        originals: uint8, `(count, height, width, channels)`.
+        reconstructions: floating point in [0, 1], same shape.
+
+    Returns:
+        uint8, `(rows, columns, 3)`.
+    """
+    reconstructions = np.rint(np.clip(reconstructions, 0, 1) * 255).astype(np.uint8)
+    columns = min(columns, len(originals))
+    blank = np.full((-len(originals) % columns, *originals.shape[1:]), 255, np.uint8)
+    rows = []
+    for images in (originals, reconstructions):
+        padded = np.concatenate([images, blank])
+        rows.append(padded.reshape(-1, columns, *originals.shape[1:]))
+    interleaved = np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
+    return grid(interleaved, columns)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 `(height, width, 3)` as a PNG file."""
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path, format="PNG")

@@ -1,0 +1,95 @@
+"""From a model's address in the registry to a verified folder on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vaeflow.bundle.manifest import bundle_sha256, read_verified
+from vaeflow.errors import BundleError, RegistryError
+from vaeflow.files import atomic_directory
+from vaeflow.registry.register import SHA256_TAG
+from vaeflow.training.tracking import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))$")
+
+
+def pull(uri: str) -> Path:
+    """Fetch a registered bundle into the local cache, unless it is there already.
+
+    The cache is keyed by content, so two versions never mix; it lies in `VAEFLOW_CACHE`, by default
+    `~/.cache/vaeflow`. What was downloaded is kept only when it has the SHA-256 that was recorded
+    when the version was registered.
+
+    Args:
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        RegistryError: the registry cannot be reached, or has no such model.
+        BundleError: what was downloaded is not what was registered.
+    """
+    client = connect()
+    version = resolve(client, uri)
+    digest = version.tags.get(SHA256_TAG)
+    if not digest:
+        raise RegistryError(f"{uri}: version {version.version} was not registered by vaeflow.")
+    target = _cache() / "bundles" / digest
+    if target.is_dir():
+        return target
+    with atomic_directory(target) as folder:
+        _download(client, version, folder)
+        read_verified(folder)
+        if bundle_sha256(folder) != digest:
+            raise BundleError(
+                f"{uri}: the downloaded bundle is not the one that was registered as version "
+                f"{version.version} (its manifest's SHA-256 differs). Register the model again."
+            )
+    return target
+
+
+def resolve(client: MlflowClient, uri: str) -> ModelVersion:
+    """The registered version an address stands for now."""
+    from mlflow.exceptions import MlflowException
+
+    if not (match := URI.match(uri)):
+        raise RegistryError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, alias, version = match["name"], match["alias"], match["version"]
+    try:
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        raise RegistryError(
+            f"{uri}: {error.message} (registry {client._registry_uri}). "
+            "Make a champion with `vaeflow retrain`, or set MLFLOW_TRACKING_URI."
+        ) from None
+
+
+def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> None:
+    """Copy the version's files into an empty folder."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        download_artifacts(
+            artifact_uri=version.source, dst_path=str(folder), tracking_uri=client.tracking_uri
+        )
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"models:/{version.name}/{version.version}: its files cannot be fetched from "
+            f"{version.source} ({error})."
+        ) from None
+
+
+def _cache() -> Path:
+    default = Path.home() / ".cache" / "vaeflow"
+    return Path(os.environ.get("VAEFLOW_CACHE", default)).absolute()

@@ -1,0 +1,115 @@
+"""Bundles in the MLflow model registry, and which one is the champion."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from vaeflow.bundle.manifest import Manifest, bundle_sha256, read_verified
+from vaeflow.training.tracking import Run, connect, find_run, start_run
+from vaeflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+BOUND = "importance_weighted_bound"
+SHA256_TAG = "bundle_sha256"
+ARTIFACTS = "bundle"
+
+
+class Registered(NamedTuple):
+    """A version, and the alias it was given."""
+
+    name: str
+    version: str
+    alias: str
+    reason: str
+
+    @property
+    def uri(self) -> str:
+        """The address that always means this version."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(workspace: Workspace) -> Registered:
+    """Register `outputs/bundle` as a version, and make it champion if it is better.
+
+    A bundle that is registered already keeps its version, so the call may be repeated.
+
+    Raises:
+        BundleError: the bundle is not what its manifest says.
+    """
+    workspace.require(workspace.bundle, "Make it: dvc repro")
+    manifest = read_verified(workspace.bundle)
+    client = connect(workspace)
+    version = _find_or_create_version(client, workspace, manifest)
+    alias, reason = _set_alias(client, manifest.name, version)
+    return Registered(manifest.name, version, alias, reason)
+
+
+def _find_or_create_version(client: MlflowClient, workspace: Workspace, manifest: Manifest) -> str:
+    digest = bundle_sha256(workspace.bundle)
+    _ensure_model(client, manifest.name)
+    for known in client.search_model_versions(f"name = '{manifest.name}'"):
+        if known.tags.get(SHA256_TAG) == digest:
+            return known.version
+
+    run = find_run(workspace, manifest.run_id) or _replacement_run(workspace, manifest)
+    # A folder a bundle: a run whose evaluation or export was made again has several.
+    folder = f"{ARTIFACTS}/{digest[:12]}"
+    client.log_artifacts(run.run_id, str(workspace.bundle), folder)
+    artifacts = client.get_run(run.run_id).info.artifact_uri
+    tags = {SHA256_TAG: digest, **manifest.lineage}
+    tags |= {name: str(value) for name, value in manifest.metrics.items()}
+    created = client.create_model_version(
+        manifest.name, f"{artifacts}/{folder}", run_id=run.run_id, tags=tags
+    )
+    return created.version
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:
+    """A run to hold the bundle of a model that was trained against another tracking store."""
+    tags = {**manifest.lineage, "trained_in_run": manifest.run_id}
+    with start_run(workspace, "restored-from-cache", {}, tags) as run:
+        run.log_metrics({f"test_{name}": value for name, value in manifest.metrics.items()})
+    return run
+
+
+def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str, str]:
+    """Compare with the champion by the bound on the test split; returns alias and reason."""
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    if champion == version:
+        return CHAMPION, "it is the champion already"
+
+    bound = _bound(client, name, version)
+    if champion is None:
+        better, reason = (
+            math.isfinite(bound),
+            f"there was no champion; its bound is {bound:.3f} nats",
+        )
+    else:
+        to_beat = _bound(client, name, champion)
+        better = bound > to_beat
+        verdict = "better" if better else "not better"
+        reason = f"{bound:.3f} nats is {verdict} than version {champion}'s {to_beat:.3f}"
+    alias = CHAMPION if better else CHALLENGER
+    client.set_registered_model_alias(name, alias, version)
+    if better and client.get_registered_model(name).aliases.get(CHALLENGER) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    return alias, reason
+
+
+def _bound(client: MlflowClient, name: str, version: str) -> float:
+    return float(client.get_model_version(name, version).tags.get(BOUND, "-inf"))

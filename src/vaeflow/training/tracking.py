@@ -1,0 +1,144 @@
+"""Experiment tracking: the one place that knows how runs are kept in MLflow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vaeflow.errors import RegistryError
+from vaeflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "vaeflow"
+
+
+def connect(workspace: Workspace | None = None) -> MlflowClient:
+    """A client of the tracking server and registry.
+
+    `MLFLOW_TRACKING_URI` wins; without it, the SQLite file `mlflow.db` at the workspace's root.
+
+    Args:
+        workspace: found from the working directory when not given.
+
+    Raises:
+        RegistryError: the server cannot be used.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
+    database = (workspace or Workspace.find()).root / "mlflow.db"
+    if not database.exists():
+        _create(database)
+    return MlflowClient(tracking_uri=f"sqlite:///{database}")
+
+
+def _create(database: Path) -> None:
+    """Create the tables, once.
+
+    Two processes that first use one new database together break it, and so does a kill meanwhile:
+    one at a time, under another name, renamed when done.
+    """
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    with FileLock(database.with_suffix(".lock")):
+        if database.exists():
+            return
+        fresh = database.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments()
+        fresh.rename(database)
+
+
+def _experiment_id(client: MlflowClient, workspace: Workspace) -> str:
+    """The id of `MLFLOW_EXPERIMENT_NAME` (default: vaeflow), made on first use."""
+    from mlflow.exceptions import MlflowException
+
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    # Where a local database keeps artifacts is fixed for good when the experiment is made, and
+    # would default to the working directory. A server decides for itself.
+    local = "MLFLOW_TRACKING_URI" not in os.environ
+    location = (workspace.root / "mlartifacts").as_uri() if local else None
+    if (experiment := client.get_experiment_by_name(name)) is None:
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another process was first
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
+
+
+class Run:
+    """One open MLflow run."""
+
+    def __init__(self, client: MlflowClient, run_id: str):
+        self.client = client
+        self.run_id = run_id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record values at a step, in one request."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()]
+        )
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Upload a file among the run's artifacts."""
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+
+@contextmanager
+def start_run(
+    workspace: Workspace,
+    name: str | None,
+    parameters: Mapping[str, object],
+    tags: Mapping[str, str],
+) -> Iterator[Run]:
+    """A new run, closed as FINISHED, FAILED (an exception) or KILLED (interrupted)."""
+    from mlflow.entities import Param, RunTag
+
+    client = connect(workspace)
+    created = client.create_run(_experiment_id(client, workspace), run_name=name)
+    run = Run(client, created.info.run_id)
+    status = "KILLED"
+    try:
+        client.log_batch(
+            run.run_id,
+            params=[Param(key, str(value)) for key, value in parameters.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        yield run
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        client.set_terminated(run.run_id, status)
+
+
+def find_run(workspace: Workspace, run_id: str) -> Run | None:
+    """The run of that id, or None where this tracking store does not have it.
+
+    A model that comes from DVC's cache may have been trained against another store.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(workspace)
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise RegistryError(f"tracking store {client.tracking_uri}: {error.message}") from None
+    return Run(client, run_id)

@@ -1,0 +1,117 @@
+"""The `train` stage: fit the VAE, track the run, keep the weights."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+
+from vaeflow.config import Parameters
+from vaeflow.data.batches import batches
+from vaeflow.data.prepare import image_shape, load_split
+from vaeflow.files import atomic_directory, write_json
+from vaeflow.lineage import collect_lineage
+from vaeflow.model.vae import VAE
+from vaeflow.training.tracking import Run, start_run
+from vaeflow.workspace import Workspace
+
+
+def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
+    """Train on `outputs/prepared` and write `outputs/model`.
+
+    Writes `model.keras`, `history.csv` (one row an epoch, nats per image) and `run.json` (the
+    MLflow run's id and the lineage), so that a model from DVC's cache still leads to its run.
+
+    Returns:
+        The last epoch's metrics.
+    """
+    prepared = workspace.require(workspace.prepared, "Make it: dvc repro prepare")
+    # A terminated training should close its MLflow run, which SIGTERM's default would leave open.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    print(f"training on {select_device()}", flush=True)
+
+    lineage = collect_lineage(workspace, parameters)
+    with (
+        atomic_directory(workspace.model) as folder,
+        # MLflow makes up a name outside `dvc exp run`.
+        start_run(workspace, os.environ.get("DVC_EXP_NAME"), parameters.flat(), lineage) as run,
+    ):
+        report = EpochReport(run, parameters.train.epochs)
+        vae = fit(prepared, parameters, [report])
+        vae.save(folder / "model.keras")
+        write_history(folder / "history.csv", report.rows)
+        write_json(folder / "run.json", {"run_id": run.run_id, "lineage": lineage})
+        run.log_file(folder / "history.csv")
+    return report.rows[-1]
+
+
+def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
+    """A VAE trained on the prepared images; the same seed gives the same weights."""
+    settings = parameters.train
+    keras.utils.set_random_seed(settings.seed)
+    vae = VAE(
+        image_shape=image_shape(prepared),
+        latent_dim=settings.latent_dim,
+        filters=settings.filters,
+        hidden_units=settings.hidden_units,
+        seed=settings.seed,
+    )
+    vae.compile(optimizer=keras.optimizers.Adam(settings.learning_rate), jit_compile=False)
+    vae.fit(
+        batches(load_split(prepared, "train"), settings.batch_size, shuffle_seed=settings.seed),
+        validation_data=batches(load_split(prepared, "validation"), settings.batch_size),
+        epochs=settings.epochs,
+        callbacks=list(callbacks),
+        verbose=0,
+    )
+    return vae
+
+
+def select_device() -> str:
+    """Let TensorFlow take GPU memory as it needs it, make it reproducible, and say what it sees."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    tf.config.experimental.enable_op_determinism()
+    if not gpus:
+        return "the CPU (TensorFlow sees no GPU)"
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
+    return f"GPU: {names[0]}" + (f" (of {len(gpus)} seen)" if len(gpus) > 1 else "")
+
+
+class EpochReport(keras.callbacks.Callback):
+    """After each epoch: a line on the terminal, a row kept, a point on each MLflow curve."""
+
+    def __init__(self, run: Run, epochs: int):
+        super().__init__()
+        self.run = run
+        self.epochs = epochs
+        self.rows: list[dict[str, float]] = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Called by Keras with the epoch's mean metrics; `val_` marks the validation split."""
+        number = epoch + 1
+        metrics = {name.replace("val_", "validation_"): value for name, value in logs.items()}
+        self.rows.append({"epoch": number, **metrics})
+        self.run.log_metrics(metrics, step=number)
+        print(
+            f"epoch {number}/{self.epochs}  elbo {metrics['elbo']:.3f}  "
+            f"validation {metrics['validation_elbo']:.3f} nats"
+            + (f"  skipped {metrics['skipped_steps']:.0f} steps" * bool(metrics["skipped_steps"])),
+            flush=True,
+        )
+
+
+def write_history(path: Path, rows: list[dict[str, float]]) -> None:
+    """One row an epoch, with a header: what `dvc plots` draws."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

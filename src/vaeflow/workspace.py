@@ -1,0 +1,67 @@
+"""Where things are in a workspace: the folder that holds `dvc.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vaeflow.errors import WorkspaceError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths the stages share. `root` is absolute."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path | str = ".") -> Workspace:
+        """The workspace that holds `start`: the nearest folder upwards with a `dvc.yaml`.
+
+        Raises:
+            WorkspaceError: there is none.
+        """
+        start = Path(start).resolve()
+        for folder in (start, *start.parents):
+            if (folder / "dvc.yaml").is_file():
+                return cls(folder)
+        raise WorkspaceError(
+            f"{start}: neither this folder nor one above it holds a dvc.yaml. "
+            "Run the command inside a vaeflow workspace."
+        )
+
+    @property
+    def parameters(self) -> Path:
+        """The parameter file."""
+        return self.root / "params.yaml"
+
+    @property
+    def data(self) -> Path:
+        """The images, tracked by `data.dvc`."""
+        return self.root / "data"
+
+    @property
+    def prepared(self) -> Path:
+        """Output of `prepare`: one `.npy` a split, and `dataset.json`."""
+        return self.root / "outputs" / "prepared"
+
+    @property
+    def model(self) -> Path:
+        """Output of `train`: `model.keras`, `history.csv` and `run.json`."""
+        return self.root / "outputs" / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """Output of `evaluate`: `metrics.json` and figures."""
+        return self.root / "outputs" / "evaluation"
+
+    @property
+    def bundle(self) -> Path:
+        """Output of `export`: what is registered and served."""
+        return self.root / "outputs" / "bundle"
+
+    def require(self, path: Path, remedy: str) -> Path:
+        """Return `path`, or raise a `WorkspaceError` that names it and the remedy."""
+        if not path.exists():
+            raise WorkspaceError(f"{path.relative_to(self.root)} is missing. {remedy}")
+        return path
