@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,6 @@ from vaeflow.workspace import Workspace
 # Nothing is sent anywhere, and TensorFlow's start-up notes stay quiet, unless the user says so.
 QUIET = {
     "DO_NOT_TRACK": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
@@ -46,6 +46,9 @@ def main() -> None:
     """Run the command line. What a user can mend is one paragraph and exit status 2."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    # By default SIGTERM ends a process on the spot: MLflow runs would stay open for ever, and
+    # Prefect's temporary server and a stage's processes would go on without us.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except VaeflowError as error:

@@ -49,9 +49,9 @@ class Train(_Section):
         64,
     )
     hidden_units: Positive = 128
-    epochs: Positive = 40
+    epochs: Positive = 60
     batch_size: Positive = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 0.001
+    learning_rate: Annotated[float, Field(gt=0)] = 0.003
 
 
 class Evaluate(_Section):

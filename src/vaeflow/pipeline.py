@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from vaeflow.errors import DataError, StageError
+from vaeflow.processes import process_group
 from vaeflow.workspace import Workspace
 
-GRACE_SECONDS = 10
 EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
 NODE = re.compile(r'^"(?P<name>[^"]+)";$')
 
@@ -60,8 +59,8 @@ def check_data(workspace: Workspace) -> None:
 def run_stage(workspace: Workspace, stage: str, report: Callable[[str], None]) -> None:
     """Run `dvc repro -s STAGE`, which does nothing when its outputs are up to date.
 
-    The stage runs in a process group of its own, which is ended with the caller, however it ends:
-    a signal to dvc alone would leave the training running.
+    The stage's processes are ended when the caller is interrupted: a signal to dvc alone would
+    leave the training running.
 
     Args:
         workspace: where.
@@ -71,40 +70,23 @@ def run_stage(workspace: Workspace, stage: str, report: Callable[[str], None]) -
     Raises:
         StageError: the stage failed; the message holds the end of its output.
     """
-    process = subprocess.Popen(
+    lines: list[str] = []
+    with process_group(
         [*_dvc(), "repro", "--single-item", stage],
         cwd=workspace.root,
         env=_environment(),
-        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,
-    )
-    lines: list[str] = []
-    try:
+    ) as process:
         for line in process.stdout:
             lines.append(line.rstrip())
             report(line.rstrip())
         status = process.wait()
-    finally:
-        _end_group(process)
     if status:
         output = "\n".join(lines[-20:])
         raise StageError(f"stage {stage} failed (dvc exited with {status}):\n{output}")
-
-
-def _end_group(process: subprocess.Popen) -> None:
-    """Ask the whole process group to end, then make it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(GRACE_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _dvc_output(workspace: Workspace, *arguments: str) -> str:

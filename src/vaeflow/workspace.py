@@ -31,6 +31,16 @@ class Workspace:
         )
 
     @property
+    def repository(self) -> Path:
+        """The root of the user's checkout, which keeps the runs and the registry.
+
+        It is `root`, but for `dvc exp run --temp`, whose stages run in a copy under `.dvc/tmp` that
+        DVC deletes afterwards.
+        """
+        inside = [folder.parent for folder in self.root.parents if folder.name == ".dvc"]
+        return inside[0] if inside else self.root
+
+    @property
     def parameters(self) -> Path:
         """The parameter file."""
         return self.root / "params.yaml"

@@ -91,6 +91,8 @@ def export_saved_model(folder: Path, vae: VAE) -> None:
     for name, function in _signatures(vae).items():
         archive.add_endpoint(name, function, list(_arguments(function, specs).values()))
     archive.write_out(folder, verbose=False)
+    # DVC keeps no empty folders: it would find the bundle changed by this one for ever.
+    (folder / "assets").rmdir()
 
 
 def _signatures(vae: VAE) -> dict[str, Callable]:

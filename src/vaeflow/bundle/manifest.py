@@ -134,7 +134,9 @@ def _read(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except OSError:
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}.") from None
+        raise BundleError(
+            f"{folder} is no bundle: it has no {MANIFEST}. Make one: dvc repro"
+        ) from None
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"]) or "content"

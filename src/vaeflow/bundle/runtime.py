@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,11 +44,8 @@ class Bundle:
     def _session(self, folder: Path, name: str):
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        return onnxruntime.InferenceSession(
-            read_file(folder, self.manifest, name), options, providers=["CPUExecutionProvider"]
-        )
+        content = read_file(folder, self.manifest, name)
+        return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -45,14 +45,17 @@ def pull(uri: str) -> Path:
     target = _cache() / "bundles" / digest
     if target.is_dir():
         return target
-    with atomic_directory(target) as folder:
-        _download(client, version, folder)
+    with atomic_directory(target) as staging:
+        folder = _download(client, version, staging)
         read_verified(folder)
         if bundle_sha256(folder) != digest:
             raise BundleError(
                 f"{uri}: the downloaded bundle is not the one that was registered as version "
                 f"{version.version} (its manifest's SHA-256 differs). Register the model again."
             )
+        for path in folder.iterdir():
+            path.rename(staging / path.name)
+        folder.rmdir()
     return target
 
 
@@ -74,13 +77,13 @@ def resolve(client: MlflowClient, uri: str) -> ModelVersion:
         ) from None
 
 
-def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> None:
-    """Copy the version's files into an empty folder."""
+def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path:
+    """Copy the version's files below an empty folder; returns where exactly."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     try:
-        download_artifacts(
+        fetched = download_artifacts(
             artifact_uri=version.source, dst_path=str(folder), tracking_uri=client.tracking_uri
         )
     except (MlflowException, OSError) as error:
@@ -88,6 +91,7 @@ def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> None
             f"models:/{version.name}/{version.version}: its files cannot be fetched from "
             f"{version.source} ({error})."
         ) from None
+    return Path(fetched)
 
 
 def _cache() -> Path:

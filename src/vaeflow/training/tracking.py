@@ -29,12 +29,14 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
     Raises:
         RegistryError: the server cannot be used.
     """
+    # Read when MLflow is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
-    database = (workspace or Workspace.find()).root / "mlflow.db"
+    database = (workspace or Workspace.find()).repository / "mlflow.db"
     if not database.exists():
         _create(database)
     return MlflowClient(tracking_uri=f"sqlite:///{database}")
@@ -66,7 +68,7 @@ def _experiment_id(client: MlflowClient, workspace: Workspace) -> str:
     # Where a local database keeps artifacts is fixed for good when the experiment is made, and
     # would default to the working directory. A server decides for itself.
     local = "MLFLOW_TRACKING_URI" not in os.environ
-    location = (workspace.root / "mlartifacts").as_uri() if local else None
+    location = (workspace.repository / "mlartifacts").as_uri() if local else None
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
             return client.create_experiment(name, artifact_location=location)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,8 +29,6 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
         The last epoch's metrics.
     """
     prepared = workspace.require(workspace.prepared, "Make it: dvc repro prepare")
-    # A terminated training should close its MLflow run, which SIGTERM's default would leave open.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(f"training on {select_device()}", flush=True)
 
     lineage = collect_lineage(workspace, parameters)
@@ -67,6 +63,7 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
         validation_data=batches(load_split(prepared, "validation"), settings.batch_size),
         epochs=settings.epochs,
         callbacks=list(callbacks),
+        shuffle=False,  # the batches are shuffled already
         verbose=0,
     )
     return vae

@@ -1,0 +1,42 @@
+"""Child processes that end with their parent, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+GRACE_SECONDS = 10
+
+
+@contextmanager
+def process_group(command: list[str], **options) -> Iterator[subprocess.Popen]:
+    """Start a command in a process group of its own, and end the whole group with the block.
+
+    A signal to the command alone would leave what it started running.
+
+    Args:
+        command: program and arguments.
+        options: as for `subprocess.Popen`.
+    """
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        _end_group(process)
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """Ask the whole process group to end, wait for the last of it, then make it end."""
+    with suppress(ProcessLookupError):  # nobody is left: the usual case
+        os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            process.poll()  # the leader itself counts as there until its status is read
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
