@@ -179,5 +179,6 @@ def _load_flow(workspace: Workspace):
     """The flow in the workspace's own pipelines/, where its users change it."""
     from prefect.flows import load_flow_from_entrypoint
 
-    path = workspace.require(workspace.root / "pipelines" / "retrain.py", "Restore it from git.")
+    path = workspace.root / "pipelines" / "retrain.py"
+    workspace.require(path, "Restore it from git.")
     return load_flow_from_entrypoint(f"{path}:retrain")

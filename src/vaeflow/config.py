@@ -120,20 +120,24 @@ def _explain(fault) -> str:
     location = fault["loc"]
     key = ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, _keys_beside(location), n=1, cutoff=0.0)
-        return f"{key}: no such key; did you mean {nearest[0]}?"
+        candidates = _keys_beside(location)
+        nearest = difflib.get_close_matches(str(location[-1]), candidates, n=1, cutoff=0.0)
+        return f"{key}: no such key; did you mean {candidates[nearest[0]]}?"
     shown = repr(fault["input"])
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     return f"{key}: {fault['msg']}, found {shown}."
 
 
-def _keys_beside(location: tuple) -> list[str]:
-    """Valid keys, dotted: of the section when it is known, else the sections and all their keys."""
+def _keys_beside(location: tuple) -> dict[str, str]:
+    """Valid keys, last part to dotted: of the section it is in, else the sections and all keys."""
     sections = Parameters.model_fields
-    if len(location) > 1 and location[0] in sections:
-        keys = sections[location[0]].annotation.model_fields
-        return [f"{location[0]}.{key}" for key in keys]
-    return list(sections)
+    inside = [location[0]] if len(location) > 1 else list(sections)
+    keys = {
+        key: f"{section}.{key}"
+        for section in inside
+        for key in sections[section].annotation.model_fields
+    }
+    return keys if len(location) > 1 else keys | {section: section for section in sections}
 
 
 def _listed(model: type[BaseModel]) -> str:

@@ -71,7 +71,11 @@ class Workspace:
         return self.root / "outputs" / "bundle"
 
     def require(self, path: Path, remedy: str) -> Path:
-        """Return `path`, or raise a `WorkspaceError` that names it and the remedy."""
-        if not path.exists():
+        """Return the folder of a file that must exist, or name it and the remedy.
+
+        Raises:
+            WorkspaceError: the file is missing.
+        """
+        if not path.is_file():
             raise WorkspaceError(f"{path.relative_to(self.root)} is missing. {remedy}")
-        return path
+        return path.parent

@@ -33,9 +33,11 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
     Raises:
         BundleError: an exported form differs by more than 1e-4.
     """
-    model = workspace.require(workspace.model, "Make it: dvc repro train")
-    prepared = workspace.require(workspace.prepared, "Make it: dvc repro prepare")
-    evaluation = workspace.require(workspace.evaluation, "Make it: dvc repro evaluate")
+    model = workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
+    prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
+    evaluation = workspace.require(
+        workspace.evaluation / "metrics.json", "Make it: dvc repro evaluate"
+    )
     vae = load_vae(model / "model.keras")
     images = np.asarray(load_split(prepared, "test")[:COMPARED_IMAGES]).astype(np.float32) / 255
     run = json.loads((model / "run.json").read_text())

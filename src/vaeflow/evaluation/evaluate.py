@@ -24,8 +24,8 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     Returns:
         The metrics: means over the test images, in nats per image, and two counts.
     """
-    prepared = workspace.require(workspace.prepared, "Make it: dvc repro prepare")
-    model = workspace.require(workspace.model, "Make it: dvc repro train")
+    prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
+    model = workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
     vae = load_vae(model / "model.keras")
     images = load_split(prepared, "test")
     bounds = compute_bounds(vae, images, parameters.importance_samples, parameters.seed)

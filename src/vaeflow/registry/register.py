@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from vaeflow.bundle.manifest import Manifest, bundle_sha256, read_verified
+from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
 from vaeflow.training.tracking import Run, connect, find_run, start_run
 from vaeflow.workspace import Workspace
 
@@ -41,7 +41,7 @@ def register(workspace: Workspace) -> Registered:
     Raises:
         BundleError: the bundle is not what its manifest says.
     """
-    workspace.require(workspace.bundle, "Make it: dvc repro")
+    workspace.require(workspace.bundle / MANIFEST, "Make it: dvc repro")
     manifest = read_verified(workspace.bundle)
     client = connect(workspace)
     version = _find_or_create_version(client, workspace, manifest)

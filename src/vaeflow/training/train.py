@@ -28,7 +28,7 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     Returns:
         The last epoch's metrics.
     """
-    prepared = workspace.require(workspace.prepared, "Make it: dvc repro prepare")
+    prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     print(f"training on {select_device()}", flush=True)
 
     lineage = collect_lineage(workspace, parameters)

@@ -1,0 +1,59 @@
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from vaeflow.bundle.export import compare, export_onnx, export_saved_model
+from vaeflow.data.prepare import load_split
+from vaeflow.errors import BundleError, WorkspaceError
+from vaeflow.model.vae import VAE, load_vae
+from vaeflow.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+def test_an_exported_form_that_differs_stops_the_export(finished, bundle):
+    place = Workspace(finished)
+    vae = load_vae(place.model / "model.keras")
+    images = load_split(place.prepared, "test")[:8] / np.float32(255)
+    assert max(compare(bundle, vae, images).values()) <= 1e-4
+
+    weight = vae.decoder.get_layer("logits").bias
+    weight.assign_add([1e-3])
+    with pytest.raises(BundleError, match=r"decoder\.onnx differs from the Keras model by 0\.00"):
+        compare(bundle, vae, images)
+    weight.assign([np.nan])
+    with pytest.raises(BundleError, match="nan"):
+        compare(bundle, vae, images)
+
+
+def test_any_image_shape_can_be_exported(tmp_path):
+    vae = VAE((9, 7, 3), latent_dim=2, filters=(4, 6), hidden_units=8)
+    export_onnx(tmp_path, vae)
+    export_saved_model(tmp_path / "saved_model" / "1", vae)
+    vae.save(tmp_path / "model.keras")
+    images = np.random.default_rng(0).random((5, 9, 7, 3), dtype=np.float32)
+    assert max(compare(tmp_path, vae, images).values()) <= 1e-4
+
+
+def test_the_saved_model_answers_by_name_with_noise_as_an_input(finished, tmp_path):
+    folder = shutil.copytree(finished / "outputs" / "bundle" / "saved_model" / "1", tmp_path / "1")
+    loaded = tf.saved_model.load(str(folder))
+    assert set(loaded.signatures) >= {"encode", "decode", "reconstruct", "score"}
+    images = tf.zeros((3, 8, 8, 1))
+    scores = [
+        loaded.signatures["score"](images=images, noise=tf.fill((3, 8), value))["score"].numpy()
+        for value in (0.0, 0.0, 1.0)
+    ]
+    assert scores[0].shape == (3,)
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert not np.array_equal(scores[0], scores[2])
+
+
+def test_a_stage_that_has_not_run_is_named(tmp_path):
+    from vaeflow.bundle.export import export
+    from vaeflow.config import Export
+
+    with pytest.raises(WorkspaceError, match=r"outputs/model/model.keras is missing\. .*dvc repro"):
+        export(Workspace(tmp_path), Export())

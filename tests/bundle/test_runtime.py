@@ -1,0 +1,130 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import vaeflow
+from vaeflow.bundle.runtime import Bundle
+from vaeflow.errors import BundleError, DataError
+from vaeflow.evaluation.bounds import compute_bounds
+from vaeflow.model.vae import load_vae
+
+pytestmark = pytest.mark.slow  # a real bundle has to be made first
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+    return vaeflow.load(finished / "outputs" / "bundle")
+
+
+@pytest.fixture(scope="module")
+def vae(finished):
+    return load_vae(finished / "outputs" / "model" / "model.keras")
+
+
+def test_answers_equal_keras(model, vae, digits):
+    images = digits[:600]
+    expected = vae.predict(images / np.float32(255), verbose=0)
+    posterior = model.encode(images)
+    np.testing.assert_allclose(posterior.mean, expected["mean"], atol=1e-4)
+    np.testing.assert_allclose(posterior.log_variance, expected["log_variance"], atol=1e-4)
+    np.testing.assert_allclose(model.reconstruct(images), expected["reconstruction"], atol=1e-4)
+    decoded = model.decode(posterior.mean)
+    assert decoded.shape == (600, 8, 8, 1)
+    assert decoded.dtype == np.float32
+
+
+def test_the_score_is_minus_the_elbo(model, vae, digits):
+    images = digits[:50]
+    elbo = compute_bounds(vae, images, samples=2000, seed=1).elbo
+    np.testing.assert_allclose(model.score(images, samples=2000), -elbo, atol=0.15)
+
+
+def test_a_score_does_not_depend_on_the_neighbours(model, digits):
+    whole = model.score(digits[:300])
+    np.testing.assert_allclose(model.score(digits[7:8]), whole[7:8], rtol=1e-5)
+    np.testing.assert_allclose(model.score(digits[:300][::-1])[::-1], whole, rtol=1e-5)
+
+
+def test_noise_scores_worse_than_digits(model, digits):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    assert np.median(model.score(noise)) > np.quantile(model.score(digits), 0.99)
+
+
+def test_uint8_and_floating_point_and_missing_channels_are_the_same(model, digits):
+    images = digits[:10]
+    for same in (images / np.float32(255), images / 255.0, images[..., 0]):
+        np.testing.assert_array_equal(model.encode(same).mean, model.encode(images).mean)
+
+
+def test_samples_are_seeded_and_a_prefix_of_more(model):
+    first = model.sample(300, seed=1)
+    np.testing.assert_allclose(model.sample(10, seed=1), first[:10], atol=1e-6)
+    assert not np.array_equal(model.sample(10, seed=2), first[:10])
+    assert first.min() >= 0
+    assert first.max() <= 1
+
+
+def nan_image():
+    images = np.zeros((3, 8, 8, 1))
+    images[1, 2, 3] = np.nan
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (nan_image(), "image 1 has NaN"),
+        (np.zeros((2, 9, 8, 1), np.uint8), r"this model takes \(8, 8, 1\)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"this model takes \(8, 8, 1\)"),
+        (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "no images"),
+        (np.zeros((2, 8, 8, 1), np.int32), "int32"),
+        (np.full((2, 8, 8, 1), 255.0), "scale them"),
+        ([["a"]], "dtype"),
+    ],
+)
+@pytest.mark.parametrize("method", ["encode", "reconstruct", "score"])
+def test_what_are_no_images_for_this_model_is_refused(model, method, images, expected):
+    with pytest.raises(DataError, match=expected):
+        getattr(model, method)(images)
+
+
+def test_wrong_latents_and_counts_are_refused(model):
+    for latents in (np.zeros((2, 3)), np.zeros(8), np.zeros((0, 8)), np.full((1, 8), np.nan)):
+        with pytest.raises(DataError, match="latents"):
+            model.decode(latents)
+    for call in (
+        lambda: model.sample(0, 1),
+        lambda: model.sample(1, -1),
+        lambda: model.score(np.zeros((1, 8, 8), np.uint8), samples=0),
+    ):
+        with pytest.raises(DataError, match="expected"):
+            call()
+
+
+def test_a_tampered_bundle_is_refused_before_it_is_opened(bundle):
+    path = bundle / "encoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match=r"encoder\.onnx: size or SHA-256 differ"):
+        Bundle(bundle)
+
+
+LIGHT = """
+import sys
+import numpy as np
+import vaeflow
+
+model = vaeflow.load(sys.argv[1])
+model.score(np.zeros((2, 8, 8, 1), np.uint8))
+model.sample(3, seed=0)
+heavy = {"tensorflow", "keras", "mlflow", "dvc", "prefect", "pandas", "pyarrow", "matplotlib"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_a_local_bundle_needs_nothing_heavy(finished):
+    command = [sys.executable, "-c", LIGHT, finished / "outputs" / "bundle"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import run
+from PIL import Image
+from scipy import special, stats
+
+from vaeflow.data.prepare import load_split
+from vaeflow.evaluation import bounds
+from vaeflow.evaluation.bounds import active_units, compute_bounds
+from vaeflow.model.vae import VAE
+from vaeflow.training.tracking import connect
+from vaeflow.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return VAE((8, 8, 1), latent_dim=2, filters=(4,), hidden_units=8)
+
+
+def test_bounds_tend_to_quadrature_over_the_latent(vae, digits):
+    """log p(x) and the ELBO by summing over a fine grid of t, against many samples."""
+    images = (digits[:4] > 127).astype(np.uint8) * 255
+    axis = np.linspace(-7, 7, 281)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    cell = (axis[1] - axis[0]) ** 2
+    logits = np.asarray(vae.decoder.predict(grid, batch_size=4096, verbose=0)["logits"], np.float64)
+    log_sigmoid, log_one_minus = special.log_expit(logits), special.log_expit(-logits)
+    posterior = {name: np.asarray(v) for name, v in vae.encoder(images / np.float32(255)).items()}
+    computed = compute_bounds(vae, images, samples=4000, seed=0)
+    for index, image in enumerate(images / 255.0):
+        terms = image * log_sigmoid + (1 - image) * log_one_minus
+        log_likelihood = terms.sum(axis=(1, 2, 3))
+        evidence = special.logsumexp(
+            log_likelihood + stats.norm.logpdf(grid).sum(axis=1) + np.log(cell)
+        )
+        mean = posterior["mean"][index]
+        scale = np.exp(posterior["log_variance"][index] / 2)
+        weights = stats.norm.pdf(grid, mean, scale).prod(axis=1) * cell
+        log_ratio = stats.norm.logpdf(grid, mean, scale) - stats.norm.logpdf(grid)
+        kl = np.sum(weights * log_ratio.sum(axis=1))
+        assert computed.kl[index] == pytest.approx(kl, abs=1e-3)
+        expected = np.sum(weights * log_likelihood)
+        assert computed.log_likelihood[index] == pytest.approx(expected, abs=0.02)
+        assert computed.elbo[index] == pytest.approx(expected - kl, abs=0.02)
+        assert computed.importance_weighted_bound[index] == pytest.approx(evidence, abs=0.02)
+
+
+def test_blocks_do_not_change_the_bounds_expectation(vae, digits, monkeypatch):
+    whole = compute_bounds(vae, digits[:100], samples=300, seed=0)
+    monkeypatch.setattr(bounds, "PIXELS_PER_BLOCK", 64 * 64 * 7)
+    parts = compute_bounds(vae, digits[:100], samples=300, seed=0)
+    for name, values in whole._asdict().items():
+        assert values.shape[0] == 100
+        np.testing.assert_allclose(getattr(parts, name), values, atol=0.5, err_msg=name)
+    np.testing.assert_array_equal(parts.kl, whole.kl)
+
+
+def test_active_units_counts_dimensions_whose_mean_varies():
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(500, 4)) * [1.0, 0.05, 0.5, 0.0]
+    assert active_units(means) == 2
+
+
+@pytest.mark.slow
+def test_the_stage_writes_its_metrics_and_figures(finished):
+    place = Workspace(finished)
+    metrics = json.loads((place.evaluation / "metrics.json").read_text())
+    assert list(metrics) == [
+        "elbo",
+        "log_likelihood",
+        "kl",
+        "importance_weighted_bound",
+        "active_units",
+        "images",
+    ]
+    assert metrics["elbo"] == pytest.approx(metrics["log_likelihood"] - metrics["kl"], rel=1e-5)
+    assert metrics["importance_weighted_bound"] > metrics["elbo"]
+    assert metrics["images"] == len(load_split(place.prepared, "test"))
+    for name in ("reconstructions", "samples", "training_curves"):
+        with Image.open(place.evaluation / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+            assert len(picture.convert("L").getcolors()) > 10
+
+    run_id = json.loads((place.model / "run.json").read_text())["run_id"]
+    client = connect(place)
+    tracked = client.get_run(run_id).data.metrics
+    assert tracked["test_elbo"] == pytest.approx(metrics["elbo"])
+    figures = {item.path for item in client.list_artifacts(run_id, "figures")}
+    assert len(figures) == 3
+
+
+@pytest.mark.slow
+def test_the_run_carries_parameters_curves_and_lineage(finished):
+    place = Workspace(finished)
+    kept = json.loads((place.model / "run.json").read_text())
+    client = connect(place)
+    tracked = client.get_run(kept["run_id"])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["train.epochs"] == "3"
+    assert len(client.get_metric_history(kept["run_id"], "validation_elbo")) == 3
+    head = run(finished, "git", "rev-parse", "HEAD").stdout.strip()
+    assert tracked.data.tags["git_commit"] == head
+    assert tracked.data.tags["git_dirty"] == "false"
+    assert tracked.data.tags["data_md5"] in (finished / "data.dvc").read_text()
+    assert len(tracked.data.tags["parameters_sha256"]) == 64
+    assert kept["lineage"].items() <= tracked.data.tags.items()

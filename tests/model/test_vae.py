@@ -1,0 +1,171 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from vaeflow.errors import BundleError
+from vaeflow.model import objective
+from vaeflow.model.networks import level_sizes
+from vaeflow.model.vae import VAE, load_vae
+
+
+def small_vae(image_shape=(8, 8, 1), **options):
+    settings = {"latent_dim": 3, "filters": (4, 6), "hidden_units": 16, **options}
+    return VAE(image_shape=image_shape, **settings)
+
+
+@pytest.fixture
+def images(digits):
+    return digits[:256].astype(np.float32) / 255
+
+
+@pytest.mark.parametrize(
+    "image_shape", [(8, 8, 1), (28, 28, 1), (7, 5, 3), (1, 1, 1), (9, 33, 2), (128, 96, 3)]
+)
+@pytest.mark.parametrize("filters", [(4,), (4, 6, 8)])
+def test_any_image_shape_comes_back(image_shape, filters):
+    vae = small_vae(image_shape, filters=filters)
+    outputs = vae(np.random.default_rng(0).random((2, *image_shape), dtype=np.float32))
+    assert outputs["mean"].shape == outputs["log_variance"].shape == (2, 3)
+    assert outputs["reconstruction"].shape == (2, *image_shape)
+    assert float(np.min(outputs["reconstruction"])) >= 0
+    assert float(np.max(outputs["reconstruction"])) <= 1
+
+
+def test_each_level_halves_rounding_up():
+    assert level_sizes(28, 3) == [28, 14, 7, 4]
+    assert level_sizes(1, 2) == [1, 1, 1]
+
+
+def test_fit_raises_the_elbo_and_evaluate_and_predict_work(images):
+    keras.utils.set_random_seed(0)
+    vae = small_vae()
+    vae.compile(optimizer=keras.optimizers.Adam(3e-3))
+    history = vae.fit(images, validation_data=images[:64], batch_size=32, epochs=4, verbose=0)
+    elbo = history.history["elbo"]
+    assert elbo[-1] > elbo[0] + 3
+    assert history.history["skipped_steps"] == [0, 0, 0, 0]
+
+    results = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
+    assert results["elbo"] == pytest.approx(results["log_likelihood"] - results["kl"], rel=1e-5)
+    assert results["loss"] == pytest.approx(-results["elbo"])
+    again = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
+    assert again == results
+
+    predicted = vae.predict(images, verbose=0)
+    np.testing.assert_array_equal(predicted["mean"], vae.predict(images, verbose=0)["mean"])
+
+
+def test_train_step_applies_the_gradient_of_the_mean_elbo(images):
+    """One step of plain gradient ascent, against the same objective differentiated by hand."""
+    vae = small_vae(seed=5)
+    vae.compile(optimizer=keras.optimizers.SGD(1.0))
+    noise = keras.random.normal((len(images), 3), seed=keras.random.SeedGenerator(5))
+    before = [tf.identity(weight) for weight in vae.trainable_variables]
+    with tf.GradientTape() as tape:
+        posterior = vae.encoder(images)
+        latents = posterior["mean"] + tf.exp(posterior["log_variance"] / 2) * noise
+        logits = vae.decoder(latents)["logits"]
+        cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(images, logits)
+        kl = 0.5 * (
+            tf.exp(posterior["log_variance"])
+            + posterior["mean"] ** 2
+            - 1
+            - posterior["log_variance"]
+        )
+        loss = (tf.reduce_sum(cross_entropy) + tf.reduce_sum(kl)) / len(images)
+    gradients = tape.gradient(loss, [w.value for w in vae.trainable_variables])
+    vae.train_on_batch(images)
+    for weight, start, gradient in zip(vae.trainable_variables, before, gradients, strict=True):
+        np.testing.assert_allclose(start - weight, gradient, rtol=2e-3, atol=2e-5)
+
+
+def test_mini_batch_gradients_average_to_the_full_batch(images):
+    """The N/M normalisation: equal batches of any size estimate the same gradient."""
+    vae = small_vae()
+    noise = np.random.default_rng(0).standard_normal((len(images), 3)).astype(np.float32)
+
+    def gradient(rows):
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_mean(objective.elbo(*vae.terms(images[rows], noise[rows])))
+        return tape.gradient(loss, [w.value for w in vae.trainable_variables])
+
+    whole = gradient(slice(None))
+    parts = [gradient(slice(start, start + 64)) for start in range(0, 256, 64)]
+    for full, *pieces in zip(whole, *parts, strict=True):
+        np.testing.assert_allclose(full, np.mean(pieces, axis=0), rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(images):
+    vae = small_vae()
+    vae.compile(optimizer="adam")
+    vae.fit(images, batch_size=64, verbose=0)
+    before = [weight.numpy() for weight in vae.trainable_variables]
+    moments = [variable.numpy() for variable in vae.optimizer.variables]
+    results = vae.train_on_batch(np.full_like(images, np.nan), return_dict=True)
+    assert results["skipped_steps"] == 1
+    for value, weight in zip(before, vae.trainable_variables, strict=True):
+        np.testing.assert_array_equal(value, weight)
+    for value, variable in zip(moments, vae.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(value, variable)
+
+
+def test_same_seed_same_weights(images):
+    def weights():
+        keras.utils.set_random_seed(3)
+        vae = small_vae(seed=3)
+        vae.compile(optimizer="adam")
+        vae.fit(images, batch_size=64, epochs=2, verbose=0)
+        return vae.get_weights()
+
+    for first, second in zip(weights(), weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_config_holds_every_constructor_value():
+    vae = small_vae((9, 7, 2), seed=4, name="mine")
+    copy = VAE.from_config(vae.get_config())
+    assert copy.get_config() == vae.get_config()
+    assert [w.shape for w in copy.weights] == [w.shape for w in vae.weights]
+
+
+FRESH = """
+import sys
+import numpy as np
+from vaeflow.model.vae import load_vae
+
+vae = load_vae(sys.argv[1])
+images = np.load(sys.argv[2])
+results = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
+steps = int(vae.optimizer.iterations)
+np.savez(sys.argv[3], **vae.predict(images, verbose=0), elbo=results["elbo"], steps=steps)
+"""
+
+
+def test_a_saved_model_gives_the_same_numbers_in_a_fresh_process(images, tmp_path):
+    vae = small_vae()
+    vae.compile(optimizer="adam")
+    vae.fit(images, batch_size=64, verbose=0)
+    vae.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    paths = [str(tmp_path / name) for name in ("model.keras", "images.npy", "out.npz")]
+    subprocess.run([sys.executable, "-c", FRESH, *paths], check=True)
+
+    fresh = np.load(tmp_path / "out.npz")
+    here = vae.predict(images, verbose=0)
+    for name, values in here.items():
+        np.testing.assert_allclose(fresh[name], values, rtol=0, atol=1e-6)
+    results = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
+    assert float(fresh["elbo"]) == pytest.approx(results["elbo"], rel=1e-6)
+    assert int(fresh["steps"]) == 4  # the optimizer's state was saved too
+
+
+def test_what_is_no_vae_is_refused(tmp_path):
+    (tmp_path / "text.keras").write_text("hello")
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
+    for name in ("text.keras", "other.keras", "absent.keras"):
+        with pytest.raises(BundleError, match=name):
+            load_vae(tmp_path / name)
