@@ -99,7 +99,11 @@ def export() -> None:
 @app.command(rich_help_panel=FLOWS)
 def retrain() -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
+    from vaeflow.pipeline import check_inputs
+
     workspace = Workspace.find()
+    # The flow checks them too; here it takes no server to find a typing mistake.
+    check_inputs(workspace)
     _load_flow(workspace)(workspace=str(workspace.root))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from vaeflow.config import load_parameters
 from vaeflow.errors import DataError, StageError
 from vaeflow.processes import process_group
 from vaeflow.workspace import Workspace
@@ -37,15 +38,17 @@ def stages(workspace: Workspace) -> list[str]:
     return [name for name in TopologicalSorter(graph).static_order() if not name.endswith(".dvc")]
 
 
-def check_data(workspace: Workspace) -> None:
-    """Refuse to train on images that no version stands for.
+def check_inputs(workspace: Workspace) -> None:
+    """Refuse wrong parameters, and images that no version stands for.
 
     `dvc repro -s` would run on changed data without a word, and `dvc repro` would rewrite
     `data.dvc`: either way nobody decided that these images are the next version.
 
     Raises:
+        ConfigError: `params.yaml` has a key or a value that is not allowed.
         DataError: `data/` is missing or differs from `data.dvc`.
     """
+    load_parameters(workspace.parameters)
     if not workspace.data.exists():
         raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
     changed = _dvc_output(workspace, "status", "data.dvc")
@@ -85,7 +88,7 @@ def run_stage(workspace: Workspace, stage: str, report: Callable[[str], None]) -
             report(line.rstrip())
         status = process.wait()
     if status:
-        output = "\n".join(lines[-20:])
+        output = "\n".join(lines[-8:])
         raise StageError(f"stage {stage} failed (dvc exited with {status}):\n{output}")
 
 

@@ -37,8 +37,9 @@ def pull(uri: str) -> Path:
         RegistryError: the registry cannot be reached, or has no such model.
         BundleError: what was downloaded is not what was registered.
     """
+    address = _parse(uri)
     client = connect()
-    version = resolve(client, uri)
+    version = _resolve(client, uri, *address)
     digest = version.tags.get(SHA256_TAG)
     if not digest:
         raise RegistryError(f"{uri}: version {version.version} was not registered by vaeflow.")
@@ -59,20 +60,26 @@ def pull(uri: str) -> Path:
     return target
 
 
-def resolve(client: MlflowClient, uri: str) -> ModelVersion:
+def _parse(uri: str) -> tuple[str, str | None, str | None]:
+    """Name, alias and version of an address; one of the last two is None."""
+    if not (match := URI.match(uri)):
+        raise RegistryError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION.")
+    return match["name"], match["alias"], match["version"]
+
+
+def _resolve(
+    client: MlflowClient, uri: str, name: str, alias: str | None, version: str | None
+) -> ModelVersion:
     """The registered version an address stands for now."""
     from mlflow.exceptions import MlflowException
 
-    if not (match := URI.match(uri)):
-        raise RegistryError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION.")
-    name, alias, version = match["name"], match["alias"], match["version"]
     try:
         if alias:
             return client.get_model_version_by_alias(name, alias)
         return client.get_model_version(name, version)
     except MlflowException as error:
         raise RegistryError(
-            f"{uri}: {error.message} (registry {client._registry_uri}). "
+            f"{uri}: {error.message} (registry {client.tracking_uri}). "
             "Make a champion with `vaeflow retrain`, or set MLFLOW_TRACKING_URI."
         ) from None
 

@@ -54,7 +54,7 @@ def _find_or_create_version(client: MlflowClient, workspace: Workspace, manifest
     _ensure_model(client, manifest.name)
     for known in client.search_model_versions(f"name = '{manifest.name}'"):
         if known.tags.get(SHA256_TAG) == digest:
-            return known.version
+            return str(known.version)
 
     run = find_run(workspace, manifest.run_id) or _replacement_run(workspace, manifest)
     # A folder a bundle: a run whose evaluation or export was made again has several.
@@ -66,7 +66,7 @@ def _find_or_create_version(client: MlflowClient, workspace: Workspace, manifest
     created = client.create_model_version(
         manifest.name, f"{artifacts}/{folder}", run_id=run.run_id, tags=tags
     )
-    return created.version
+    return str(created.version)  # some stores answer with a number
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -89,7 +89,7 @@ def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:
 
 def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str, str]:
     """Compare with the champion by the bound on the test split; returns alias and reason."""
-    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    champion = _version_of(client, name, CHAMPION)
     if champion == version:
         return CHAMPION, "it is the champion already"
 
@@ -106,9 +106,14 @@ def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str, str]
         reason = f"{bound:.3f} nats is {verdict} than version {champion}'s {to_beat:.3f}"
     alias = CHAMPION if better else CHALLENGER
     client.set_registered_model_alias(name, alias, version)
-    if better and client.get_registered_model(name).aliases.get(CHALLENGER) == version:
+    if better and _version_of(client, name, CHALLENGER) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
     return alias, reason
+
+
+def _version_of(client: MlflowClient, name: str, alias: str) -> str | None:
+    version = client.get_registered_model(name).aliases.get(alias)
+    return None if version is None else str(version)
 
 
 def _bound(client: MlflowClient, name: str, version: str) -> float:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaeflow.errors import RegistryError
+from vaeflow.errors import RegistryError, WorkspaceError
 from vaeflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
         workspace: found from the working directory when not given.
 
     Raises:
-        RegistryError: the server cannot be used.
+        RegistryError: neither names a tracking store.
     """
     # Read when MLflow is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -36,7 +36,10 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
 
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
-    database = (workspace or Workspace.find()).repository / "mlflow.db"
+    try:
+        database = (workspace or Workspace.find()).repository / "mlflow.db"
+    except WorkspaceError as error:
+        raise RegistryError(f"{error} Or name a registry in MLFLOW_TRACKING_URI.") from None
     if not database.exists():
         _create(database)
     return MlflowClient(tracking_uri=f"sqlite:///{database}")

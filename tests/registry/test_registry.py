@@ -1,0 +1,196 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vaeflow
+from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
+from vaeflow.errors import BundleError, RegistryError
+from vaeflow.registry.pull import pull
+from vaeflow.registry.register import register
+from vaeflow.training.tracking import connect, find_run
+from vaeflow.workspace import Workspace
+
+pytestmark = pytest.mark.slow  # a real bundle has to be made first
+
+NAME = "digits-vae"
+
+
+@pytest.fixture
+def place(finished, tmp_path, monkeypatch):
+    """A workspace with a built bundle, an empty registry, and an empty cache of pulled models."""
+    root = tmp_path / "workspace"
+    shutil.copytree(finished / "outputs" / "bundle", root / "outputs" / "bundle")
+    shutil.copy(finished / "dvc.yaml", root)
+    monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(root)
+    return Workspace(root)
+
+
+def set_bound(place, value):
+    """Another bundle: the same model with another figure in its manifest."""
+    path = place.bundle / MANIFEST
+    content = json.loads(path.read_text())
+    content["metrics"]["importance_weighted_bound"] = value
+    path.write_text(json.dumps(content))
+
+
+def aliases(place):
+    return connect(place).get_registered_model(NAME).aliases
+
+
+def test_the_first_version_is_champion_and_carries_its_lineage(place):
+    registered = register(place)
+    assert (registered.version, registered.alias) == ("1", "champion")
+    assert registered.uri == f"models:/{NAME}/1"
+    version = connect(place).get_model_version_by_alias(NAME, "champion")
+    manifest = json.loads((place.bundle / MANIFEST).read_text())
+    assert version.tags["bundle_sha256"] == bundle_sha256(place.bundle)
+    assert manifest["lineage"].items() <= version.tags.items()
+    assert float(version.tags["elbo"]) == manifest["metrics"]["elbo"]
+
+
+def test_registering_again_changes_nothing(place):
+    first = register(place)
+    again = register(place)
+    assert again[:3] == first[:3]
+    assert len(connect(place).search_model_versions(f"name='{NAME}'")) == 1
+
+
+def test_only_a_better_bound_becomes_champion(place):
+    set_bound(place, -20.0)
+    register(place)
+    set_bound(place, -21.0)
+    worse = register(place)
+    assert (worse.version, worse.alias) == ("2", "challenger")
+    assert "not better than version 1's -20.000" in worse.reason
+    assert aliases(place) == {"champion": "1", "challenger": "2"}
+
+    set_bound(place, -20.0 + 1e-9)
+    better = register(place)
+    assert (better.version, better.alias) == ("3", "champion")
+    assert aliases(place) == {"champion": "3", "challenger": "2"}
+
+
+def test_an_equal_bound_does_not_replace_the_champion(place):
+    set_bound(place, -20.0)
+    register(place)
+    set_bound(place, -20)
+    (place.bundle / MANIFEST).write_text((place.bundle / MANIFEST).read_text() + "\n")
+    assert register(place).alias == "challenger"
+
+
+def test_a_run_that_this_store_does_not_have_is_replaced(place):
+    """A model from DVC's cache, in a workspace whose mlflow.db was deleted, is still registered."""
+    manifest = json.loads((place.bundle / MANIFEST).read_text())
+    assert find_run(place, manifest["run_id"]) is None
+    version = connect(place).get_model_version(NAME, register(place).version)
+    run = connect(place).get_run(version.run_id)
+    assert run.data.tags["trained_in_run"] == manifest["run_id"]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_tampered_bundle_is_not_registered(place):
+    (place.bundle / "model.keras").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"model\.keras"):
+        register(place)
+
+
+@pytest.mark.parametrize("address", ["@champion", "/1"])
+def test_a_registered_model_is_pulled_and_answers(place, digits, address):
+    register(place)
+    shutil.rmtree(place.bundle)
+    model = vaeflow.load(f"models:/{NAME}{address}")
+    assert model.score(digits[:5]).shape == (5,)
+
+
+def test_a_pulled_model_is_cached_by_content(place):
+    register(place)
+    folder = pull(f"models:/{NAME}@champion")
+    assert folder.name == bundle_sha256(place.bundle)
+    shutil.rmtree(place.root / "mlartifacts")
+    assert pull(f"models:/{NAME}/1") == folder
+
+
+def test_artifacts_changed_in_the_store_are_refused_and_not_kept(place, tmp_path):
+    register(place)
+    (stored,) = (place.root / "mlartifacts").rglob("encoder.onnx")
+    stored.write_bytes(stored.read_bytes() + b"x")
+    with pytest.raises(BundleError, match=r"encoder\.onnx"):
+        pull(f"models:/{NAME}/1")
+    assert list((tmp_path / "cache" / "bundles").iterdir()) == []
+
+
+def test_a_bundle_exchanged_whole_in_the_store_is_refused(place):
+    register(place)
+    (stored,) = (place.root / "mlartifacts").rglob(MANIFEST)
+    stored.write_text(stored.read_text().replace("digits-vae", "others-vae"))
+    with pytest.raises(BundleError, match="not the one that was registered as version 1"):
+        pull(f"models:/{NAME}/1")
+
+
+def test_a_cached_bundle_that_was_changed_is_refused_on_load(place):
+    register(place)
+    folder = pull(f"models:/{NAME}/1")
+    (folder / "decoder.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"decoder\.onnx"):
+        vaeflow.load(f"models:/{NAME}/1")
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("models:/absent@champion", "absent"),
+        (f"models:/{NAME}@absent", "absent"),
+        (f"models:/{NAME}/9", "9"),
+        (f"models:/{NAME}", "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/a/b/c", "expected models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_clear_error(place, uri, expected):
+    register(place)
+    with pytest.raises(RegistryError, match=expected):
+        pull(uri)
+
+
+def test_missing_artifacts_are_one_clear_error(place):
+    register(place)
+    shutil.rmtree(place.root / "mlartifacts")
+    with pytest.raises(RegistryError, match="cannot be fetched"):
+        pull(f"models:/{NAME}/1")
+
+
+def test_a_real_tracking_server_works_as_the_file_does(place, tmp_path, monkeypatch, digits):
+    """Register and pull over HTTP, the server keeping the artifacts."""
+    import socket
+    import time
+    import urllib.request
+
+    from vaeflow.processes import process_group
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(tmp_path / "store")]
+    address = f"http://127.0.0.1:{port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with process_group(command, cwd=tmp_path, **quiet):
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert register(place).alias == "champion"
+        model = vaeflow.load(f"models:/{NAME}@champion")
+        assert model.score(digits[:3]).shape == (3,)
+    assert not (place.root / "mlflow.db").exists()
+    assert list(Path(tmp_path / "store").rglob("encoder.onnx"))

@@ -1,0 +1,129 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, run
+
+from vaeflow import pipeline
+from vaeflow.errors import DataError, StageError
+from vaeflow.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def place(workspace):
+    return Workspace(workspace)
+
+
+def test_stages_come_from_dvc_in_an_order_that_works(place):
+    assert pipeline.stages(place) == ["prepare", "train", "evaluate", "export"]
+
+
+def test_a_stage_added_to_dvc_yaml_is_found_where_it_belongs(place):
+    path = place.root / "dvc.yaml"
+    text = path.read_text().replace(
+        "  evaluate:\n", "  audit:\n    cmd: 'true'\n    deps: [outputs/model]\n  evaluate:\n", 1
+    )
+    path.write_text(text)
+    found = pipeline.stages(place)
+    assert sorted(found) == ["audit", "evaluate", "export", "prepare", "train"]
+    assert found.index("train") < found.index("audit")
+
+
+def test_a_broken_graph_says_so(place):
+    (place.root / "dvc.yaml").write_text("stages: 3\n")
+    with pytest.raises(StageError, match="dvc dag"):
+        pipeline.stages(place)
+
+
+def test_data_that_are_missing_or_changed_are_refused_with_the_remedy(place):
+    pipeline.check_inputs(place)
+    path = place.data / "images.npy"
+    images = np.load(path)
+    path.unlink()
+    np.save(path, images[:100])
+    with pytest.raises(DataError, match="dvc add data"):
+        pipeline.check_inputs(place)
+    run(place.root, "rm", "-r", "data")
+    with pytest.raises(DataError, match="dvc pull"):
+        pipeline.check_inputs(place)
+
+
+def test_a_failed_stage_says_why(place):
+    path = place.root / "params.yaml"
+    path.write_text(path.read_text().replace("validation_fraction: 0.1", "validation_fraction: 2"))
+    lines = []
+    with pytest.raises(StageError, match=r"prepare\.validation_fraction: Input should be less"):
+        pipeline.run_stage(place, "prepare", lines.append)
+    assert any("Running stage 'prepare'" in line for line in lines)
+
+
+def test_a_stage_runs_once_and_is_then_up_to_date(place):
+    lines = []
+    pipeline.run_stage(place, "prepare", lines.append)
+    assert any(line.startswith("prepared 14") for line in lines)
+    lines.clear()
+    pipeline.run_stage(place, "prepare", lines.append)
+    assert "Stage 'prepare' didn't change, skipping" in lines
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from vaeflow import pipeline
+from vaeflow.workspace import Workspace
+
+pipeline.run_stage(Workspace(Path(sys.argv[1])), "prepare", lambda line: print(line, flush=True))
+"""
+
+
+def test_an_interrupted_caller_leaves_no_process_behind(place):
+    path = place.root / "dvc.yaml"
+    path.write_text(path.read_text().replace("cmd: vaeflow prepare", "cmd: echo $$ && sleep 300"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(place.root)], stdout=subprocess.PIPE, text=True
+    )
+    shell = next(int(line) for line in process.stdout if line.strip().isdigit())
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    deadline = time.monotonic() + 10
+    while is_alive(shell):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_shipped_repository_pulls_everything_its_lock_names(tmp_path):
+    """Plain `dvc pull` in a fresh clone of the commit succeeds, with the sample data."""
+    lock = run(REPOSITORY, "git", "show", "HEAD:dvc.lock").stdout
+    if lock.count("d751713988987e9331980363e24189ce.dir") != len(pipeline_outputs()):
+        pytest.skip("this clone has a dvc.lock of its own")
+    run(tmp_path, "git", "clone", "--quiet", str(REPOSITORY), "clone")
+    run(tmp_path / "clone", "dvc", "pull")
+    assert np.load(tmp_path / "clone" / "data" / "images.npy").shape == (1797, 8, 8, 1)
+
+
+def pipeline_outputs():
+    from ruamel.yaml import YAML
+
+    stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
+    return [output for stage in stages.values() for output in stage["outs"]]
+
+
+def test_the_sample_script_writes_the_versioned_bytes(tmp_path, place):
+    script = REPOSITORY / "scripts" / "make_digits.py"
+    run(tmp_path, sys.executable, str(script), "made")
+    for name in ("images.npy", "labels.npy"):
+        assert (tmp_path / "made" / name).read_bytes() == (place.data / name).read_bytes()
