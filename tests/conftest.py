@@ -95,6 +95,15 @@ def bundle(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished / "outputs" / "bundle", tmp_path / "bundle"))
 
 
+def aliases(root: Path) -> dict[str, str]:
+    """Alias to version of the sample model; some stores answer with numbers."""
+    from vaeflow.training.tracking import connect
+    from vaeflow.workspace import Workspace
+
+    registered = connect(Workspace(root)).get_registered_model("digits-vae")
+    return {alias: str(version) for alias, version in registered.aliases.items()}
+
+
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """The sample images, uint8 (1797, 8, 8, 1)."""

@@ -1,6 +1,7 @@
 """The flow as its users run it: whole commands, real servers, real signals."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import change_parameters, make_workspace, run
+from conftest import aliases, change_parameters, make_workspace, run
 
 import vaeflow
 from vaeflow.model.vae import load_vae
@@ -43,12 +44,7 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
 
     again = run(root, "vaeflow", "retrain")
     assert "it is the champion already" in again.stdout + again.stderr
-
-    change_parameters(root, train={"epochs": 1})
-    worse = run(root, "vaeflow", "retrain")
-    assert "models:/digits-vae/2 is @challenger" in worse.stdout + worse.stderr
-    registered = connect(Workspace(root)).get_registered_model("digits-vae")
-    assert registered.aliases == {"champion": "1", "challenger": "2"}
+    assert aliases(root) == {"champion": "1"}
 
 
 def test_changed_data_stop_the_flow_before_anything_runs(workspace):
@@ -80,11 +76,7 @@ def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
     root = make_workspace(tmp_path / "killed", epochs=500)
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(["vaeflow", "retrain"], cwd=root, stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
-    while "epoch 2/500" not in (tmp_path / "log").read_text():
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for("epoch 2/500", tmp_path / "log", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert not still_running(root)
@@ -93,6 +85,27 @@ def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
 
     change_parameters(root, train={"epochs": 1})
     assert "@champion" in run(root, "vaeflow", "retrain").stderr
+
+
+@pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
+def test_a_schedule_starts_runs_and_ends_with_everything_it_started(finished, tmp_path):
+    root = shutil.copytree(finished, tmp_path / "scheduled", symlinks=True)
+    (root / "elsewhere").mkdir()
+    log = (tmp_path / "log").open("w+")
+    command = ["vaeflow", "schedule", "--cron", "* * * * *"]
+    process = subprocess.Popen(command, cwd=root / "elsewhere", stdout=log, stderr=log)
+    wait_for("is @champion", tmp_path / "log", process)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert not still_running(root)
+
+
+def wait_for(text, log, process, seconds=180):
+    deadline = time.monotonic() + seconds
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
 
 
 def still_running(root):

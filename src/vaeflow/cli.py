@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -52,8 +52,16 @@ def main() -> None:
     try:
         app()
     except VaeflowError as error:
-        print(f"vaeflow: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "vaeflow").startswith("vaeflow"):
+            raise
+        _refuse(f"this needs the package {error.name}: pip install 'vaeflow[pipeline]'")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"vaeflow: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -99,23 +107,26 @@ def export() -> None:
 @app.command(rich_help_panel=FLOWS)
 def retrain() -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
+    from prefect.flows import load_flow_from_entrypoint
+
     from vaeflow.pipeline import check_inputs
 
     workspace = Workspace.find()
     # The flow checks them too; here it takes no server to find a typing mistake.
     check_inputs(workspace)
-    _load_flow(workspace)(workspace=str(workspace.root))
+    # The flow is the workspace's own, for its users to change.
+    path = workspace.root / "pipelines" / "retrain.py"
+    load_flow_from_entrypoint(f"{path}:retrain")(workspace=str(workspace.root))
 
 
 @app.command(rich_help_panel=FLOWS)
 def schedule(
-    cron: Annotated[str, typer.Option(help='When to retrain, e.g. "0 3 * * *".')],
+    cron: Annotated[str, typer.Option(help='When to retrain, in UTC, e.g. "0 3 * * *".')],
 ) -> None:
     """Retrain on a schedule, until stopped."""
     from vaeflow.scheduling import serve
 
-    workspace = Workspace.find()
-    serve(_load_flow(workspace), workspace, cron)
+    serve(Workspace.find(), cron)
 
 
 @app.command(rich_help_panel=INFERENCE)
@@ -177,12 +188,3 @@ def _load(model: str):
     import vaeflow
 
     return vaeflow.load(model)
-
-
-def _load_flow(workspace: Workspace):
-    """The flow in the workspace's own pipelines/, where its users change it."""
-    from prefect.flows import load_flow_from_entrypoint
-
-    path = workspace.root / "pipelines" / "retrain.py"
-    workspace.require(path, "Restore it from git.")
-    return load_flow_from_entrypoint(f"{path}:retrain")

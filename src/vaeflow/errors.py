@@ -27,7 +27,7 @@ class BundleError(VaeflowError):
 
 
 class RegistryError(VaeflowError):
-    """The registry cannot be reached, or has no such model."""
+    """The tracking store or registry cannot be reached, or has no such model."""
 
 
 class StageError(VaeflowError):

@@ -9,31 +9,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-GRACE_SECONDS = 10
-
 
 @contextmanager
-def process_group(command: list[str], **options) -> Iterator[subprocess.Popen]:
+def process_group(
+    command: list[str], *, grace: float = 10, **options
+) -> Iterator[subprocess.Popen]:
     """Start a command in a process group of its own, and end the whole group with the block.
 
     A signal to the command alone would leave what it started running.
 
     Args:
         command: program and arguments.
+        grace: seconds the group is given to end by itself before it is killed.
         options: as for `subprocess.Popen`.
     """
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     try:
         yield process
     finally:
-        _end_group(process)
+        _end_group(process, grace)
 
 
-def _end_group(process: subprocess.Popen) -> None:
-    """Ask the whole process group to end, wait for the last of it, then make it end."""
+def _end_group(process: subprocess.Popen, grace: float) -> None:
+    """Ask the whole group to end, wait for the last of it, then make it end."""
     with suppress(ProcessLookupError):  # nobody is left: the usual case
         os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + grace
         while time.monotonic() < deadline:
             process.poll()  # the leader itself counts as there until its status is read
             os.killpg(process.pid, 0)

@@ -63,13 +63,9 @@ def _table(columns: Mapping[str, Sequence]) -> dict[str, Writer]:
             writer.writerows(zip(*columns.values(), strict=True))
 
     def parquet(file: Path) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise VaeflowError(
-                f"{file.name}: Parquet needs pyarrow (pip install pyarrow); or write .csv."
-            ) from None
+        import pyarrow
+        import pyarrow.parquet
+
         pyarrow.parquet.write_table(pyarrow.table(dict(columns)), file)
 
     return {".csv": csv, ".parquet": parquet}

@@ -15,17 +15,20 @@ from vaeflow.errors import ConfigError, VaeflowError
 from vaeflow.processes import process_group
 from vaeflow.workspace import Workspace
 
+FLOW = "pipelines/retrain.py:retrain"
 PREFECT_PORT = 4200
 SERVER_SECONDS = 120
+# A flow that is stopped gives its stage ten seconds, so Prefect's runner, stopped together with it,
+# needs more. It hangs when it is stopped during a run, and is then killed.
+RUNNER_GRACE_SECONDS = 20
 
 
-def serve(flow, workspace: Workspace, cron: str) -> None:
-    """Run the flow at the times of a cron expression, until the process is stopped.
+def serve(workspace: Workspace, cron: str) -> None:
+    """Run the retraining flow at the times of a cron expression, until the process is stopped.
 
     Args:
-        flow: the Prefect flow, loaded from a file of the workspace.
-        workspace: given to the flow.
-        cron: five fields, in the machine's time zone.
+        workspace: whose flow is run, one run at a time.
+        cron: five fields, in UTC.
 
     Raises:
         ConfigError: the expression is not valid.
@@ -33,45 +36,52 @@ def serve(flow, workspace: Workspace, cron: str) -> None:
     from prefect.schedules import Cron
 
     try:
-        when = Cron(cron)
+        Cron(cron)
     except ValueError as error:
         raise ConfigError(
             f"--cron {cron!r} is no cron expression of five fields ({error}). "
             'For every night at three: "0 3 * * *".'
         ) from None
-    # Prefect notes down where the flow is as a path from the working directory.
-    os.chdir(workspace.root)
-    with _server():
-        flow.serve(
-            name=f"{flow.name}-scheduled",
-            schedule=when,
-            parameters={"workspace": str(workspace.root)},
-        )
+    command = [sys.executable, "-m", "prefect", "flow", "serve", FLOW]
+    command += ["--name", "scheduled", "--cron", cron, "--limit", "1"]
+    with (
+        _server() as api,
+        process_group(
+            command,
+            cwd=workspace.root,
+            env={**os.environ, "PREFECT_API_URL": api},
+            grace=RUNNER_GRACE_SECONDS,
+        ) as process,
+    ):
+        status = process.wait()
+    raise VaeflowError(f"`prefect flow serve` ended with status {status}.")
 
 
 @contextmanager
-def _server() -> Iterator[None]:
-    """The Prefect server in use, or one of our own: a temporary one starts no scheduled runs."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+def _server() -> Iterator[str]:
+    """The API of the server in use, or of one of our own: a temporary one fires no schedules."""
+    from prefect.settings import PREFECT_API_URL
 
-    if PREFECT_API_URL.value():
-        yield
+    if api := PREFECT_API_URL.value():
+        yield api
         return
-    address = f"http://127.0.0.1:{_free_port()}"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    command += ["--port", address.rsplit(":", 1)[1]]
+    port = _free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with process_group(command, **quiet) as process:
         _wait_until_healthy(f"{address}/api", process)
         print(f"Prefect's server and web page: {address}", flush=True)
-        with temporary_settings({PREFECT_API_URL: f"{address}/api"}):
-            yield
+        yield f"{address}/api"
 
 
 def _free_port() -> int:
     """Prefect's usual port, or any other when that one is taken."""
     for port in (PREFECT_PORT, 0):
         with socket.socket() as probe:
+            # As the server does: a port whose last connections are still closing is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import aliases
 
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
@@ -38,10 +39,6 @@ def set_bound(place, value):
     path.write_text(json.dumps(content))
 
 
-def aliases(place):
-    return connect(place).get_registered_model(NAME).aliases
-
-
 def test_the_first_version_is_champion_and_carries_its_lineage(place):
     registered = register(place)
     assert (registered.version, registered.alias) == ("1", "champion")
@@ -67,12 +64,12 @@ def test_only_a_better_bound_becomes_champion(place):
     worse = register(place)
     assert (worse.version, worse.alias) == ("2", "challenger")
     assert "not better than version 1's -20.000" in worse.reason
-    assert aliases(place) == {"champion": "1", "challenger": "2"}
+    assert aliases(place.root) == {"champion": "1", "challenger": "2"}
 
     set_bound(place, -20.0 + 1e-9)
     better = register(place)
     assert (better.version, better.alias) == ("3", "champion")
-    assert aliases(place) == {"champion": "3", "challenger": "2"}
+    assert aliases(place.root) == {"champion": "3", "challenger": "2"}
 
 
 def test_an_equal_bound_does_not_replace_the_champion(place):

@@ -101,6 +101,8 @@ def test_a_server_that_is_not_there_is_one_clear_error(place, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
         find_run(place, "0" * 32)
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"), start_run(place, None, {}, {}):
+        pass
 
 
 def test_a_temporary_experiment_of_dvc_keeps_its_runs_in_the_repository(tmp_path):

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
-from vaeflow.training.tracking import Run, connect, find_run, start_run
+from vaeflow.training.tracking import Run, clear_errors, connect, find_run, start_run
 from vaeflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,12 +40,14 @@ def register(workspace: Workspace) -> Registered:
 
     Raises:
         BundleError: the bundle is not what its manifest says.
+        RegistryError: the registry cannot be reached, or refuses.
     """
     workspace.require(workspace.bundle / MANIFEST, "Make it: dvc repro")
     manifest = read_verified(workspace.bundle)
     client = connect(workspace)
-    version = _find_or_create_version(client, workspace, manifest)
-    alias, reason = _set_alias(client, manifest.name, version)
+    with clear_errors(client):
+        version = _find_or_create_version(client, workspace, manifest)
+        alias, reason = _set_alias(client, manifest.name, version)
     return Registered(manifest.name, version, alias, reason)
 
 

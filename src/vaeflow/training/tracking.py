@@ -63,6 +63,24 @@ def _create(database: Path) -> None:
         fresh.rename(database)
 
 
+@contextmanager
+def clear_errors(client: MlflowClient) -> Iterator[None]:
+    """Turn what the tracking store or registry answers with into one clear error.
+
+    Raises:
+        RegistryError: it cannot be reached, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise RegistryError(
+            f"tracking store {client.tracking_uri}: {error.message} "
+            "Is MLFLOW_TRACKING_URI right, and the server running?"
+        ) from None
+
+
 def _experiment_id(client: MlflowClient, workspace: Workspace) -> str:
     """The id of `MLFLOW_EXPERIMENT_NAME` (default: vaeflow), made on first use."""
     from mlflow.exceptions import MlflowException
@@ -114,7 +132,8 @@ def start_run(
     from mlflow.entities import Param, RunTag
 
     client = connect(workspace)
-    created = client.create_run(_experiment_id(client, workspace), run_name=name)
+    with clear_errors(client):
+        created = client.create_run(_experiment_id(client, workspace), run_name=name)
     run = Run(client, created.info.run_id)
     status = "KILLED"
     try:
@@ -140,10 +159,11 @@ def find_run(workspace: Workspace, run_id: str) -> Run | None:
     from mlflow.exceptions import MlflowException
 
     client = connect(workspace)
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise RegistryError(f"tracking store {client.tracking_uri}: {error.message}") from None
+    with clear_errors(client):
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
     return Run(client, run_id)
