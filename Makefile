@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer (with venv), git and make. Everything else goes into .venv.
 PYTHON ?= python3
 BIN    := .venv/bin
+UV     := .venv/bin/uv
 READY  := .venv/.ready
 
 # Stages and DVC must find this environment's programs by name.
@@ -30,21 +31,26 @@ lint: $(READY)
 	ruff check
 	ruff format --check
 
-lock: $(READY) ## resolve pyproject.toml anew into requirements.txt
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+lock: $(UV) ## resolve pyproject.toml anew into requirements.txt
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url \
 	  --extra pipeline --extra dev pyproject.toml --output-file requirements.txt
 
 clean: ## remove the environment and everything a run has made, but not the data
 	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots
 
-# A stamp, so that nothing is installed again until what is to be installed changes.
-$(READY): requirements.txt requirements-uv.txt pyproject.toml
+# Stamps, so that nothing is installed again until what is to be installed changes.
+$(UV): requirements-uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-	  --requirement requirements-uv.txt
-	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.txt
-	$(BIN)/uv pip install --quiet --no-deps --editable .
+	  --requirement $<
+	@touch $@
+
+# uv would prefer another environment that happens to be active: say which one is meant.
+$(READY): $(UV) requirements.txt pyproject.toml
+	$(UV) pip sync --python $(BIN)/python --quiet --compile-bytecode --require-hashes \
+	  requirements.txt
+	$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -62,5 +62,5 @@ def retrain(workspace: str = ".") -> str | State:
     if not state.is_completed():
         return state
     registered = state.result()
-    print(f"{registered.uri} is @{registered.alias}: {registered.reason}")
+    print(registered)
     return registered.uri

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import change_parameters, run
+from helpers import change_parameters, run
 from PIL import Image
 
 HEAVY = """
@@ -117,4 +117,6 @@ def test_wrong_inputs_of_inference_are_one_paragraph(finished, tmp_path, digits)
     assert "MLFLOW_TRACKING_URI" in no_registry
     assert ".csv, .parquet" in fails(tmp_path, "score", "good.npy", *model, "--out", "x.txt")
     assert ".png, .npy" in fails(tmp_path, "sample", *model, "--out", "x.gif")
+    below_a_file = fails(tmp_path, "sample", *model, "--out", "good.npy/x.png")
+    assert "cannot be written" in below_a_file
     assert not list(tmp_path.glob("x.*"))

@@ -1,5 +1,5 @@
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 

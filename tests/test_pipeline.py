@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, run
+from helpers import REPOSITORY, run
 
 from vaeflow import pipeline
 from vaeflow.errors import DataError, StageError

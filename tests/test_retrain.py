@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import aliases, change_parameters, make_workspace, run
+from helpers import aliases, change_parameters, make_workspace, run
 
 import vaeflow
 from vaeflow.model.vae import load_vae
@@ -43,7 +43,7 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
     assert vaeflow.load("models:/digits-vae@champion").score(digits[:2]).shape == (2,)
 
     again = run(root, "vaeflow", "retrain")
-    assert "it is the champion already" in again.stdout + again.stderr
+    assert "is @champion: it was registered before" in again.stdout + again.stderr
     assert aliases(root) == {"champion": "1"}
 
 

@@ -25,7 +25,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
 
 STAGES = "Stages (run by DVC; see dvc.yaml)"
@@ -46,9 +45,11 @@ def main() -> None:
     """Run the command line. What a user can mend is one paragraph and exit status 2."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # By default SIGTERM ends a process on the spot: MLflow runs would stay open for ever, and
+    # By default these end a process on the spot: MLflow runs would stay open for ever, and
     # Prefect's temporary server and a stage's processes would go on without us.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
+        if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
     try:
         app()
     except VaeflowError as error:
@@ -116,6 +117,7 @@ def retrain() -> None:
     check_inputs(workspace)
     # The flow is the workspace's own, for its users to change.
     path = workspace.root / "pipelines" / "retrain.py"
+    workspace.require(path, "Restore it: git checkout pipelines")
     load_flow_from_entrypoint(f"{path}:retrain")(workspace=str(workspace.root))
 
 

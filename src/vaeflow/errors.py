@@ -22,6 +22,10 @@ class DataError(VaeflowError):
     """Images are missing, unreadable, or not what the model takes."""
 
 
+class TrainingError(VaeflowError):
+    """Training or the trained model gave numbers that are not finite."""
+
+
 class BundleError(VaeflowError):
     """A bundle is missing, incomplete or changed, or differs from the model it came from."""
 

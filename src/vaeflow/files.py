@@ -27,6 +27,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             target.rename(staging / "old")
         fresh.rename(target)
     finally:
+        if (staging / "old").exists() and not target.exists():  # interrupted between the renames
+            (staging / "old").rename(target)
         shutil.rmtree(staging, ignore_errors=True)
 
 

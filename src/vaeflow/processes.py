@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, and leave nothing behind."""
+"""Child processes that leave nothing behind when their block is left, however it is left."""
 
 from __future__ import annotations
 

@@ -49,8 +49,11 @@ def _write(path: Path, writers: Mapping[str, Writer]) -> None:
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise VaeflowError(f"{path}: cannot write this ending; expected {', '.join(writers)}.")
-    with atomic_file(path) as fresh:
-        writer(fresh)
+    try:
+        with atomic_file(path) as fresh:
+            writer(fresh)
+    except OSError as error:
+        raise VaeflowError(f"{path} cannot be written: {error}") from None
 
 
 def _table(columns: Mapping[str, Sequence]) -> dict[str, Writer]:

@@ -85,6 +85,8 @@ def test_a_manifest_cannot_lead_outside(bundle, name):
         ({"latent_dim": 0}, "latent_dim"),
         ({"likelihood": "poisson"}, "likelihood"),
         ({"files": {"a": {"size": -1, "sha256": "x"}}}, "files"),
+        ({"files": {}}, r"decoder\.onnx and encoder\.onnx must be among them"),
+        ({"metrics": {"elbo": float("nan")}}, "metrics"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused_with_the_key(bundle, change, named):

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -5,9 +6,11 @@ import numpy as np
 import pytest
 
 import vaeflow
+from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BundleError, DataError
 from vaeflow.evaluation.bounds import compute_bounds
+from vaeflow.files import sha256_of
 from vaeflow.model.vae import load_vae
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
@@ -99,6 +102,7 @@ def test_wrong_latents_and_counts_are_refused(model):
         lambda: model.sample(0, 1),
         lambda: model.sample(1, -1),
         lambda: model.score(np.zeros((1, 8, 8), np.uint8), samples=0),
+        lambda: model.score(np.zeros((1, 8, 8), np.uint8), seed=-1),
     ):
         with pytest.raises(DataError, match="expected"):
             call()
@@ -108,6 +112,15 @@ def test_a_tampered_bundle_is_refused_before_it_is_opened(bundle):
     path = bundle / "encoder.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleError, match=r"encoder\.onnx: size or SHA-256 differ"):
+        Bundle(bundle)
+
+
+def test_a_file_that_is_as_listed_but_no_model_is_refused(bundle):
+    (bundle / "decoder.onnx").write_bytes(b"junk")
+    content = json.loads((bundle / MANIFEST).read_text())
+    content["files"]["decoder.onnx"] = {"size": 4, "sha256": sha256_of(b"junk")}
+    (bundle / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"decoder\.onnx: not a readable ONNX model"):
         Bundle(bundle)
 
 

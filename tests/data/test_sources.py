@@ -68,6 +68,49 @@ def test_what_cannot_be_read_is_named(tmp_path):
             read_images(path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 junk",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((((",
+        b"\x93NUMPY\x01\x00\x50\x00"
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000000000000000000, 8, 8)}",
+        b"",
+    ],
+)
+def test_a_damaged_array_is_one_clear_error(tmp_path, content):
+    (tmp_path / "damaged.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged\.npy: not a readable"):
+        read_images(tmp_path / "damaged.npy")
+
+
+def test_an_archive_under_the_name_of_an_array_is_refused(tmp_path):
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, images=np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(DataError, match=r"archive\.npy: not a readable"):
+        read_images(tmp_path / "archive.npy")
+
+
+def test_endings_are_read_in_any_case_and_kinds_do_not_mix(tmp_path):
+    with (tmp_path / "UPPER.NPY").open("wb") as file:
+        np.save(file, np.zeros((2, 8, 8), np.uint8))
+    assert read_images(tmp_path / "UPPER.NPY").pixels.shape == (2, 8, 8, 1)
+    with pytest.raises(DataError, match=r"expected images\.npy, or files ending in"):
+        read_images(tmp_path)
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
+    save(tmp_path, "one.png", (8, 8))
+    with pytest.raises(DataError, match=r"both images\.npy and one\.png"):
+        read_images(tmp_path)
+
+
+def test_a_picture_beyond_the_limit_is_refused_from_its_header(tmp_path):
+    from vaeflow.data.checks import LARGEST_EDGE
+
+    Image.new("1", (LARGEST_EDGE + 1, 1)).save(tmp_path / "long.png")
+    with pytest.raises(DataError, match="no edge may exceed"):
+        read_images(tmp_path / "long.png")
+
+
 def test_a_pickle_is_never_opened(tmp_path):
     class Bomb:
         def __reduce__(self):

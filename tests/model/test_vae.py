@@ -22,6 +22,19 @@ def images(digits):
     return digits[:256].astype(np.float32) / 255
 
 
+def test_a_skipped_step_leaves_the_other_steps_metrics_alone(images):
+    vae = small_vae()
+    vae.compile(optimizer=keras.optimizers.SGD(0.0))
+    damaged = images.copy()
+    damaged[64:128] = np.nan
+    history = vae.fit(damaged, batch_size=64, shuffle=False, verbose=0).history
+    assert history["skipped_steps"] == [1]
+    sound = np.concatenate([images[:64], images[128:]])
+    expected = vae.evaluate(sound, batch_size=64, verbose=0, return_dict=True)
+    assert history["kl"][0] == pytest.approx(expected["kl"], rel=1e-4)
+    assert history["elbo"][0] == pytest.approx(expected["elbo"], rel=0.01)
+
+
 @pytest.mark.parametrize(
     "image_shape", [(8, 8, 1), (28, 28, 1), (7, 5, 3), (1, 1, 1), (9, 33, 2), (128, 96, 3)]
 )

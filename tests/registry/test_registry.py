@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import aliases
+from helpers import aliases
 
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
@@ -118,7 +118,7 @@ def test_artifacts_changed_in_the_store_are_refused_and_not_kept(place, tmp_path
     stored.write_bytes(stored.read_bytes() + b"x")
     with pytest.raises(BundleError, match=r"encoder\.onnx"):
         pull(f"models:/{NAME}/1")
-    assert list((tmp_path / "cache" / "bundles").iterdir()) == []
+    assert not [path for path in (tmp_path / "cache" / "bundles").iterdir() if path.is_dir()]
 
 
 def test_a_bundle_exchanged_whole_in_the_store_is_refused(place):
@@ -129,12 +129,52 @@ def test_a_bundle_exchanged_whole_in_the_store_is_refused(place):
         pull(f"models:/{NAME}/1")
 
 
-def test_a_cached_bundle_that_was_changed_is_refused_on_load(place):
+def test_a_cached_bundle_that_was_damaged_is_downloaded_again(place, digits):
     register(place)
     folder = pull(f"models:/{NAME}/1")
     (folder / "decoder.onnx").write_bytes(b"x")
-    with pytest.raises(BundleError, match=r"decoder\.onnx"):
-        vaeflow.load(f"models:/{NAME}/1")
+    assert vaeflow.load(f"models:/{NAME}/1").score(digits[:2]).shape == (2,)
+    (folder / "model.keras").unlink()
+    assert pull(f"models:/{NAME}/1") == folder
+    assert (folder / "model.keras").is_file()
+
+
+@pytest.mark.parametrize("digest", ["../../outside", "/etc", "", "A" * 64])
+def test_a_tag_of_the_registry_cannot_lead_outside_the_cache(place, digest):
+    register(place)
+    connect(place).set_model_version_tag(NAME, "1", "bundle_sha256", digest)
+    with pytest.raises(RegistryError, match="not registered by vaeflow"):
+        pull(f"models:/{NAME}/1")
+
+
+def test_an_alias_that_people_moved_stays_where_they_put_it(place):
+    set_bound(place, -21.0)
+    register(place)
+    set_bound(place, -20.0)
+    assert register(place).alias == "champion"
+    connect(place).set_registered_model_alias(NAME, "champion", "1")
+    again = register(place)
+    assert (again.version, again.alias) == ("2", None)
+    assert "holds no alias: it was registered before" in str(again)
+    assert aliases(place.root) == {"champion": "1"}
+
+
+def test_a_registration_cut_short_before_the_alias_is_completed(place):
+    register(place)
+    client = connect(place)
+    client.delete_registered_model_alias(NAME, "champion")
+    client.delete_model_version_tag(NAME, "1", "judged")
+    assert register(place)[:3] == (NAME, "1", "champion")
+
+
+def test_a_run_deleted_by_hand_is_replaced(place):
+    first = register(place)
+    client = connect(place)
+    run_id = client.get_model_version(NAME, first.version).run_id
+    client.delete_run(run_id)
+    assert find_run(place, run_id) is None
+    set_bound(place, 0.0)
+    assert register(place).version == "2"
 
 
 @pytest.mark.parametrize(

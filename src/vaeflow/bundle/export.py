@@ -15,6 +15,7 @@ from keras import ops
 from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
 from vaeflow.config import Export
 from vaeflow.data.prepare import load_split
+from vaeflow.device import use_cpu
 from vaeflow.errors import BundleError
 from vaeflow.files import atomic_directory
 from vaeflow.model import objective
@@ -38,6 +39,7 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
     evaluation = workspace.require(
         workspace.evaluation / "metrics.json", "Make it: dvc repro evaluate"
     )
+    use_cpu()
     vae = load_vae(model / "model.keras")
     images = np.asarray(load_split(prepared, "test")[:COMPARED_IMAGES]).astype(np.float32) / 255
     run = json.loads((model / "run.json").read_text())

@@ -18,10 +18,11 @@ from vaeflow.files import sha256_of
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+REQUIRED = {"encoder.onnx", "decoder.onnx"}
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class File(_Part):
@@ -63,11 +64,13 @@ class Manifest(_Part):
 
     @field_validator("files")
     @classmethod
-    def _stay_inside(cls, files: dict[str, File]) -> dict[str, File]:
+    def _stay_inside_and_suffice(cls, files: dict[str, File]) -> dict[str, File]:
         for name in files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name:
                 raise ValueError(f"the path {name!r} does not stay inside the bundle")
+        if missing := sorted(REQUIRED - set(files)):
+            raise ValueError(f"{' and '.join(missing)} must be among them")
         return files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from vaeflow.bundle.manifest import Manifest, read_file, read_verified
 from vaeflow.data.checks import as_batch, check_range
-from vaeflow.errors import DataError
+from vaeflow.errors import BundleError, DataError
 
-IMAGES_PER_BLOCK = 256
+VALUES_PER_BLOCK = 500_000  # pixel values worked on at once: bounds memory for any image size
 SCORE_SAMPLES = 16
 
 
@@ -45,7 +46,10 @@ class Bundle:
         import onnxruntime
 
         content = read_file(folder, self.manifest, name)
-        return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        try:
+            return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own errors share no base class
+            raise BundleError(f"{folder / name}: not a readable ONNX model ({error}).") from None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -59,7 +63,7 @@ class Bundle:
 
     def encode(self, images: np.ndarray) -> Posterior:
         """Posterior of each image."""
-        return Posterior(*_in_blocks(self._encode, self._pixels(images)))
+        return Posterior(*self._in_blocks(self._encode, self._pixels(images)))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixel means of p(x|t): float32 in [0, 1], `(count, height, width, channels)`.
@@ -67,7 +71,7 @@ class Bundle:
         Args:
             latents: `(count, latent_dim)`.
         """
-        (means,) = _in_blocks(lambda t: (_sigmoid(self._logits(t)),), self._latents(latents))
+        (means,) = self._in_blocks(lambda t: (_sigmoid(self._logits(t)),), self._latents(latents))
         return means
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
@@ -79,12 +83,7 @@ class Bundle:
 
         The first images of a larger sample are those of a smaller one with the same seed.
         """
-        if count < 1:
-            raise DataError(f"count is {count}; expected 1 or more.")
-        if seed < 0:
-            raise DataError(f"seed is {seed}; expected 0 or more.")
-        shape = (count, self.latent_dim)
-        return self.decode(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+        return self.decode(_draw("count", (count, self.latent_dim), seed))
 
     def score(self, images: np.ndarray, samples: int = SCORE_SAMPLES, seed: int = 0) -> np.ndarray:
         """Anomaly score: minus the ELBO, in nats per image. Larger is less like the training data.
@@ -99,13 +98,9 @@ class Bundle:
         Returns:
             float32, `(count,)`.
         """
-        if samples < 1:
-            raise DataError(f"samples is {samples}; expected 1 or more.")
-        shape = (samples, 1, self.latent_dim)
-        noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-        block = max(1, IMAGES_PER_BLOCK // samples)
-        (scores,) = _in_blocks(
-            lambda pixels: (self._negative_elbo(pixels, noise),), self._pixels(images), block
+        noise = _draw("samples", (samples, 1, self.latent_dim), seed)
+        (scores,) = self._in_blocks(
+            lambda pixels: (self._negative_elbo(pixels, noise),), self._pixels(images), samples
         )
         return scores
 
@@ -119,6 +114,12 @@ class Bundle:
         log_likelihood = (x * logits - np.logaddexp(0, logits)).sum(axis=(-3, -2, -1)).mean(axis=0)
         kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).sum(axis=-1)
         return kl - log_likelihood
+
+    def _in_blocks(self, function, inputs: np.ndarray, samples: int = 1) -> list[np.ndarray]:
+        """Apply a function of the first axis block by block; it returns a tuple of arrays."""
+        block = max(1, VALUES_PER_BLOCK // (math.prod(self.image_shape) * samples))
+        parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _encode(self, pixels: np.ndarray) -> list[np.ndarray]:
         return self._encoder.run(["mean", "log_variance"], {"images": _scale(pixels)})
@@ -149,10 +150,13 @@ class Bundle:
         return latents
 
 
-def _in_blocks(function, inputs: np.ndarray, block: int = IMAGES_PER_BLOCK) -> list[np.ndarray]:
-    """Apply a function of the first axis block by block; it returns a tuple of arrays."""
-    parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+def _draw(label: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Draws of N(0, I); the first axis is what `label` counts."""
+    if shape[0] < 1:
+        raise DataError(f"{label} is {shape[0]}; expected 1 or more.")
+    if seed < 0:
+        raise DataError(f"seed is {seed}; expected 0 or more.")
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def _scale(pixels: np.ndarray) -> np.ndarray:

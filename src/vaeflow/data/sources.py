@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaeflow.data.checks import check_images
+from vaeflow.data.checks import LARGEST_EDGE, check_images
 from vaeflow.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+MAGIC = b"\x93NUMPY"
 
 
 class Images(NamedTuple):
@@ -34,7 +37,7 @@ def read_images(*sources: Path | str) -> Images:
     parts: list[Images] = []
     for source in map(Path, sources):
         for path in _files_of(source):
-            part = _read_array(path) if path.suffix == ".npy" else _read_picture(path)
+            part = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path)
             if parts:
                 _check_same_shape(parts[0], part)
             parts.append(part)
@@ -50,14 +53,18 @@ def _files_of(source: Path) -> Sequence[Path]:
         if source.suffix.lower() not in {".npy", *IMAGE_SUFFIXES}:
             raise DataError(f"{source}: unknown kind of file; expected {_expected()}.")
         return [source]
-    if (source / "images.npy").is_file():
-        return [source / "images.npy"]
-    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
+    pictures = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    array = source / "images.npy"
+    if array.is_file() and pictures:
+        raise DataError(f"{source}: holds both images.npy and {pictures[0].name}; keep one kind.")
+    if array.is_file():
+        return [array]
+    if not pictures:
         raise DataError(
-            f"{source}: no images in this folder; expected images.npy, or {_expected()}."
+            f"{source}: no images in this folder; expected images.npy, "
+            f"or files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    return found
+    return pictures
 
 
 def _expected() -> str:
@@ -66,23 +73,29 @@ def _expected() -> str:
 
 def _read_array(path: Path) -> Images:
     try:
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ValueError("it does not begin as one")
         # Mapped, so that a large array is not held twice; never unpickled: it could run code.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # whatever a damaged header makes of NumPy's parser
         raise DataError(f"{path}: not a readable .npy array of numbers ({error}).") from None
     pixels = check_images(array, str(path))
     return Images(pixels, [f"{path}#{index}" for index in range(len(pixels))])
 
 
 def _read_picture(path: Path) -> Images:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
+            # From the header, before anything is decoded.
             if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:
-                raise DataError(f"{path}: pixel mode {image.mode}; expected 8-bit grey or colour.")
+                raise ValueError(f"pixel mode {image.mode}; expected 8-bit grey or colour")
+            if max(image.size) > LARGEST_EDGE:
+                raise ValueError(f"{image.size} pixels; no edge may exceed {LARGEST_EDGE}")
             array = np.asarray(image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+    except Exception as error:  # whatever a damaged file makes of Pillow's decoders
         raise DataError(f"{path}: not a readable image ({error}).") from None
     return Images(check_images(array[np.newaxis], str(path)), [str(path)])
 

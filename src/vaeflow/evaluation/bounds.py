@@ -12,7 +12,8 @@ from vaeflow.model import objective
 from vaeflow.model.vae import VAE
 
 IMAGES_PER_BLOCK = 64
-PIXELS_PER_BLOCK = 4_000_000  # decoded at once: bounds memory whatever the number of samples
+# Pixel values decoded at once: bounds memory whatever the image size and the number of samples.
+PIXELS_PER_BLOCK = 4_000_000
 ACTIVE_VARIANCE = 0.01
 
 
@@ -37,7 +38,8 @@ def compute_bounds(vae: VAE, images: np.ndarray, samples: int, seed: int) -> Bou
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
-    blocks = [_block(vae, x, samples, generator) for x in batches(images, IMAGES_PER_BLOCK)]
+    at_once = max(1, min(IMAGES_PER_BLOCK, PIXELS_PER_BLOCK // int(np.prod(images.shape[1:]))))
+    blocks = [_block(vae, x, samples, generator) for x in batches(images, at_once)]
     return Bounds(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
 
 

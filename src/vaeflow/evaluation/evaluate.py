@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import numpy as np
+
 from vaeflow.config import Evaluate
 from vaeflow.data.prepare import load_split
+from vaeflow.device import use_full_precision, use_gpu_if_any
+from vaeflow.errors import TrainingError
 from vaeflow.evaluation.bounds import active_units, compute_bounds
 from vaeflow.evaluation.figures import draw_reconstructions, draw_samples, draw_training_curves
 from vaeflow.files import atomic_directory, write_json
@@ -26,6 +30,8 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     """
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     model = workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
+    use_gpu_if_any()
+    use_full_precision()
     vae = load_vae(model / "model.keras")
     images = load_split(prepared, "test")
     bounds = compute_bounds(vae, images, parameters.importance_samples, parameters.seed)
@@ -37,6 +43,11 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
         "active_units": active_units(bounds.means),
         "images": len(images),
     }
+    if wrong := [name for name, value in metrics.items() if not np.isfinite(value)]:
+        raise TrainingError(
+            f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "
+            "is of no use. Train it again, with a lower train.learning_rate."
+        )
     with atomic_directory(workspace.evaluation) as folder:
         write_json(folder / "metrics.json", metrics)
         draw_reconstructions(folder / "reconstructions.png", vae, images)

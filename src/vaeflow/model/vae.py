@@ -15,7 +15,8 @@ class VAE(keras.Model):
     """Convolutional VAE with a Gaussian posterior, an N(0, I) prior and Bernoulli pixels.
 
     Trains through `compile(optimizer=...)` and `fit`; needs no `loss`, since it maximises the ELBO
-    of `vaeflow.model.objective`. Every metric is a mean per image, in nats, but `skipped_steps`.
+    of `vaeflow.model.objective`. Every metric is a mean per image, in nats, but `skipped_steps`:
+    how many steps were left out, of the means too, because their gradient was not finite.
 
     Args:
         image_shape: `(height, width, channels)`.
@@ -107,7 +108,7 @@ class VAE(keras.Model):
             lambda: None,
         )
         self.skipped_metric.update_state(1.0 - ops.cast(finite, "float32"))
-        results = self._update_metrics(log_likelihood, kl)
+        results = self._update_metrics(log_likelihood, kl, counted=finite)
         return {**results, self.skipped_metric.name: self.skipped_metric.result()}
 
     def test_step(self, data):
@@ -120,11 +121,15 @@ class VAE(keras.Model):
         """The model's outputs for one batch."""
         return self(_images_of(data), training=False)
 
-    def _update_metrics(self, log_likelihood, kl):
+    def _update_metrics(self, log_likelihood, kl, counted=True):
+        """Add a batch to the means, unless it is not counted; returns the means so far."""
         elbo = objective.elbo(log_likelihood, kl)
         values = {"loss": -elbo, "elbo": elbo, "log_likelihood": log_likelihood, "kl": kl}
+        weight = ops.cast(counted, "float32")
         for metric in self.term_metrics:
-            metric.update_state(values[metric.name])
+            # Weight zero alone would not do: zero times NaN is NaN.
+            value = ops.where(counted, values[metric.name], 0.0)
+            metric.update_state(value, sample_weight=weight * ops.ones_like(value))
         return {metric.name: metric.result() for metric in self.term_metrics}
 
     @property

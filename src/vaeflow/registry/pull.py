@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+SHA256 = re.compile(r"^[0-9a-f]{64}$")
 URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))$")
 
 
@@ -25,7 +26,7 @@ def pull(uri: str) -> Path:
 
     The cache is keyed by content, so two versions never mix; it lies in `VAEFLOW_CACHE`, by default
     `~/.cache/vaeflow`. What was downloaded is kept only when it has the SHA-256 that was recorded
-    when the version was registered.
+    when the version was registered; what was damaged since is downloaded again.
 
     Args:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
@@ -38,26 +39,39 @@ def pull(uri: str) -> Path:
         BundleError: what was downloaded is not what was registered.
     """
     address = _parse(uri)
+    from filelock import FileLock
+
     client = connect()
     version = _resolve(client, uri, *address)
-    digest = version.tags.get(SHA256_TAG)
-    if not digest:
+    digest = version.tags.get(SHA256_TAG, "")
+    if not SHA256.match(digest):
         raise RegistryError(f"{uri}: version {version.version} was not registered by vaeflow.")
     target = _cache() / "bundles" / digest
-    if target.is_dir():
-        return target
-    with atomic_directory(target) as staging:
-        folder = _download(client, version, staging)
-        read_verified(folder)
-        if bundle_sha256(folder) != digest:
-            raise BundleError(
-                f"{uri}: the downloaded bundle is not the one that was registered as version "
-                f"{version.version} (its manifest's SHA-256 differs). Register the model again."
-            )
-        for path in folder.iterdir():
-            path.rename(staging / path.name)
-        folder.rmdir()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not _holds(target, digest):
+            with atomic_directory(target) as staging:
+                folder = _download(client, version, staging)
+                read_verified(folder)
+                if bundle_sha256(folder) != digest:
+                    raise BundleError(
+                        f"{uri}: the downloaded bundle is not the one that was registered as "
+                        f"version {version.version} (its manifest's SHA-256 differs). "
+                        "Register the model again."
+                    )
+                for path in folder.iterdir():
+                    path.rename(staging / path.name)
+                folder.rmdir()
     return target
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    """Whether a folder of the cache is the undamaged bundle of that digest."""
+    try:
+        read_verified(folder)
+    except BundleError:
+        return False
+    return bundle_sha256(folder) == digest
 
 
 def _parse(uri: str) -> tuple[str, str | None, str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
@@ -16,21 +15,26 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 BOUND = "importance_weighted_bound"
 SHA256_TAG = "bundle_sha256"
+JUDGED_TAG = "judged"
 ARTIFACTS = "bundle"
 
 
 class Registered(NamedTuple):
-    """A version, and the alias it was given."""
+    """A version, the alias it holds, and why."""
 
     name: str
     version: str
-    alias: str
+    alias: str | None
     reason: str
 
     @property
     def uri(self) -> str:
         """The address that always means this version."""
         return f"models:/{self.name}/{self.version}"
+
+    def __str__(self) -> str:
+        held = f"is @{self.alias}" if self.alias else "holds no alias"
+        return f"{self.uri} {held}: {self.reason}"
 
 
 def register(workspace: Workspace) -> Registered:
@@ -45,7 +49,7 @@ def register(workspace: Workspace) -> Registered:
     workspace.require(workspace.bundle / MANIFEST, "Make it: dvc repro")
     manifest = read_verified(workspace.bundle)
     client = connect(workspace)
-    with clear_errors(client):
+    with clear_errors(client.tracking_uri):
         version = _find_or_create_version(client, workspace, manifest)
         alias, reason = _set_alias(client, manifest.name, version)
     return Registered(manifest.name, version, alias, reason)
@@ -89,18 +93,19 @@ def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:
     return run
 
 
-def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str, str]:
-    """Compare with the champion by the bound on the test split; returns alias and reason."""
-    champion = _version_of(client, name, CHAMPION)
-    if champion == version:
-        return CHAMPION, "it is the champion already"
+def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str | None, str]:
+    """Compare with the champion by the bound on the test split; returns alias and reason.
+
+    A version is judged once: where people moved the alias since, it stays as they put it.
+    """
+    if client.get_model_version(name, version).tags.get(JUDGED_TAG):
+        held = [a for a in (CHAMPION, CHALLENGER) if _version_of(client, name, a) == version]
+        return next(iter(held), None), "it was registered before"
 
     bound = _bound(client, name, version)
-    if champion is None:
-        better, reason = (
-            math.isfinite(bound),
-            f"there was no champion; its bound is {bound:.3f} nats",
-        )
+    champion = _version_of(client, name, CHAMPION)
+    if champion in (None, version):
+        better, reason = True, f"there was no champion; its bound is {bound:.3f} nats"
     else:
         to_beat = _bound(client, name, champion)
         better = bound > to_beat
@@ -108,8 +113,7 @@ def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str, str]
         reason = f"{bound:.3f} nats is {verdict} than version {champion}'s {to_beat:.3f}"
     alias = CHAMPION if better else CHALLENGER
     client.set_registered_model_alias(name, alias, version)
-    if better and _version_of(client, name, CHALLENGER) == version:
-        client.delete_registered_model_alias(name, CHALLENGER)
+    client.set_model_version_tag(name, version, JUDGED_TAG, reason)
     return alias, reason
 
 

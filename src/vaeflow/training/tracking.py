@@ -35,7 +35,8 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
     from mlflow import MlflowClient
 
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
+        with clear_errors(uri):
+            return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
     try:
         database = (workspace or Workspace.find()).repository / "mlflow.db"
     except WorkspaceError as error:
@@ -64,7 +65,7 @@ def _create(database: Path) -> None:
 
 
 @contextmanager
-def clear_errors(client: MlflowClient) -> Iterator[None]:
+def clear_errors(store: str) -> Iterator[None]:
     """Turn what the tracking store or registry answers with into one clear error.
 
     Raises:
@@ -76,7 +77,7 @@ def clear_errors(client: MlflowClient) -> Iterator[None]:
         yield
     except MlflowException as error:
         raise RegistryError(
-            f"tracking store {client.tracking_uri}: {error.message} "
+            f"tracking store {store}: {error.message} "
             "Is MLFLOW_TRACKING_URI right, and the server running?"
         ) from None
 
@@ -86,9 +87,9 @@ def _experiment_id(client: MlflowClient, workspace: Workspace) -> str:
     from mlflow.exceptions import MlflowException
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    # Where a local database keeps artifacts is fixed for good when the experiment is made, and
+    # Where a database file keeps artifacts is fixed for good when the experiment is made, and
     # would default to the working directory. A server decides for itself.
-    local = "MLFLOW_TRACKING_URI" not in os.environ
+    local = client.tracking_uri.startswith("sqlite:")
     location = (workspace.repository / "mlartifacts").as_uri() if local else None
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
@@ -112,13 +113,14 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()]
-        )
+        points = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        with clear_errors(self.client.tracking_uri):
+            self.client.log_batch(self.run_id, metrics=points)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Upload a file among the run's artifacts."""
-        self.client.log_artifact(self.run_id, str(path), folder)
+        with clear_errors(self.client.tracking_uri):
+            self.client.log_artifact(self.run_id, str(path), folder)
 
 
 @contextmanager
@@ -130,9 +132,10 @@ def start_run(
 ) -> Iterator[Run]:
     """A new run, closed as FINISHED, FAILED (an exception) or KILLED (interrupted)."""
     from mlflow.entities import Param, RunTag
+    from mlflow.exceptions import MlflowException
 
     client = connect(workspace)
-    with clear_errors(client):
+    with clear_errors(client.tracking_uri):
         created = client.create_run(_experiment_id(client, workspace), run_name=name)
     run = Run(client, created.info.run_id)
     status = "KILLED"
@@ -148,7 +151,10 @@ def start_run(
         status = "FAILED"
         raise
     finally:
-        client.set_terminated(run.run_id, status)
+        try:
+            client.set_terminated(run.run_id, status)
+        except MlflowException as error:  # must not hide what ended the run
+            print(f"run {run.run_id} could not be closed as {status}: {error.message}")
 
 
 def find_run(workspace: Workspace, run_id: str) -> Run | None:
@@ -159,11 +165,12 @@ def find_run(workspace: Workspace, run_id: str) -> Run | None:
     from mlflow.exceptions import MlflowException
 
     client = connect(workspace)
-    with clear_errors(client):
+    with clear_errors(client.tracking_uri):
         try:
-            client.get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-    return Run(client, run_id)
+    # A run deleted in MLflow's page is still there, but takes nothing more.
+    return Run(client, run_id) if run.info.lifecycle_stage == "active" else None

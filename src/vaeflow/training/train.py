@@ -12,6 +12,8 @@ import keras
 from vaeflow.config import Parameters
 from vaeflow.data.batches import batches
 from vaeflow.data.prepare import image_shape, load_split
+from vaeflow.device import use_gpu_if_any
+from vaeflow.errors import TrainingError
 from vaeflow.files import atomic_directory, write_json
 from vaeflow.lineage import collect_lineage
 from vaeflow.model.vae import VAE
@@ -29,7 +31,7 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
         The last epoch's metrics.
     """
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
-    print(f"training on {select_device()}", flush=True)
+    print(f"training on {use_gpu_if_any()}", flush=True)
 
     lineage = collect_lineage(workspace, parameters)
     with (
@@ -69,20 +71,6 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
     return vae
 
 
-def select_device() -> str:
-    """Let TensorFlow take GPU memory as it needs it, make it reproducible, and say what it sees."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    tf.config.experimental.enable_op_determinism()
-    if not gpus:
-        return "the CPU (TensorFlow sees no GPU)"
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
-    return f"GPU: {names[0]}" + (f" (of {len(gpus)} seen)" if len(gpus) > 1 else "")
-
-
 class EpochReport(keras.callbacks.Callback):
     """After each epoch: a line on the terminal, a row kept, a point on each MLflow curve."""
 
@@ -95,6 +83,10 @@ class EpochReport(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Called by Keras with the epoch's mean metrics; `val_` marks the validation split."""
         number = epoch + 1
+        if logs["skipped_steps"] == self.params["steps"]:
+            raise TrainingError(
+                f"epoch {number}: no step had a finite gradient. Lower train.learning_rate."
+            )
         metrics = {name.replace("val_", "validation_"): value for name, value in logs.items()}
         self.rows.append({"epoch": number, **metrics})
         self.run.log_metrics(metrics, step=number)
