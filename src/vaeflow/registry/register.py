@@ -104,7 +104,9 @@ def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str | Non
 
     bound = _bound(client, name, version)
     champion = _version_of(client, name, CHAMPION)
-    if champion in (None, version):
+    if champion == version:  # an earlier call was cut short before it noted its verdict
+        better, reason = True, "it was made champion"
+    elif champion is None:
         better, reason = True, f"there was no champion; its bound is {bound:.3f} nats"
     else:
         to_beat = _bound(client, name, champion)

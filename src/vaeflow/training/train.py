@@ -17,6 +17,7 @@ from vaeflow.errors import TrainingError
 from vaeflow.files import atomic_directory, write_json
 from vaeflow.lineage import collect_lineage
 from vaeflow.model.vae import VAE
+from vaeflow.training.stopping import StopBetweenSteps
 from vaeflow.training.tracking import Run, start_run
 from vaeflow.workspace import Workspace
 
@@ -64,7 +65,7 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
         batches(load_split(prepared, "train"), settings.batch_size, shuffle_seed=settings.seed),
         validation_data=batches(load_split(prepared, "validation"), settings.batch_size),
         epochs=settings.epochs,
-        callbacks=list(callbacks),
+        callbacks=[StopBetweenSteps(), *callbacks],
         shuffle=False,  # the batches are shuffled already
         verbose=0,
     )
