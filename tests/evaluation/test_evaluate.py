@@ -1,5 +1,6 @@
 import json
 
+import keras
 import numpy as np
 import pytest
 from helpers import run
@@ -16,35 +17,46 @@ from vaeflow.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def vae():
+    keras.utils.set_random_seed(0)
     return VAE((8, 8, 1), latent_dim=2, filters=(4,), hidden_units=8)
 
 
 def test_bounds_tend_to_quadrature_over_the_latent(vae, digits):
-    """log p(x) and the ELBO by summing over a fine grid of t, against many samples."""
+    """log p(x) and the ELBO by summing over a fine grid of t, against many samples.
+
+    The grid also gives the variance of each estimate, and so how far it may be off.
+    """
     images = (digits[:4] > 127).astype(np.uint8) * 255
+    samples = 4000
     axis = np.linspace(-7, 7, 281)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     cell = (axis[1] - axis[0]) ** 2
     logits = np.asarray(vae.decoder.predict(grid, batch_size=4096, verbose=0)["logits"], np.float64)
     log_sigmoid, log_one_minus = special.log_expit(logits), special.log_expit(-logits)
     posterior = {name: np.asarray(v) for name, v in vae.encoder(images / np.float32(255)).items()}
-    computed = compute_bounds(vae, images, samples=4000, seed=0)
+    computed = compute_bounds(vae, images, samples=samples, seed=0)
     for index, image in enumerate(images / 255.0):
         terms = image * log_sigmoid + (1 - image) * log_one_minus
         log_likelihood = terms.sum(axis=(1, 2, 3))
-        evidence = special.logsumexp(
-            log_likelihood + stats.norm.logpdf(grid).sum(axis=1) + np.log(cell)
-        )
         mean = posterior["mean"][index]
         scale = np.exp(posterior["log_variance"][index] / 2)
-        weights = stats.norm.pdf(grid, mean, scale).prod(axis=1) * cell
-        log_ratio = stats.norm.logpdf(grid, mean, scale) - stats.norm.logpdf(grid)
-        kl = np.sum(weights * log_ratio.sum(axis=1))
+        log_prior = stats.norm.logpdf(grid).sum(axis=1)
+        log_posterior = stats.norm.logpdf(grid, mean, scale).sum(axis=1)
+        density = np.exp(log_posterior) * cell
+
+        kl = np.sum(density * (log_posterior - log_prior))
+        expected = np.sum(density * log_likelihood)
+        variance = np.sum(density * (log_likelihood - expected) ** 2)
+        evidence = special.logsumexp(log_likelihood + log_prior + np.log(cell))
+        relative_weights = np.exp(log_likelihood + log_prior - log_posterior - evidence)
+        weight_variance = np.sum(density * (relative_weights - 1) ** 2)
+
+        error = 5 * np.sqrt(variance / samples)
         assert computed.kl[index] == pytest.approx(kl, abs=1e-3)
-        expected = np.sum(weights * log_likelihood)
-        assert computed.log_likelihood[index] == pytest.approx(expected, abs=0.02)
-        assert computed.elbo[index] == pytest.approx(expected - kl, abs=0.02)
-        assert computed.importance_weighted_bound[index] == pytest.approx(evidence, abs=0.02)
+        assert computed.log_likelihood[index] == pytest.approx(expected, abs=error)
+        assert computed.elbo[index] == pytest.approx(expected - kl, abs=error)
+        error = 5 * np.sqrt(weight_variance / samples)
+        assert computed.importance_weighted_bound[index] == pytest.approx(evidence, abs=error)
 
 
 def test_blocks_do_not_change_the_bounds_expectation(vae, digits, monkeypatch):
@@ -53,7 +65,7 @@ def test_blocks_do_not_change_the_bounds_expectation(vae, digits, monkeypatch):
     parts = compute_bounds(vae, digits[:100], samples=300, seed=0)
     for name, values in whole._asdict().items():
         assert values.shape[0] == 100
-        np.testing.assert_allclose(getattr(parts, name), values, atol=0.1, err_msg=name)
+        np.testing.assert_allclose(getattr(parts, name), values, atol=0.25, err_msg=name)
     np.testing.assert_array_equal(parts.kl, whole.kl)
 
 

@@ -17,6 +17,11 @@ def small_vae(image_shape=(8, 8, 1), **options):
     return VAE(image_shape=image_shape, **settings)
 
 
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run():
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture
 def images(digits):
     return digits[:256].astype(np.float32) / 255
@@ -54,7 +59,6 @@ def test_each_level_halves_rounding_up():
 
 
 def test_fit_raises_the_elbo_and_evaluate_and_predict_work(images):
-    keras.utils.set_random_seed(0)
     vae = small_vae()
     vae.compile(optimizer=keras.optimizers.Adam(3e-3))
     history = vae.fit(images, validation_data=images[:64], batch_size=32, epochs=4, verbose=0)
