@@ -35,7 +35,8 @@ Model = Annotated[
     str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
 ]
 Sources = Annotated[
-    list[Path], typer.Argument(help="Images: .npy arrays, image files, or folders of them.")
+    list[Path],
+    typer.Argument(help="Images: .npy, .npz or IDX arrays, image files, or folders of them."),
 ]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]

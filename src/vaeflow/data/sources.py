@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vaeflow.data.checks import LARGEST_EDGE, check_images
+from vaeflow.data.arrays import is_array, open_array
+from vaeflow.data.checks import LARGEST_EDGE, check_declared, check_images
 from vaeflow.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-
-
-MAGIC = b"\x93NUMPY"
 
 
 class Images(NamedTuple):
@@ -25,24 +23,30 @@ class Images(NamedTuple):
 
 
 def read_images(*sources: Path | str) -> Images:
-    """Read images of one shape from files and folders.
+    """Read images of one shape from files and folders, all at once; see `image_blocks`."""
+    blocks = list(image_blocks(*sources))
+    pixels = blocks[0].pixels if len(blocks) == 1 else np.concatenate([b.pixels for b in blocks])
+    return Images(pixels, [name for block in blocks for name in block.names])
+
+
+def image_blocks(*sources: Path | str) -> Iterator[Images]:
+    """Read images of one shape from files and folders, some megabytes at a time.
 
     Args:
-        sources: each a `.npy` array, an image file, or a folder. A folder that holds `images.npy`
-            is that array; any other is read with its subfolders, in the order of the paths.
+        sources: each an array (`.npy`; `.npz` holding one array; IDX, plain or gzipped), an image
+            file, or a folder. A folder that holds `images.npy` is that array; any other is read
+            with its subfolders, in the order of the paths.
 
     Raises:
         DataError: a source is missing, unreadable, empty, or of another shape than the first.
     """
-    parts: list[Images] = []
+    first: Images | None = None
     for source in map(Path, sources):
         for path in _files_of(source):
-            part = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path)
-            if parts:
-                _check_same_shape(parts[0], part)
-            parts.append(part)
-    pixels = parts[0].pixels if len(parts) == 1 else np.concatenate([p.pixels for p in parts])
-    return Images(pixels, [name for part in parts for name in part.names])
+            for block in _read_array(path) if is_array(path) else [_read_picture(path)]:
+                first = block if first is None else first
+                _check_same_shape(first, block)
+                yield block
 
 
 def _files_of(source: Path) -> Sequence[Path]:
@@ -50,7 +54,7 @@ def _files_of(source: Path) -> Sequence[Path]:
     if not source.exists():
         raise DataError(f"{source} does not exist.")
     if source.is_file():
-        if source.suffix.lower() not in {".npy", *IMAGE_SUFFIXES}:
+        if not (is_array(source) or source.suffix.lower() in IMAGE_SUFFIXES):
             raise DataError(f"{source}: unknown kind of file; expected {_expected()}.")
         return [source]
     pictures = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -68,20 +72,18 @@ def _files_of(source: Path) -> Sequence[Path]:
 
 
 def _expected() -> str:
-    return ".npy or " + ", ".join(sorted(IMAGE_SUFFIXES))
+    return ".npy, .npz, IDX, or " + ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def _read_array(path: Path) -> Images:
-    try:
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise ValueError("it does not begin as one")
-        # Mapped, so that a large array is not held twice; never unpickled: it could run code.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # whatever a damaged header makes of NumPy's parser
-        raise DataError(f"{path}: not a readable .npy array of numbers ({error}).") from None
-    pixels = check_images(array, str(path))
-    return Images(pixels, [f"{path}#{index}" for index in range(len(pixels))])
+def _read_array(path: Path) -> Iterator[Images]:
+    start = 0
+    with open_array(path) as array:
+        check_declared(array.shape, array.dtype, str(path))
+        for block in array.blocks():
+            pixels = check_images(block, str(path), start)
+            stop = start + len(pixels)
+            yield Images(pixels, [f"{path}#{index}" for index in range(start, stop)])
+            start = stop
 
 
 def _read_picture(path: Path) -> Images:

@@ -1,0 +1,201 @@
+"""Arrays of images on disk, read in blocks: NPY, NPZ, and IDX, plain or gzipped.
+
+A header is read first and compared with the size of its file, so that a short file that declares a
+large array is refused before anything is allocated. Nothing is ever unpickled: it could run code.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from vaeflow.errors import DataError
+
+BYTES_PER_BLOCK = 4 << 20
+# Deflate can pack a thousandfold; images that are worth anything pack nowhere near it.
+LARGEST_EXPANSION = 250
+LARGEST_NPY_HEADER = 10_000  # NumPy's own limit
+
+NPY_MAGIC = b"\x93NUMPY"
+GZIP_MAGIC = b"\x1f\x8b"
+# http://yann.lecun.com/exdb/mnist: two zeros, the type, the number of dimensions; big-endian.
+IDX_NAME = re.compile(r"(^|[-._])idx\d?([-._]|$)", re.IGNORECASE)
+IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def is_array(path: Path) -> bool:
+    """Whether the name is that of an array: .npy, .npz, or IDX such as train-images-idx3-ubyte."""
+    return path.suffix.lower() in {".npy", ".npz"} or bool(IDX_NAME.search(path.name))
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """An open array whose header has been read.
+
+    Attributes:
+        shape: as declared; the first axis counts the rows.
+        dtype: as declared.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stream: BinaryIO
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The rows in order, some megabytes at a time; to be called once.
+
+        Raises:
+            DataError: the file is damaged, shorter or longer than its header says.
+        """
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        at_once = max(1, BYTES_PER_BLOCK // max(1, row_bytes))
+        for start in range(0, self.shape[0], at_once):
+            rows = min(at_once, self.shape[0] - start)
+            content = self._read(rows * row_bytes)
+            if len(content) < rows * row_bytes:
+                complete = start + len(content) // row_bytes
+                raise DataError(
+                    f"{self.path}: cut off after row {complete} of {self.shape[0]}. "
+                    "Fetch the file again."
+                )
+            yield np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
+        # Reading on to the end is also what makes gzip and zip compare their checksums.
+        if self._read(1):
+            raise DataError(f"{self.path}: goes on after the {self.shape[0]} rows it declares.")
+
+    def _read(self, size: int) -> bytes:
+        with _clear_errors(self.path):
+            return self.stream.read(size)
+
+
+@contextmanager
+def open_array(path: Path, key: str | None = None) -> Iterator[ArrayFile]:
+    """Open an array and read its header.
+
+    Args:
+        path: `.npy`, `.npz`, or IDX, plain or gzipped.
+        key: which array of an `.npz`; may be left out when it holds one.
+
+    Raises:
+        DataError: the file is missing or damaged, its header declares more than the file can hold,
+            or an `.npz` has no such key.
+    """
+    with ExitStack() as stack:
+        with _clear_errors(path):
+            file = stack.enter_context(path.open("rb"))
+            size = os.fstat(file.fileno()).st_size
+            match path.suffix.lower():
+                case ".npy":
+                    opened = _npy(path, file, size)
+                case ".npz":
+                    opened = _npz(path, file, key, stack)
+                case _:
+                    opened = _idx(path, file, size, stack)
+        yield opened
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except Exception as error:  # whatever a damaged file makes of the parsers below
+        raise DataError(
+            f"{path}: not a readable array ({error or type(error).__name__})."
+        ) from None
+
+
+def _npy(path: Path, stream: BinaryIO, size: int) -> ArrayFile:
+    """Read the header of an NPY file, or of a member of an NPZ file, that is `size` bytes long."""
+    start = stream.read(8)
+    if start[:6] != NPY_MAGIC:
+        raise ValueError("it does not begin as an .npy file does")
+    version = tuple(start[6:])
+    if version not in {(1, 0), (2, 0)}:
+        raise ValueError(f"version {version} of the format, expected 1.0 or 2.0")
+    width = 2 if version == (1, 0) else 4
+    length_field = stream.read(width)
+    length = int.from_bytes(length_field, "little")
+    if len(length_field) < width or length > min(LARGEST_NPY_HEADER, size):
+        raise ValueError(f"a header of {length} bytes")
+    header = io.BytesIO(length_field + stream.read(length))
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran_order, dtype = read(header)
+    if dtype.hasobject:
+        raise DataError(f"{path}: holds pickled Python objects, which are never opened.")
+    if fortran_order and len(shape) > 1:
+        raise DataError(
+            f"{path}: stored column by column (Fortran order). "
+            "Save it again: numpy.save(path, numpy.ascontiguousarray(array))"
+        )
+    _check_size(path, shape, dtype, size - 8 - width - length)
+    return ArrayFile(path, shape, dtype, stream)
+
+
+def _npz(path: Path, file: BinaryIO, key: str | None, stack: ExitStack) -> ArrayFile:
+    archive = stack.enter_context(zipfile.ZipFile(file))
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    if key is None and len(members) == 1:
+        key = next(iter(members))
+    if key not in members:
+        asked = f"no array {key!r} in it" if key else "holds several arrays; name one (--key)"
+        raise DataError(f"{path}: {asked}. It has: {', '.join(sorted(members)) or 'none'}.")
+    member = members[key]
+    _check_expansion(path, member.file_size, member.compress_size)
+    return _npy(path, stack.enter_context(archive.open(member)), member.file_size)
+
+
+def _idx(path: Path, file: BinaryIO, size: int, stack: ExitStack) -> ArrayFile:
+    packed = file.read(2) == GZIP_MAGIC
+    file.seek(0)
+    stream = stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in IDX_TYPES or not start[3]:
+        raise ValueError(f"wrong magic number {start.hex() or '(empty)'}, expected IDX")
+    dtype = np.dtype(IDX_TYPES[start[2]])
+    declared = stream.read(4 * start[3])
+    shape = struct.unpack(f">{start[3]}I", declared)
+    pixels = math.prod(shape) * dtype.itemsize
+    if packed:
+        _check_expansion(path, pixels, size)
+    else:
+        _check_size(path, shape, dtype, size - len(start) - len(declared))
+    return ArrayFile(path, shape, dtype, stream)
+
+
+def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype, available: int) -> None:
+    declared = math.prod(shape) * dtype.itemsize
+    if not shape or declared != available:
+        raise DataError(
+            f"{path}: declares an array of shape {shape}, {declared} bytes, but holds {available}. "
+            "It is cut off or damaged: fetch it again."
+        )
+
+
+def _check_expansion(path: Path, unpacked: int, packed: int) -> None:
+    if unpacked > LARGEST_EXPANSION * max(1, packed):
+        raise DataError(
+            f"{path}: declares {unpacked} bytes packed into {packed}, more than "
+            f"{LARGEST_EXPANSION} to 1: refused as a decompression bomb. Unpack it yourself if you "
+            "trust it."
+        )
