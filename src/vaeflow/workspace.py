@@ -52,7 +52,7 @@ class Workspace:
 
     @property
     def prepared(self) -> Path:
-        """Output of `prepare`: one `.npy` a split, and `dataset.json`."""
+        """Output of `prepare`: one `.npy` a split, `index.parquet` and `dataset.json`."""
         return self.root / "outputs" / "prepared"
 
     @property

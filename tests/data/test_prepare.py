@@ -1,13 +1,22 @@
+import hashlib
 import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pyarrow import parquet
 
 from vaeflow.config import Prepare
+from vaeflow.data import arrays
 from vaeflow.data.batches import batches
 from vaeflow.data.prepare import load_split, prepare
-from vaeflow.data.splits import SPLITS, split_of
+from vaeflow.data.splits import SPLITS, assign_splits, pixel_digests
 from vaeflow.errors import DataError
 from vaeflow.workspace import Workspace
 
@@ -29,8 +38,81 @@ def test_splits_hold_every_image_once(place, digits):
     assert about == {"image_shape": [8, 8, 1], "images": counts}
 
 
+def test_the_index_leads_from_each_image_to_its_source_and_label(place, digits, monkeypatch):
+    monkeypatch.setattr(arrays, "BYTES_PER_BLOCK", 64 * 100)
+    labels = np.arange(len(digits), dtype=np.uint8) % 7
+    np.save(place.data / "images.npy", digits)
+    np.save(place.data / "labels.npy", labels)
+    prepare(place, Prepare())
+    index = parquet.read_table(place.prepared / "index.parquet").to_pydict()
+    assert list(index) == ["id", "split", "label", "source", "sha256"]
+    assert index["id"] == list(range(len(digits)))
+    assert index["label"] == labels.tolist()
+    assert index["source"] == [f"images.npy#{row}" for row in range(len(digits))]
+    assert index["sha256"] == [hashlib.sha256(image.tobytes()).hexdigest() for image in digits]
+    for name in SPLITS:
+        rows = [row for row, split in enumerate(index["split"]) if split == name]
+        np.testing.assert_array_equal(load_split(place.prepared, name), digits[rows])
+
+
+def test_image_files_are_indexed_by_their_paths(place, digits):
+    for number, image in enumerate(digits[:60]):
+        path = place.data / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    prepare(place, Prepare())
+    index = parquet.read_table(place.prepared / "index.parquet").to_pydict()
+    assert index["source"][:2] == ["a/00.png", "a/02.png"]
+    assert index["label"] == [None] * 60
+    assert index["sha256"][-1] == hashlib.sha256(digits[59].tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("count", [0, 99, 101])
+def test_labels_must_be_as_many_as_images(place, digits, count):
+    np.save(place.data / "images.npy", digits[:100])
+    np.save(place.data / "labels.npy", np.zeros(count, np.uint8))
+    with pytest.raises(DataError, match=rf"labels\.npy holds {count} labels"):
+        prepare(place, Prepare())
+    assert not place.prepared.exists()
+
+
+def test_labels_must_be_integers(place, digits):
+    np.save(place.data / "images.npy", digits[:100])
+    np.save(place.data / "labels.npy", np.zeros(100))
+    with pytest.raises(DataError, match=r"labels\.npy: an array of float64"):
+        prepare(place, Prepare())
+
+
+MEMORY = """
+import sys
+from vaeflow.config import Prepare
+from vaeflow.data.prepare import prepare
+from vaeflow.workspace import Workspace
+from pathlib import Path
+
+prepare(Workspace(Path(sys.argv[1])), Prepare())
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """Ten times the images, 150 MB of pixels: a few megabytes more."""
+    megabytes = []
+    for count in (20_000, 200_000):
+        data = tmp_path / str(count) / "data"
+        data.mkdir(parents=True)
+        images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        np.save(data / "images.npy", images)
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, data.parent], capture_output=True, text=True, check=True
+        )
+        megabytes.append(int(done.stdout) / 1024)
+    assert megabytes[1] - megabytes[0] < 75
+
+
 def test_fractions_are_kept_in_expectation(digits):
-    counts = Counter(split_of(image, 3, 0.2, 0.3) for image in digits)
+    counts = Counter(assign_splits(pixel_digests(digits), 3, 0.2, 0.3).tolist())
     for name, share in (("validation", 0.2), ("test", 0.3), ("train", 0.5)):
         deviation = np.sqrt(share * (1 - share) / len(digits))
         assert counts[name] / len(digits) == pytest.approx(share, abs=4 * deviation)
@@ -51,8 +133,28 @@ def test_an_image_keeps_its_split_as_data_grow_and_duplicates_stay_together(plac
     assert not held_out["train"] & held_out["test"]
 
 
+@given(image=st.binary(min_size=4, max_size=4), seed=st.integers(0, 2**32 - 1))
+def test_the_rule_is_the_published_one_for_ever(image, seed):
+    """SHA-256, and SplitMix64 in plain integers: another rule would leak test images."""
+
+    def mix(value):
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+        return value ^ (value >> 31)
+
+    leading = int.from_bytes(hashlib.sha256(image).digest()[:8], "big")
+    position = mix(leading ^ mix(seed)) / 2**64
+    expected = "test" if position < 0.25 else "validation" if position < 0.5 else "train"
+    pixels = np.frombuffer(image, np.uint8).reshape(1, 2, 2, 1)
+    assert assign_splits(pixel_digests(pixels), seed, 0.25, 0.25).tolist() == [expected]
+
+
 def test_another_seed_splits_otherwise(digits):
-    assert [split_of(i, 0, 0.1, 0.1) for i in digits] != [split_of(i, 1, 0.1, 0.1) for i in digits]
+    digests = pixel_digests(digits)
+    tests = [assign_splits(digests, seed, 0.1, 0.1) == "test" for seed in (0, 1)]
+    # As independent draws would: about a tenth of one test split is in the other too.
+    assert np.mean(tests[1][tests[0]]) < 0.25
 
 
 def test_missing_data_say_how_to_get_them(tmp_path):

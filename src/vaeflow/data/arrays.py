@@ -199,3 +199,39 @@ def _check_expansion(path: Path, unpacked: int, packed: int) -> None:
             f"{LARGEST_EXPANSION} to 1: refused as a decompression bomb. Unpack it yourself if you "
             "trust it."
         )
+
+
+class ArrayWriter:
+    """Write an `.npy` file of uint8 rows block by block, without knowing how many will come.
+
+    Args:
+        path: the file.
+        row_shape: shape of one row.
+
+    Attributes:
+        rows: written so far.
+    """
+
+    def __init__(self, path: Path, row_shape: tuple[int, ...]):
+        self.row_shape = row_shape
+        self.rows = 0
+        self._file = path.open("wb")
+        self._start = self._write_header()
+
+    def write(self, rows: np.ndarray) -> None:
+        """Append uint8 rows, `(count, *row_shape)`."""
+        self._file.write(np.ascontiguousarray(rows, dtype=np.uint8))
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        """Put the number of rows into the header, for which NumPy leaves room."""
+        self._file.seek(0)
+        if self._write_header() != self._start:
+            raise AssertionError("the header has grown over the first row")
+        self._file.close()
+
+    def _write_header(self) -> int:
+        shape = (self.rows, *self.row_shape)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()

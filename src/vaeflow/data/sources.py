@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaeflow.data.arrays import is_array, open_array
+from vaeflow.data.arrays import BYTES_PER_BLOCK, is_array, open_array
 from vaeflow.data.checks import LARGEST_EDGE, check_declared, check_images
 from vaeflow.errors import DataError
 
@@ -24,9 +24,7 @@ class Images(NamedTuple):
 
 def read_images(*sources: Path | str) -> Images:
     """Read images of one shape from files and folders, all at once; see `image_blocks`."""
-    blocks = list(image_blocks(*sources))
-    pixels = blocks[0].pixels if len(blocks) == 1 else np.concatenate([b.pixels for b in blocks])
-    return Images(pixels, [name for block in blocks for name in block.names])
+    return _joined(list(image_blocks(*sources)))
 
 
 def image_blocks(*sources: Path | str) -> Iterator[Images]:
@@ -42,15 +40,15 @@ def image_blocks(*sources: Path | str) -> Iterator[Images]:
     """
     first: Images | None = None
     for source in map(Path, sources):
-        for path in _files_of(source):
-            for block in _read_array(path) if is_array(path) else [_read_picture(path)]:
-                first = block if first is None else first
-                _check_same_shape(first, block)
-                yield block
+        files = _files_of(source)
+        for block in _read_array(files[0]) if is_array(files[0]) else _read_pictures(files):
+            first = block if first is None else first
+            _check_same_shape(first, block)
+            yield block
 
 
 def _files_of(source: Path) -> Sequence[Path]:
-    """The files a source stands for, in a fixed order; never none."""
+    """The files a source stands for, in a fixed order: one array, or one or more pictures."""
     if not source.exists():
         raise DataError(f"{source} does not exist.")
     if source.is_file():
@@ -84,6 +82,26 @@ def _read_array(path: Path) -> Iterator[Images]:
             stop = start + len(pixels)
             yield Images(pixels, [f"{path}#{index}" for index in range(start, stop)])
             start = stop
+
+
+def _read_pictures(paths: Sequence[Path]) -> Iterator[Images]:
+    """Blocks of image files, all of the first one's shape."""
+    parts: list[Images] = []
+    for path in paths:
+        part = _read_picture(path)
+        if parts:
+            _check_same_shape(parts[0], part)
+        parts.append(part)
+        if len(parts) * part.pixels.nbytes >= BYTES_PER_BLOCK:
+            yield _joined(parts)
+            parts = []
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: Sequence[Images]) -> Images:
+    pixels = parts[0].pixels if len(parts) == 1 else np.concatenate([p.pixels for p in parts])
+    return Images(pixels, [name for part in parts for name in part.names])
 
 
 def _read_picture(path: Path) -> Images:

@@ -9,22 +9,45 @@ import numpy as np
 SPLITS = ("train", "validation", "test")
 
 
-def split_of(image: np.ndarray, seed: int, validation_fraction: float, test_fraction: float) -> str:
-    """The split of one image: a hash of seed, shape and pixels, read as a number in [0, 1).
+def pixel_digests(images: np.ndarray) -> np.ndarray:
+    """SHA-256 of each image's pixels.
+
+    Args:
+        images: uint8, `(count, height, width, channels)`.
+
+    Returns:
+        uint8, `(count, 32)`.
+    """
+    rows = np.ascontiguousarray(images).reshape(len(images), -1)
+    digests = b"".join([hashlib.sha256(row).digest() for row in rows])
+    return np.frombuffer(digests, np.uint8).reshape(-1, 32)
+
+
+def assign_splits(
+    digests: np.ndarray, seed: int, validation_fraction: float, test_fraction: float
+) -> np.ndarray:
+    """The split of each image: its digest, mixed with the seed, read as a number in [0, 1).
 
     Equal images get equal splits, so a duplicate never straddles two; and an image keeps its split
     when the data set grows, so test images stay unseen.
 
     Args:
-        image: uint8, `(height, width, channels)`.
+        digests: from `pixel_digests`, `(count, 32)`.
         seed: another seed gives another split.
         validation_fraction, test_fraction: expected shares, each in (0, 1).
+
+    Returns:
+        A name of `SPLITS` for each image, `(count,)`.
     """
-    digest = hashlib.sha256(f"{seed}:{image.shape}:".encode())
-    digest.update(np.ascontiguousarray(image))
-    position = int.from_bytes(digest.digest()[:8], "big") / 2**64
-    if position < test_fraction:
-        return "test"
-    if position < test_fraction + validation_fraction:
-        return "validation"
-    return "train"
+    leading = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+    position = _mix(leading ^ _mix(np.array([seed], np.uint64))) / 2.0**64
+    number = np.where(position < test_fraction + validation_fraction, 1, 0)
+    return np.array(SPLITS)[np.where(position < test_fraction, 2, number)]
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele, Lea and Flood 2014): one to one, and every bit depends on every other."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
