@@ -1,10 +1,11 @@
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vaeflow.data.checks import check_images
+from vaeflow.data.checks import LARGEST_AREA, LARGEST_EDGE, check_images
 from vaeflow.data.sources import read_images
 from vaeflow.errors import DataError
 
@@ -78,12 +79,17 @@ def test_endings_are_read_in_any_case_and_kinds_do_not_mix(tmp_path):
         read_images(tmp_path)
 
 
-def test_a_picture_beyond_the_limit_is_refused_from_its_header(tmp_path):
-    from vaeflow.data.checks import LARGEST_EDGE
-
+def test_a_picture_beyond_the_limits_is_refused_from_its_header(tmp_path):
+    """Two megabytes of file at most, hundreds of decoded ones: nothing near that is allocated."""
     Image.new("1", (LARGEST_EDGE + 1, 1)).save(tmp_path / "long.png")
-    with pytest.raises(DataError, match="no edge may exceed"):
-        read_images(tmp_path / "long.png")
+    Image.new("1", (LARGEST_EDGE, LARGEST_AREA // LARGEST_EDGE + 1)).save(tmp_path / "large.png")
+    for name, expected in (("long", "every edge must be 1"), ("large", "more than 67108864")):
+        tracemalloc.start()
+        with pytest.raises(DataError, match=rf"{name}\.png: .*{expected}"):
+            read_images(tmp_path / f"{name}.png")
+        largest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert largest < 1 << 20
 
 
 def nan_at_three():
@@ -106,6 +112,7 @@ def nan_at_three():
         (np.zeros((2, 4, 4, 1, 1), np.uint8), "shape (2, 4, 4, 1, 1)"),
         (np.zeros((0, 4, 4), np.uint8), "no images"),
         (np.zeros((3, 0, 4), np.uint8), "every edge"),
+        (np.broadcast_to(np.uint8(0), (1, 8193, 8192)), "no image may have more than"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(images, expected):

@@ -7,6 +7,8 @@ import numpy as np
 from vaeflow.errors import DataError
 
 LARGEST_EDGE = 16_384
+# Height times width: a few kilobytes of PNG can decode to gigabytes.
+LARGEST_AREA = 64 * 2**20
 
 
 def check_images(images: np.ndarray, where: str, first: int = 0) -> np.ndarray:
@@ -57,6 +59,11 @@ def check_declared(
     if not all(1 <= edge <= LARGEST_EDGE for edge in shape[1:]):
         raise DataError(
             f"{where}: images of shape {shape[1:]}; every edge must be 1..{LARGEST_EDGE}."
+        )
+    if shape[1] * shape[2] > LARGEST_AREA:
+        raise DataError(
+            f"{where}: images of {shape[1]} x {shape[2]} pixels; "
+            f"no image may have more than {LARGEST_AREA}."
         )
     return shape if len(shape) == 4 else (*shape, 1)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vaeflow.data.arrays import BYTES_PER_BLOCK, is_array, open_array
-from vaeflow.data.checks import LARGEST_EDGE, check_declared, check_images
+from vaeflow.data.checks import check_declared, check_images
 from vaeflow.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -112,9 +112,11 @@ def _read_picture(path: Path) -> Images:
             # From the header, before anything is decoded.
             if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:
                 raise ValueError(f"pixel mode {image.mode}; expected 8-bit grey or colour")
-            if max(image.size) > LARGEST_EDGE:
-                raise ValueError(f"{image.size} pixels; no edge may exceed {LARGEST_EDGE}")
+            width, height = image.size
+            check_declared((1, height, width), np.dtype(np.uint8), str(path))
             array = np.asarray(image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB"))
+    except DataError:
+        raise
     except Exception as error:  # whatever a damaged file makes of Pillow's decoders
         raise DataError(f"{path}: not a readable image ({error}).") from None
     return Images(check_images(array[np.newaxis], str(path)), [str(path)])
