@@ -72,8 +72,10 @@ def prepare() -> None:
     workspace, parameters = _workspace()
     from vaeflow.data.prepare import prepare
 
-    counts = prepare(workspace, parameters.prepare)
-    print("prepared " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    images, duplicates = prepare(workspace, parameters.prepare)
+    print("prepared " + ", ".join(f"{count} {split}" for split, count in images.items()))
+    if duplicates:
+        print(f"{duplicates} are exact copies of other images; copies share a split")
 
 
 @app.command(rich_help_panel=STAGES)

@@ -29,13 +29,20 @@ def place(tmp_path):
 
 def test_splits_hold_every_image_once(place, digits):
     np.save(place.data / "images.npy", digits)
-    counts = prepare(place, Prepare())
+    counts, duplicates = prepare(place, Prepare())
     parts = {name: load_split(place.prepared, name) for name in SPLITS}
     assert counts == {name: len(part) for name, part in parts.items()}
     together = Counter(image.tobytes() for part in parts.values() for image in part)
     assert together == Counter(image.tobytes() for image in digits)
     about = json.loads((place.prepared / "dataset.json").read_text())
-    assert about == {"image_shape": [8, 8, 1], "images": counts}
+    assert about == {"image_shape": [8, 8, 1], "images": counts, "duplicates": duplicates}
+
+
+def test_exact_copies_are_counted(place, digits, monkeypatch):
+    monkeypatch.setattr(arrays, "BYTES_PER_BLOCK", 64 * 100)
+    before = len(digits) - len({image.tobytes() for image in digits})
+    np.save(place.data / "images.npy", np.concatenate([digits, digits[:30], digits[5:7]]))
+    assert prepare(place, Prepare()).duplicates == before + 32
 
 
 def test_the_index_leads_from_each_image_to_its_source_and_label(place, digits, monkeypatch):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,14 @@ from vaeflow.files import atomic_directory, write_json
 from vaeflow.workspace import Workspace
 
 
-def prepare(workspace: Workspace, parameters: Prepare) -> Mapping[str, int]:
+class Prepared(NamedTuple):
+    """What `prepare` found: images per split, and how many are exact copies of an earlier one."""
+
+    images: Mapping[str, int]
+    duplicates: int
+
+
+def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
     """Read `data/`, check it, and write one array a split to `outputs/prepared`.
 
     Works through the images in blocks, so that they need not fit into memory. Writes
@@ -28,10 +36,7 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Mapping[str, int]:
     - `index.parquet`, one row an image in the order of `data/`: `id` (its place there), `split`,
       `label` (from `data/labels.npy`, else null), `source` (file, and row of an array), `sha256`
       (of its pixels). The rows of one split are in the order of its array;
-    - `dataset.json`, image shape and counts.
-
-    Returns:
-        Images per split.
+    - `dataset.json`: image shape, images per split, duplicates.
 
     Raises:
         DataError: the data are missing or refused, a split would be empty, or there are not as many
@@ -41,61 +46,103 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Mapping[str, int]:
         raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
     labels = _read_labels(workspace.data / "labels.npy")
     with atomic_directory(workspace.prepared) as folder:
-        image_shape, counts = _write_splits(folder, workspace.data, labels, parameters)
-        images = sum(counts.values())
-        if not all(counts.values()):
+        splits = _write_splits(folder, workspace.data, labels, parameters)
+        if not all(splits.images.values()):
             raise DataError(
-                f"data/: {images} images split into {counts}; every split needs at least one. "
-                "Add images, or raise its fraction in params.yaml."
+                f"data/: {splits.count} images split into {splits.images}; every split needs at "
+                "least one. Add images, or raise its fraction in params.yaml."
             )
-        if labels is not None and len(labels) != images:
-            raise _wrong_number_of_labels(labels)
-        write_json(folder / "dataset.json", {"image_shape": list(image_shape), "images": counts})
-    return counts
+        prepared = Prepared(splits.images, splits.duplicates)
+        about = {"image_shape": list(splits.image_shape), **prepared._asdict()}
+        write_json(folder / "dataset.json", about)
+    return prepared
 
 
 def _write_splits(
     folder: Path, data: Path, labels: np.ndarray | None, parameters: Prepare
-) -> tuple[tuple[int, ...], dict[str, int]]:
-    """Write the arrays and the index; returns the images' shape and the number in each split."""
-    import pyarrow
-    import pyarrow.parquet
-
-    schema = pyarrow.schema(
-        [
-            ("id", pyarrow.int64()),
-            ("split", pyarrow.string()),
-            ("label", pyarrow.int64()),
-            ("source", pyarrow.string()),
-            ("sha256", pyarrow.string()),
-        ]
-    )
-    writers: dict[str, ArrayWriter] = {}
+) -> SplitWriter:
+    """Write the arrays and the index, block by block."""
     with ExitStack() as stack:
-        index = stack.enter_context(pyarrow.parquet.ParquetWriter(folder / "index.parquet", schema))
-        start = 0
+        writer: SplitWriter | None = None
         for block in image_blocks(data):
-            stop = start + len(block.pixels)
+            if writer is None:
+                shape = block.pixels.shape[1:]
+                writer = stack.enter_context(closing(SplitWriter(folder, shape, parameters)))
+            sources = [name.removeprefix(f"{data}{os.sep}") for name in block.names]
+            stop = writer.count + len(sources)
             if labels is not None and len(labels) < stop:
                 raise _wrong_number_of_labels(labels)
-            if not writers:
-                for name in SPLITS:
-                    writer = ArrayWriter(folder / f"{name}.npy", block.pixels.shape[1:])
-                    writers[name] = stack.enter_context(closing(writer))
-            digests = pixel_digests(block.pixels)
-            splits = assign_splits(digests, **parameters.model_dump())
-            for name, writer in writers.items():
-                writer.write(block.pixels[splits == name])
-            columns = {
-                "id": np.arange(start, stop),
-                "split": splits,
-                "label": [None] * len(splits) if labels is None else labels[start:stop],
-                "source": [name.removeprefix(f"{data}{os.sep}") for name in block.names],
-                "sha256": [digest.tobytes().hex() for digest in digests],
-            }
-            index.write_table(pyarrow.table(columns, schema))
-            start = stop
-    return block.pixels.shape[1:], {name: writer.rows for name, writer in writers.items()}
+            writer.add(
+                block.pixels, sources, None if labels is None else labels[writer.count : stop]
+            )
+    if labels is not None and len(labels) != writer.count:
+        raise _wrong_number_of_labels(labels)
+    return writer
+
+
+class SplitWriter:
+    """One growing array a split, and the index of them all.
+
+    Attributes:
+        image_shape: `(height, width, channels)`.
+        count: images written so far.
+    """
+
+    def __init__(self, folder: Path, image_shape: tuple[int, ...], parameters: Prepare):
+        import pyarrow
+        import pyarrow.parquet
+
+        self.image_shape = image_shape
+        self.count = 0
+        self._parameters = parameters
+        self._arrays = {name: ArrayWriter(folder / f"{name}.npy", image_shape) for name in SPLITS}
+        self._schema = pyarrow.schema(
+            [
+                ("id", pyarrow.int64()),
+                ("split", pyarrow.string()),
+                ("label", pyarrow.int64()),
+                ("source", pyarrow.string()),
+                ("sha256", pyarrow.string()),
+            ]
+        )
+        self._index = pyarrow.parquet.ParquetWriter(folder / "index.parquet", self._schema)
+        self._digests: list[np.ndarray] = []
+
+    def add(self, images: np.ndarray, sources: Sequence[str], labels: np.ndarray | None) -> None:
+        """Write a block: uint8 `(count, *image_shape)`, a source and perhaps a label for each."""
+        import pyarrow
+
+        digests = pixel_digests(images)
+        splits = assign_splits(digests, **self._parameters.model_dump())
+        for name, array in self._arrays.items():
+            array.write(images[splits == name])
+        columns = {
+            "id": np.arange(self.count, self.count + len(images)),
+            "split": splits,
+            "label": [None] * len(images) if labels is None else labels,
+            "source": sources,
+            "sha256": [digest.tobytes().hex() for digest in digests],
+        }
+        self._index.write_table(pyarrow.table(columns, self._schema))
+        self.count += len(images)
+        # Half a digest tells images apart as surely, in half the memory.
+        self._digests.append(digests[:, :16].copy())
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._index.close()
+        for array in self._arrays.values():
+            array.close()
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images per split."""
+        return {name: array.rows for name, array in self._arrays.items()}
+
+    @property
+    def duplicates(self) -> int:
+        """How many images are exact copies of an earlier one."""
+        return self.count - len(np.unique(np.concatenate(self._digests).view("V16")))
 
 
 def _wrong_number_of_labels(labels: np.ndarray) -> DataError:
