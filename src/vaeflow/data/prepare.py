@@ -62,13 +62,14 @@ def _write_splits(
     folder: Path, data: Path, labels: np.ndarray | None, parameters: Prepare
 ) -> SplitWriter:
     """Write the arrays and the index, block by block."""
+    inside = f"{data}{os.sep}"
     with ExitStack() as stack:
         writer: SplitWriter | None = None
         for block in image_blocks(data):
             if writer is None:
                 shape = block.pixels.shape[1:]
                 writer = stack.enter_context(closing(SplitWriter(folder, shape, parameters)))
-            sources = [name.removeprefix(f"{data}{os.sep}") for name in block.names]
+            sources = [name.removeprefix(inside) for name in block.names]
             stop = writer.count + len(sources)
             if labels is not None and len(labels) < stop:
                 raise _wrong_number_of_labels(labels)
@@ -121,7 +122,7 @@ class SplitWriter:
             "split": splits,
             "label": [None] * len(images) if labels is None else labels,
             "source": sources,
-            "sha256": [digest.tobytes().hex() for digest in digests],
+            "sha256": [digest.hex() for digest in digests.view("V32")[:, 0].tolist()],
         }
         self._index.write_table(pyarrow.table(columns, self._schema))
         self.count += len(images)

@@ -74,13 +74,13 @@ def _expected() -> str:
 
 
 def _read_array(path: Path) -> Iterator[Images]:
-    start = 0
+    start, where = 0, str(path)
     with open_array(path) as array:
-        check_declared(array.shape, array.dtype, str(path))
+        check_declared(array.shape, array.dtype, where)
         for block in array.blocks():
-            pixels = check_images(block, str(path), start)
+            pixels = check_images(block, where, start)
             stop = start + len(pixels)
-            yield Images(pixels, [f"{path}#{index}" for index in range(start, stop)])
+            yield Images(pixels, [f"{where}#{index}" for index in range(start, stop)])
             start = stop
 
 
