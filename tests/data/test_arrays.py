@@ -136,11 +136,7 @@ def test_any_changed_byte_is_an_error_or_changes_that_pixel_alone(tmp_path_facto
 @settings(deadline=None)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("any")
-    for name, start in (
-        ("any.npy", b"\x93NUMPY\x01\x00"),
-        ("any.npz", b"PK"),
-        ("any.idx", b"\0\0"),
-    ):
+    for name, start in (("any.npy", NPY_START), ("any.npz", b"PK"), ("any.idx", b"\0\0")):
         path = folder / name
         path.write_bytes(start + content)
         try:
@@ -176,6 +172,13 @@ def test_a_damaged_header_says_what_is_wrong(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=expected):
         read(tmp_path / name)
+
+
+def test_an_archive_under_the_name_of_an_array_is_refused(tmp_path):
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, images=np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(DataError, match=r"archive\.npy: not a readable"):
+        read_images(tmp_path / "archive.npy")
 
 
 @pytest.mark.parametrize("kind", ["npy", "idx", "gz"])

@@ -30,8 +30,9 @@ LARGEST_NPY_HEADER = 10_000  # NumPy's own limit
 
 NPY_MAGIC = b"\x93NUMPY"
 GZIP_MAGIC = b"\x1f\x8b"
-# http://yann.lecun.com/exdb/mnist: two zeros, the type, the number of dimensions; big-endian.
 IDX_NAME = re.compile(r"(^|[-._])idx\d?([-._]|$)", re.IGNORECASE)
+# The magic number is two zeros, the type and the number of dimensions; then each dimension, as
+# four bytes. All is big-endian (http://yann.lecun.com/exdb/mnist).
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 

@@ -41,8 +41,9 @@ def assign_splits(
     """
     leading = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
     position = _mix(leading ^ _mix(np.array([seed], np.uint64))) / 2.0**64
-    number = np.where(position < test_fraction + validation_fraction, 1, 0)
-    return np.array(SPLITS)[np.where(position < test_fraction, 2, number)]
+    in_test = position < test_fraction
+    in_validation = position < test_fraction + validation_fraction
+    return np.select([in_test, in_validation], ["test", "validation"], "train")
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
