@@ -43,7 +43,7 @@ def test_a_broken_graph_says_so(place):
 
 def test_data_that_are_missing_or_changed_are_refused_with_the_remedy(place):
     pipeline.check_inputs(place)
-    path = place.data / "images.npy"
+    path = place.data / "digits" / "images.npy"
     images = np.load(path)
     path.unlink()
     np.save(path, images[:100])
@@ -112,7 +112,7 @@ def test_the_shipped_repository_pulls_everything_its_lock_names(tmp_path):
         pytest.skip("this clone has a dvc.lock of its own")
     run(tmp_path, "git", "clone", "--quiet", str(REPOSITORY), "clone")
     run(tmp_path / "clone", "dvc", "pull")
-    assert np.load(tmp_path / "clone" / "data" / "images.npy").shape == (1797, 8, 8, 1)
+    assert np.load(tmp_path / "clone" / "data" / "digits" / "images.npy").shape == (1797, 8, 8, 1)
 
 
 def pipeline_outputs():
@@ -122,8 +122,9 @@ def pipeline_outputs():
     return [output for stage in stages.values() for output in stage["outs"]]
 
 
-def test_the_sample_script_writes_the_versioned_bytes(tmp_path, place):
-    script = REPOSITORY / "scripts" / "make_digits.py"
-    run(tmp_path, sys.executable, str(script), "made")
-    for name in ("images.npy", "labels.npy"):
-        assert (tmp_path / "made" / name).read_bytes() == (place.data / name).read_bytes()
+def test_the_known_digits_are_the_versioned_bytes(tmp_path, place):
+    before = (place.root / "data.dvc").read_bytes()
+    printed = run(place.root, "vaeflow", "data", "add", "digits").stdout
+    assert (place.root / "data.dvc").read_bytes() == before
+    assert "1,797 images of 8 x 8" in printed
+    assert "data.dvc: unchanged" in printed

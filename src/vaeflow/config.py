@@ -24,8 +24,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Prepare(_Section):
-    """How images are split. Fractions are of all images, in expectation."""
+class Limits(_Section):
+    """What the header of an image file or array may declare; more is refused, not decoded."""
+
+    max_pixels: Positive = 2**26  # height x width: a few kilobytes of PNG can decode to gigabytes
+    # Unpacked to packed bytes of an array. Deflate can pack a thousandfold; images that are worth
+    # anything pack nowhere near it.
+    max_expansion: Positive = 250
+
+
+class Prepare(Limits):
+    """What images may be, and how they are split. Fractions are of all, in expectation."""
 
     seed: Seed = 0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -22,6 +22,20 @@ class DataError(VaeflowError):
     """Images are missing, unreadable, or not what the model takes."""
 
 
+class BadImageError(DataError):
+    """One file, or one row of an array, that cannot be used; others beside it may be sound.
+
+    Args:
+        name: the file, or `file#row`.
+        reason: what is wrong, and what would be right.
+    """
+
+    def __init__(self, name: object, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name = str(name)
+        self.reason = reason
+
+
 class TrainingError(VaeflowError):
     """Training or the trained model gave numbers that are not finite."""
 

@@ -1,9 +1,10 @@
-"""Writing files whole or not at all, and their digests."""
+"""Writing files whole or not at all, their digests, and where downloads are kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +41,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
         fresh = Path(folder) / target.name
         yield fresh
         fresh.replace(target)
+
+
+def cache_folder() -> Path:
+    """Where what was downloaded is kept: `VAEFLOW_CACHE`, by default `~/.cache/vaeflow`."""
+    default = Path.home() / ".cache" / "vaeflow"
+    return Path(os.environ.get("VAEFLOW_CACHE", default)).absolute()
 
 
 def write_json(path: Path, value: object) -> None:

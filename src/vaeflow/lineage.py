@@ -6,6 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from vaeflow.config import Parameters
+from vaeflow.versioning import data_md5
 from vaeflow.workspace import Workspace
 
 PACKAGES = ("vaeflow", "tensorflow", "keras", "numpy", "mlflow", "dvc", "prefect")
@@ -25,7 +26,7 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
     return {
         "git_commit": commit or UNKNOWN,
         "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
-        "data_md5": _data_md5(workspace),
+        "data_md5": data_md5(workspace) or UNKNOWN,
         "parameters_sha256": parameters.sha256(),
         **{f"version_{name}": _version(name) for name in PACKAGES},
     }
@@ -40,15 +41,6 @@ def _git(workspace: Workspace, *arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _data_md5(workspace: Workspace) -> str:
-    from ruamel.yaml import YAML
-
-    pointer = workspace.root / "data.dvc"
-    if not pointer.is_file():
-        return UNKNOWN
-    return str(YAML(typ="safe", pure=True).load(pointer)["outs"][0].get("md5", UNKNOWN))
 
 
 def _version(package: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+TITLE = 32  # rows of a title
 SMALLEST_TILE = 48  # screen pixels; smaller images are enlarged by whole factors
 
 
@@ -59,6 +61,29 @@ def pairs(originals: np.ndarray, reconstructions: np.ndarray, columns: int = 12)
         rows.append(padded.reshape(-1, columns, *originals.shape[1:]))
     interleaved = np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
     return grid(interleaved, columns)
+
+
+def sections(sheets: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Stack pictures, each below its title.
+
+    Args:
+        sheets: uint8 `(rows, columns, 3)` by title; of different sizes, if need be.
+
+    Returns:
+        uint8, `(rows, columns, 3)`.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=TITLE // 2)
+    width = max(sheet.shape[1] for sheet in sheets.values())
+    height = sum(TITLE + sheet.shape[0] for sheet in sheets.values())
+    canvas = Image.new("RGB", (width, height), "white")
+    draw, top = ImageDraw.Draw(canvas), 0
+    for title, sheet in sheets.items():
+        draw.text((6, top + TITLE // 4), title, fill="black", font=font)
+        canvas.paste(Image.fromarray(sheet), (0, top + TITLE))
+        top += TITLE + sheet.shape[0]
+    return np.asarray(canvas)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

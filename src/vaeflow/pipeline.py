@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 from vaeflow.config import load_parameters
 from vaeflow.errors import DataError, StageError
 from vaeflow.processes import process_group
+from vaeflow.versioning import data_is_versioned, dvc, dvc_command, dvc_environment
 from vaeflow.workspace import Workspace
 
 EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
@@ -29,7 +27,7 @@ def stages(workspace: Workspace) -> list[str]:
         StageError: DVC cannot read the graph.
     """
     graph: dict[str, set[str]] = {}
-    for line in _dvc_output(workspace, "dag", "--dot").splitlines():
+    for line in dvc(workspace, "dag", "--dot").splitlines():
         if edge := EDGE.match(line.strip()):
             graph.setdefault(edge["after"], set()).add(edge["before"])
         elif node := NODE.match(line.strip()):
@@ -51,8 +49,7 @@ def check_inputs(workspace: Workspace) -> None:
     load_parameters(workspace.parameters)
     if not workspace.data.exists():
         raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
-    changed = _dvc_output(workspace, "status", "data.dvc")
-    if "up to date" not in changed:
+    if not data_is_versioned(workspace):
         raise DataError(
             "data/ differs from data.dvc. Version the new images (dvc add data) "
             "or go back to the versioned ones (dvc checkout data.dvc)."
@@ -75,9 +72,9 @@ def run_stage(workspace: Workspace, stage: str, report: Callable[[str], None]) -
     """
     lines: list[str] = []
     with process_group(
-        [*_dvc(), "repro", "--single-item", stage],
+        dvc_command("repro", "--single-item", stage),
         cwd=workspace.root,
-        env=_environment(),
+        env=dvc_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -90,27 +87,3 @@ def run_stage(workspace: Workspace, stage: str, report: Callable[[str], None]) -
     if status:
         output = "\n".join(lines[-8:])
         raise StageError(f"stage {stage} failed (dvc exited with {status}):\n{output}")
-
-
-def _dvc_output(workspace: Workspace, *arguments: str) -> str:
-    done = subprocess.run(
-        [*_dvc(), *arguments],
-        cwd=workspace.root,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        command = " ".join(("dvc", *arguments))
-        raise StageError(f"`{command}` failed in {workspace.root}:\n{done.stderr.strip()}")
-    return done.stdout
-
-
-def _dvc() -> list[str]:
-    return [sys.executable, "-m", "dvc"]
-
-
-def _environment() -> dict[str, str]:
-    # Stages call `vaeflow` by name: it must be this environment's.
-    here = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}

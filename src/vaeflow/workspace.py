@@ -51,6 +51,11 @@ class Workspace:
         return self.root / "data"
 
     @property
+    def data_pointer(self) -> Path:
+        """The file by which git knows which images."""
+        return self.root / "data.dvc"
+
+    @property
     def prepared(self) -> Path:
         """Output of `prepare`: one `.npy` a split, `index.parquet` and `dataset.json`."""
         return self.root / "outputs" / "prepared"

@@ -66,7 +66,7 @@ def test_a_fault_in_a_later_block_is_named_by_its_index_in_the_file(tmp_path, mo
     monkeypatch.setattr(arrays, "BYTES_PER_BLOCK", 45)
     images = np.full((6, 5, 4), 0.5, np.float32)
     images[4, 0, 0] = np.nan
-    with pytest.raises(DataError, match="image 4 has NaN"):
+    with pytest.raises(DataError, match="#4: NaN"):
         read_images(write(tmp_path, "npy", images))
 
 

@@ -54,7 +54,7 @@ def test_the_index_leads_from_each_image_to_its_source_and_label(place, digits, 
     index = parquet.read_table(place.prepared / "index.parquet").to_pydict()
     assert list(index) == ["id", "split", "label", "source", "sha256"]
     assert index["id"] == list(range(len(digits)))
-    assert index["label"] == labels.tolist()
+    assert index["label"] == labels.astype(str).tolist()
     assert index["source"] == [f"images.npy#{row}" for row in range(len(digits))]
     assert index["sha256"] == [hashlib.sha256(image.tobytes()).hexdigest() for image in digits]
     for name in SPLITS:
@@ -78,7 +78,7 @@ def test_image_files_are_indexed_by_their_paths(place, digits):
 def test_labels_must_be_as_many_as_images(place, digits, count):
     np.save(place.data / "images.npy", digits[:100])
     np.save(place.data / "labels.npy", np.zeros(count, np.uint8))
-    with pytest.raises(DataError, match=rf"labels\.npy holds {count} labels"):
+    with pytest.raises(DataError, match=rf"labels\.npy: holds {count} labels for the 100 images"):
         prepare(place, Prepare())
     assert not place.prepared.exists()
 
@@ -174,7 +174,7 @@ def test_too_few_images_are_refused_and_earlier_outputs_kept(place, digits):
     prepare(place, Prepare())
     before = sorted(place.prepared.iterdir())
     np.save(place.data / "images.npy", digits[:3])
-    with pytest.raises(DataError, match="3 images split into"):
+    with pytest.raises(DataError, match="too few images: 3 split into"):
         prepare(place, Prepare())
     assert sorted(place.prepared.iterdir()) == before
     assert list(place.prepared.parent.iterdir()) == [place.prepared]

@@ -21,11 +21,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vaeflow.errors import DataError
+from vaeflow.config import Limits
+from vaeflow.errors import BadImageError, DataError
 
 BYTES_PER_BLOCK = 4 << 20
-# Deflate can pack a thousandfold; images that are worth anything pack nowhere near it.
-LARGEST_EXPANSION = 250
 LARGEST_NPY_HEADER = 10_000  # NumPy's own limit
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -68,14 +67,14 @@ class ArrayFile:
             content = self._read(rows * row_bytes)
             if len(content) < rows * row_bytes:
                 complete = start + len(content) // row_bytes
-                raise DataError(
-                    f"{self.path}: cut off after row {complete} of {self.shape[0]}. "
-                    "Fetch the file again."
+                raise BadImageError(
+                    self.path,
+                    f"cut off after row {complete} of {self.shape[0]}. Fetch the file again.",
                 )
             yield np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
         # Reading on to the end is also what makes gzip and zip compare their checksums.
         if self._read(1):
-            raise DataError(f"{self.path}: goes on after the {self.shape[0]} rows it declares.")
+            raise BadImageError(self.path, f"goes on after the {self.shape[0]} rows it declares.")
 
     def _read(self, size: int) -> bytes:
         with _clear_errors(self.path):
@@ -83,17 +82,21 @@ class ArrayFile:
 
 
 @contextmanager
-def open_array(path: Path, key: str | None = None) -> Iterator[ArrayFile]:
+def open_array(
+    path: Path, key: str | None = None, limits: Limits | None = None
+) -> Iterator[ArrayFile]:
     """Open an array and read its header.
 
     Args:
         path: `.npy`, `.npz`, or IDX, plain or gzipped.
         key: which array of an `.npz`; may be left out when it holds one.
+        limits: how far a packed array may expand.
 
     Raises:
         DataError: the file is missing or damaged, its header declares more than the file can hold,
             or an `.npz` has no such key.
     """
+    expansion = (limits or Limits()).max_expansion
     with ExitStack() as stack:
         with _clear_errors(path):
             file = stack.enter_context(path.open("rb"))
@@ -102,9 +105,9 @@ def open_array(path: Path, key: str | None = None) -> Iterator[ArrayFile]:
                 case ".npy":
                     opened = _npy(path, file, size)
                 case ".npz":
-                    opened = _npz(path, file, key, stack)
+                    opened = _npz(path, file, key, expansion, stack)
                 case _:
-                    opened = _idx(path, file, size, stack)
+                    opened = _idx(path, file, size, expansion, stack)
         yield opened
 
 
@@ -117,8 +120,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except Exception as error:  # whatever a damaged file makes of the parsers below
-        raise DataError(
-            f"{path}: not a readable array ({error or type(error).__name__})."
+        raise BadImageError(
+            path, f"not a readable array ({error or type(error).__name__})."
         ) from None
 
 
@@ -143,30 +146,33 @@ def _npy(path: Path, stream: BinaryIO, size: int) -> ArrayFile:
     )
     shape, fortran_order, dtype = read(header)
     if dtype.hasobject:
-        raise DataError(f"{path}: holds pickled Python objects, which are never opened.")
+        raise BadImageError(path, "holds pickled Python objects, which are never opened.")
     if fortran_order and len(shape) > 1:
-        raise DataError(
-            f"{path}: stored column by column (Fortran order). "
-            "Save it again: numpy.save(path, numpy.ascontiguousarray(array))"
+        raise BadImageError(
+            path,
+            "stored column by column (Fortran order). "
+            "Save it again: numpy.save(path, numpy.ascontiguousarray(array))",
         )
     _check_size(path, shape, dtype, size - 8 - width - length)
     return ArrayFile(path, shape, dtype, stream)
 
 
-def _npz(path: Path, file: BinaryIO, key: str | None, stack: ExitStack) -> ArrayFile:
+def _npz(
+    path: Path, file: BinaryIO, key: str | None, expansion: int, stack: ExitStack
+) -> ArrayFile:
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     if key is None and len(members) == 1:
         key = next(iter(members))
     if key not in members:
         asked = f"no array {key!r} in it" if key else "holds several arrays; name one (--key)"
-        raise DataError(f"{path}: {asked}. It has: {', '.join(sorted(members)) or 'none'}.")
+        raise BadImageError(path, f"{asked}. It has: {', '.join(sorted(members)) or 'none'}.")
     member = members[key]
-    _check_expansion(path, member.file_size, member.compress_size)
+    _check_expansion(path, member.file_size, member.compress_size, expansion)
     return _npy(path, stack.enter_context(archive.open(member)), member.file_size)
 
 
-def _idx(path: Path, file: BinaryIO, size: int, stack: ExitStack) -> ArrayFile:
+def _idx(path: Path, file: BinaryIO, size: int, expansion: int, stack: ExitStack) -> ArrayFile:
     packed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     stream = stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
@@ -178,7 +184,7 @@ def _idx(path: Path, file: BinaryIO, size: int, stack: ExitStack) -> ArrayFile:
     shape = struct.unpack(f">{start[3]}I", declared)
     pixels = math.prod(shape) * dtype.itemsize
     if packed:
-        _check_expansion(path, pixels, size)
+        _check_expansion(path, pixels, size, expansion)
     else:
         _check_size(path, shape, dtype, size - len(start) - len(declared))
     return ArrayFile(path, shape, dtype, stream)
@@ -187,18 +193,20 @@ def _idx(path: Path, file: BinaryIO, size: int, stack: ExitStack) -> ArrayFile:
 def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype, available: int) -> None:
     declared = math.prod(shape) * dtype.itemsize
     if not shape or declared != available:
-        raise DataError(
-            f"{path}: declares an array of shape {shape}, {declared} bytes, but holds {available}. "
-            "It is cut off or damaged: fetch it again."
+        raise BadImageError(
+            path,
+            f"declares an array of shape {shape}, {declared} bytes, but holds {available}. "
+            "It is cut off or damaged: fetch it again.",
         )
 
 
-def _check_expansion(path: Path, unpacked: int, packed: int) -> None:
-    if unpacked > LARGEST_EXPANSION * max(1, packed):
-        raise DataError(
-            f"{path}: declares {unpacked} bytes packed into {packed}, more than "
-            f"{LARGEST_EXPANSION} to 1: refused as a decompression bomb. Unpack it yourself if you "
-            "trust it."
+def _check_expansion(path: Path, unpacked: int, packed: int, largest: int) -> None:
+    if unpacked > largest * max(1, packed):
+        raise BadImageError(
+            path,
+            f"declares {unpacked} bytes packed into {packed}, more than {largest} to 1 "
+            "(prepare.max_expansion in params.yaml): refused as a decompression bomb. "
+            "Unpack it yourself if you trust it.",
         )
 
 

@@ -1,25 +1,74 @@
-"""Reading images: arrays, image files, and folders of them."""
+"""Images from wherever they lie: arrays, image files, and folders of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from vaeflow.config import Limits
 from vaeflow.data.arrays import BYTES_PER_BLOCK, is_array, open_array
-from vaeflow.data.checks import check_declared, check_images
-from vaeflow.errors import DataError
+from vaeflow.data.checks import as_bytes, check_declared, constant, out_of_range
+from vaeflow.data.conversion import Conversion
+from vaeflow.data.decoding import decode_all
+from vaeflow.data.rows import Rows, labels_path
+from vaeflow.errors import BadImageError, DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 class Images(NamedTuple):
-    """Images of one shape, and a name for each."""
+    """Images of one shape, with a name and perhaps a label for each."""
 
     pixels: np.ndarray  # uint8, (count, height, width, channels)
-    names: list[str]  # "path" for an image file, "path#index" for a row of an array
+    names: Sequence[str]  # "path" for an image file, "path#index" for a row of an array
+    labels: Sequence[str | None]
+
+
+def refuse(error: BadImageError) -> NoReturn:
+    """What becomes of a bad file unless another answer is given: nothing more is read."""
+    raise error
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read.
+
+    Attributes:
+        conversion: what is made of each image.
+        limits: of what headers may declare.
+        key: which array of an `.npz`; may be left out when it holds one.
+        shape: `(height, width, channels)` that all must have; by default, that of the first.
+        label_folders: whether the first folder below a source is the label of what lies in it.
+        follow_links: whether links may lead out of the folder that is read.
+        allow_constant: whether an image may have one value everywhere; nothing is learnt from one.
+        on_bad: called with each file or row that cannot be used; unless it raises, the rest is
+            read.
+        on_other: called with each file of a folder that is no image, and is left alone.
+    """
+
+    conversion: Conversion = field(default_factory=Conversion)
+    limits: Limits = field(default_factory=Limits)
+    key: str | None = None
+    shape: tuple[int, ...] | None = None
+    label_folders: bool = False
+    follow_links: bool = True
+    allow_constant: bool = True
+    on_bad: Callable[[BadImageError], object] = refuse
+    on_other: Callable[[Path], object] = lambda path: None
+
+
+@dataclass
+class Contents:
+    """What there is to read in a source, each kind in the order of the paths."""
+
+    arrays: list[Path] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
 
 
 def read_images(*sources: Path | str) -> Images:
@@ -27,105 +76,214 @@ def read_images(*sources: Path | str) -> Images:
     return _joined(list(image_blocks(*sources)))
 
 
-def image_blocks(*sources: Path | str) -> Iterator[Images]:
+def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterator[Images]:
     """Read images of one shape from files and folders, some megabytes at a time.
 
     Args:
-        sources: each an array (`.npy`; `.npz` holding one array; IDX, plain or gzipped), an image
-            file, or a folder. A folder that holds `images.npy` is that array; any other is read
-            with its subfolders, in the order of the paths.
+        sources: each an array (`.npy`; `.npz`; IDX, plain or gzipped), an image file, or a folder,
+            which is read with its subfolders: arrays first, then image files.
+        reading: how; by default the first bad file ends it.
 
     Raises:
-        DataError: a source is missing, unreadable, empty, or of another shape than the first.
+        DataError: a source is missing, unreadable, empty, or of another shape than the first. An
+            array that turns out to be damaged after its header ends the reading in any case: what
+            was read of it is not to be trusted.
     """
-    first: Images | None = None
+    reading = reading or Reading()
+    for block in _all_blocks(sources, reading):
+        sound = block if reading.allow_constant else _varied(block, reading)
+        if len(sound.pixels):
+            yield sound
+
+
+def _all_blocks(sources: Iterable[Path | str], reading: Reading) -> Iterator[Images]:
+    same = _SameShape(reading.shape)
     for source in map(Path, sources):
-        files = _files_of(source)
-        for block in _read_array(files[0]) if is_array(files[0]) else _read_pictures(files):
-            first = block if first is None else first
-            _check_same_shape(first, block)
-            yield block
+        contents = _list(source, reading)
+        for path in contents.arrays:
+            yield from _array_blocks(source, path, reading, same)
+        yield from _picture_blocks(source, contents.pictures, reading, same)
 
 
-def _files_of(source: Path) -> Sequence[Path]:
-    """The files a source stands for, in a fixed order: one array, or one or more pictures."""
+def _varied(images: Images, reading: Reading) -> Images:
+    """The images that do not have one value everywhere."""
+    rows = set(constant(images.pixels).tolist())
+    for row in sorted(rows):
+        value = images.pixels[row].flat[0]
+        reading.on_bad(BadImageError(images.names[row], f"every pixel is {value}."))
+    if not rows:
+        return images
+    return select(images, [row for row in range(len(images.pixels)) if row not in rows])
+
+
+def _list(source: Path, reading: Reading) -> Contents:
+    """What there is to read in a source.
+
+    Raises:
+        DataError: it is missing, of an unknown kind, or holds no images.
+    """
     if not source.exists():
         raise DataError(f"{source} does not exist.")
-    if source.is_file():
-        if not (is_array(source) or source.suffix.lower() in IMAGE_SUFFIXES):
-            raise DataError(f"{source}: unknown kind of file; expected {_expected()}.")
-        return [source]
-    pictures = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    array = source / "images.npy"
-    if array.is_file() and pictures:
-        raise DataError(f"{source}: holds both images.npy and {pictures[0].name}; keep one kind.")
-    if array.is_file():
-        return [array]
-    if not pictures:
-        raise DataError(
-            f"{source}: no images in this folder; expected images.npy, "
-            f"or files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    return pictures
+    contents = Contents()
+    if source.is_dir():
+        _list_folder(source, source.resolve(), reading, contents)
+        missing = "no images in this folder"
+    else:
+        _sort_in(source, reading, contents)
+        missing = "unknown kind of file"
+    if not contents.arrays and not contents.pictures:
+        expected = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{source}: {missing}; expected .npy, .npz, IDX, or {expected}.")
+    labels = {labels_path(path) for path in contents.arrays}
+    contents.arrays = [path for path in contents.arrays if path not in labels]
+    return contents
 
 
-def _expected() -> str:
-    return ".npy, .npz, IDX, or " + ", ".join(sorted(IMAGE_SUFFIXES))
+def _list_folder(folder: Path, root: Path, reading: Reading, contents: Contents) -> None:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        reading.on_bad(BadImageError(folder, f"cannot be read ({error.strerror})."))
+        return
+    for entry in found:
+        path = Path(entry.path)
+        if entry.name.startswith("."):  # what systems and editors keep beside a person's files
+            reading.on_other(path)
+        elif not _is_text(entry.name):
+            reading.on_bad(BadImageError(ascii(entry.path), "its name is not UTF-8; rename it."))
+        elif entry.is_symlink() and not (reading.follow_links or _leads_inside(path, root)):
+            reading.on_bad(BadImageError(path, "a link that leads out of the folder."))
+        elif entry.is_dir(follow_symlinks=False):
+            _list_folder(path, root, reading, contents)
+        else:
+            _sort_in(path, reading, contents)
 
 
-def _read_array(path: Path) -> Iterator[Images]:
-    start, where = 0, str(path)
-    with open_array(path) as array:
-        check_declared(array.shape, array.dtype, where)
-        for block in array.blocks():
-            pixels = check_images(block, where, start)
-            stop = start + len(pixels)
-            yield Images(pixels, [f"{where}#{index}" for index in range(start, stop)])
-            start = stop
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written into an index: Linux allows any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _read_pictures(paths: Sequence[Path]) -> Iterator[Images]:
-    """Blocks of image files, all of the first one's shape."""
+def _leads_inside(link: Path, root: Path) -> bool:
+    return link.resolve().is_relative_to(root)
+
+
+def _sort_in(path: Path, reading: Reading, contents: Contents) -> None:
+    if is_array(path):
+        contents.arrays.append(path)
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        contents.pictures.append(path)
+    else:
+        reading.on_other(path)
+
+
+class _SameShape:
+    """Holds all images to one shape: the one given, else that of the first sound one."""
+
+    def __init__(self, shape: tuple[int, ...] | None):
+        self.first: Path | str = "what is there"
+        self.shape = shape
+
+    def check(self, path: Path, shape: tuple[int, ...]) -> None:
+        """Refuse a file of another `(height, width, channels)` than the first, naming both."""
+        if self.shape not in {None, shape}:
+            raise BadImageError(
+                path,
+                f"images of two shapes (height, width, channels): this is {shape}, "
+                f"{self.first} is {self.shape}. Bring all to one: "
+                "vaeflow data add SOURCE --size WIDTHxHEIGHT --channels 1|3",
+            )
+
+    def fix(self, path: Path, shape: tuple[int, ...]) -> None:
+        """Take the shape of a file that was read well, if it is the first."""
+        if self.shape is None:
+            self.first, self.shape = path, shape
+
+
+def _array_blocks(source: Path, path: Path, reading: Reading, same: _SameShape) -> Iterator[Images]:
+    header_is_sound = False
+    try:
+        with open_array(path, reading.key, reading.limits) as array:
+            shape = check_declared(array.shape, array.dtype, str(path), reading.limits)
+            same.check(path, reading.conversion.shape_of_array(path, shape[1:]))
+            label = _folder_label(source, path, reading)
+            with Rows(path, shape[0]) as rows:
+                header_is_sound = True
+                for block in array.blocks():
+                    names, labels = rows.take(len(block))
+                    labels = labels if label is None else [label] * len(block)
+                    block = block.reshape(-1, *shape[1:])
+                    images = _sound_rows(Images(block, names, labels), reading)
+                    same.fix(path, images.pixels.shape[1:])
+                    yield images
+    except BadImageError as error:
+        if header_is_sound:
+            raise
+        reading.on_bad(error)
+
+
+def _sound_rows(images: Images, reading: Reading) -> Images:
+    """The rows whose values are those of images, converted."""
+    if faults := out_of_range(images.pixels):
+        for row, fault in faults.items():
+            reading.on_bad(BadImageError(images.names[row], f"{fault}."))
+        kept = [row for row in range(len(images.pixels)) if row not in faults]
+        images = select(images, kept)
+    return images._replace(pixels=reading.conversion.of_array(as_bytes(images.pixels)))
+
+
+def select(images: Images, rows: Sequence[int]) -> Images:
+    """Some of the images, by their indices."""
+    return Images(
+        images.pixels[rows],
+        [images.names[row] for row in rows],
+        [images.labels[row] for row in rows],
+    )
+
+
+def _picture_blocks(
+    source: Path, paths: Sequence[Path], reading: Reading, same: _SameShape
+) -> Iterator[Images]:
     parts: list[Images] = []
-    for path in paths:
-        part = _read_picture(path)
-        if parts:
-            _check_same_shape(parts[0], part)
-        parts.append(part)
-        if len(parts) * part.pixels.nbytes >= BYTES_PER_BLOCK:
-            yield _joined(parts)
-            parts = []
+    decoded = decode_all(paths, reading.conversion, reading.limits, same.check)
+    # Closed with the loop: files that were read ahead are then dropped.
+    with closing(decoded):
+        for path, pixels in zip(paths, decoded, strict=True):
+            try:
+                if isinstance(pixels, BadImageError):
+                    raise pixels
+                label = _folder_label(source, path, reading)
+            except BadImageError as error:
+                reading.on_bad(error)
+                continue
+            same.fix(path, pixels.shape)
+            parts.append(Images(pixels[np.newaxis], [str(path)], [label]))
+            if len(parts) * pixels.nbytes >= BYTES_PER_BLOCK:
+                yield _joined(parts)
+                parts = []
     if parts:
         yield _joined(parts)
 
 
+def _folder_label(source: Path, path: Path, reading: Reading) -> str | None:
+    if not reading.label_folders:
+        return None
+    folders = path.relative_to(source).parts[:-1]
+    if not folders:
+        raise BadImageError(path, "lies in no subfolder that would be its label.")
+    return folders[0]
+
+
 def _joined(parts: Sequence[Images]) -> Images:
-    pixels = parts[0].pixels if len(parts) == 1 else np.concatenate([p.pixels for p in parts])
-    return Images(pixels, [name for part in parts for name in part.names])
-
-
-def _read_picture(path: Path) -> Images:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            # From the header, before anything is decoded.
-            if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:
-                raise ValueError(f"pixel mode {image.mode}; expected 8-bit grey or colour")
-            width, height = image.size
-            check_declared((1, height, width), np.dtype(np.uint8), str(path))
-            array = np.asarray(image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB"))
-    except DataError:
-        raise
-    except Exception as error:  # whatever a damaged file makes of Pillow's decoders
-        raise DataError(f"{path}: not a readable image ({error}).") from None
-    return Images(check_images(array[np.newaxis], str(path)), [str(path)])
-
-
-def _check_same_shape(first: Images, other: Images) -> None:
-    if first.pixels.shape[1:] != other.pixels.shape[1:]:
-        raise DataError(
-            f"images of two shapes (height, width, channels): {first.names[0]} is "
-            f"{first.pixels.shape[1:]}, {other.names[0]} is {other.pixels.shape[1:]}. "
-            "Bring all to one shape."
-        )
+    if len(parts) == 1:
+        return parts[0]
+    return Images(
+        np.concatenate([part.pixels for part in parts]),
+        [name for part in parts for name in part.names],
+        [label for part in parts for label in part.labels],
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaeflow.bundle.manifest import bundle_sha256, read_verified
 from vaeflow.errors import BundleError, RegistryError
-from vaeflow.files import atomic_directory
+from vaeflow.files import atomic_directory, cache_folder
 from vaeflow.registry.register import SHA256_TAG
 from vaeflow.training.tracking import connect
 
@@ -46,7 +45,7 @@ def pull(uri: str) -> Path:
     digest = version.tags.get(SHA256_TAG, "")
     if not SHA256.match(digest):
         raise RegistryError(f"{uri}: version {version.version} was not registered by vaeflow.")
-    target = _cache() / "bundles" / digest
+    target = cache_folder() / "bundles" / digest
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not _holds(target, digest):
@@ -113,8 +112,3 @@ def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path
             f"{version.source} ({error})."
         ) from None
     return Path(fetched)
-
-
-def _cache() -> Path:
-    default = Path.home() / ".cache" / "vaeflow"
-    return Path(os.environ.get("VAEFLOW_CACHE", default)).absolute()

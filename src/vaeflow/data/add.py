@@ -1,0 +1,319 @@
+"""Images from outside become a new version of `data/`: whole, or not at all.
+
+`data/` is a folder of parts. Each addition is one part, `data/NAME/`, with
+
+- `images.npy`: uint8 `(count, height, width, channels)`;
+- `index.csv`: a row an image, its `source` and its `label` (empty where it has none);
+- `rejected.csv`: `path` and `reason` of what could not be used, when there was any.
+
+The new `data/` is made beside the present one, under `.dvc/tmp`, and takes its place by renaming;
+then DVC versions it. What stood there before is kept until DVC is done: a command that is killed on
+the way is undone by the next one.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from vaeflow.config import Prepare
+from vaeflow.data.arrays import ArrayWriter
+from vaeflow.data.conversion import Conversion
+from vaeflow.data.known import NAMES, known_blocks
+from vaeflow.data.rows import COLUMNS, IMAGES, INDEX
+from vaeflow.data.sources import Images, Reading, image_blocks, select
+from vaeflow.data.splits import pixel_digests
+from vaeflow.data.survey import Report, Survey, reading_of
+from vaeflow.errors import BadImageError, DataError, WorkspaceError
+from vaeflow.versioning import data_is_versioned, data_md5, dvc
+from vaeflow.workspace import Workspace
+
+REJECTED = "rejected.csv"
+PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What to add, and how.
+
+    Attributes:
+        source: a folder, an image file, an array, or a name of `NAMES`.
+        name: of the part; by default, that of the source.
+        conversion: what is made of each image.
+        key: which array of an `.npz`.
+        labels: `files` (as they come with arrays) or `folders`: the first folder below the source
+            is the label of what lies in it.
+        copies: where the files of a known set lie already; by default they are downloaded.
+        verify: whether those must be the published ones.
+        append: keep what is in `data/`.
+        drop_duplicates: leave out exact copies of earlier images.
+        skip_bad: go on without what cannot be used; otherwise the first such file ends it.
+    """
+
+    source: str
+    name: str | None = None
+    conversion: Conversion = field(default_factory=Conversion)
+    key: str | None = None
+    labels: str = "files"
+    copies: Path | None = None
+    verify: bool = True
+    append: bool = False
+    drop_duplicates: bool = False
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an addition came to.
+
+    Attributes:
+        part: the folder below `data/`.
+        count: images in it.
+        dropped: exact copies left out.
+        report: on all of `data/` now; rejected and ignored are those of the source.
+        before, after: the MD5 in `data.dvc`; `before` is None where there was none.
+    """
+
+    part: Path
+    count: int
+    dropped: int
+    report: Report
+    before: str | None
+    after: str
+
+    def lines(self) -> list[str]:
+        """What a person wants to know of it, a fact a line."""
+        lines = [f"data/{self.part.name}: {self.count:,} images added"]
+        if self.dropped:
+            lines.append(f"exact copies left out: {self.dropped:,}")
+        first, *rest = self.report.lines()
+        lines += [f"data/ holds {first}", *rest]
+        if self.report.rejected:
+            lines.append(f"all rejected ones, with reasons: data/{self.part.name}/{REJECTED}")
+        if self.before == self.after:
+            return [*lines, f"data.dvc: unchanged, {self.after}"]
+        return [*lines, f"data.dvc: {self.before or 'new'} -> {self.after} (git diff data.dvc)"]
+
+
+def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
+    """Make `data/` of a source, or a part of it more, and version it with DVC.
+
+    Raises:
+        DataError: the source cannot be used, or `data/` holds images that are not versioned yet.
+            `data/` and `data.dvc` are then as before.
+    """
+    _check_options(addition)
+    before = data_md5(workspace)
+    with _replacing_data(workspace) as fresh:
+        _refuse_unversioned(workspace, addition.append)
+        survey = Survey(parameters)
+        seen: set[bytes] = set()
+        if addition.append and workspace.data.exists():
+            _link_tree(workspace.data, fresh)
+            for block in image_blocks(workspace.data, reading=reading_of(parameters)):
+                digests = pixel_digests(block.pixels)
+                seen.update(_keys(digests) if addition.drop_duplicates else ())
+                survey.add(block, digests)
+        report = Report(survey)
+        part = _part_folder(fresh, addition)
+        held = survey.count
+        dropped = _write_part(part, addition, parameters, report, seen)
+        survey.check_splits()
+    after = data_md5(workspace)
+    return Added(workspace.data / part.name, survey.count - held, dropped, report, before, after)
+
+
+def _check_options(addition: Addition) -> None:
+    if addition.copies is not None and addition.source not in NAMES:
+        raise DataError(f"--from is for the known sets: {', '.join(NAMES)}.")
+    if addition.labels not in {"files", "folders"}:
+        raise DataError(f"labels is {addition.labels!r}; expected files or folders.")
+    if addition.name is not None and not PART_NAME.fullmatch(addition.name):
+        raise DataError(
+            f"name is {addition.name!r}; expected letters, digits, '.', '_' and '-', the first of "
+            "them a letter or digit."
+        )
+
+
+def _refuse_unversioned(workspace: Workspace, append: bool) -> None:
+    """Nothing may be lost: what is in `data/` must be a version that can be had again."""
+    holds_any = workspace.data.exists() and any(workspace.data.iterdir())
+    if holds_any and not data_is_versioned(workspace):
+        raise DataError(
+            "data/ holds images that no version stands for. Version them (dvc add data), go back "
+            "to the versioned ones (dvc checkout --force data.dvc), or move data/ away."
+        )
+    if append and not workspace.data.exists() and workspace.data_pointer.is_file():
+        raise DataError("data/ is missing. Fetch the images to add to: dvc pull")
+
+
+@contextmanager
+def _replacing_data(workspace: Workspace) -> Iterator[Path]:
+    """Yield an empty folder that becomes `data/`, and a version, when the block ends well."""
+    from filelock import FileLock, Timeout
+
+    if not (workspace.root / ".dvc").is_dir():
+        raise WorkspaceError(f"{workspace.root} has no .dvc folder. Make it: dvc init")
+    scratch = workspace.root / ".dvc" / "tmp" / "vaeflow-data"
+    scratch.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(scratch.with_suffix(".lock"), timeout=0):
+            _clean_up(workspace, scratch)
+            try:
+                fresh = scratch / "new"
+                fresh.mkdir(parents=True)
+                yield fresh
+                _swap(workspace, scratch)
+                dvc(workspace, "add", "--quiet", "data")
+            except BaseException:
+                _clean_up(workspace, scratch)
+                raise
+            shutil.rmtree(scratch, ignore_errors=True)
+    except Timeout:
+        raise DataError("another vaeflow command is changing data/; try again later.") from None
+    except OSError as error:
+        raise DataError(f"data/ cannot be written: {error}. It is as it was.") from None
+
+
+def _swap(workspace: Workspace, scratch: Path) -> None:
+    """Put `new` in the place of `data/`, which is kept as `old`; an empty `old` is none."""
+    if workspace.data.exists():
+        workspace.data.rename(scratch / "old")
+    else:
+        (scratch / "old").mkdir()
+    (scratch / "new").rename(workspace.data)
+
+
+def _clean_up(workspace: Workspace, scratch: Path) -> None:
+    """Undo a replacement that DVC did not come to version, now or in a command that was killed."""
+    old = scratch / "old"
+    if old.exists() and not data_is_versioned(workspace):
+        if workspace.data.exists():
+            # Renamed first: half a folder must never stand at data/.
+            workspace.data.rename(scratch / "undone")
+        if any(old.iterdir()):
+            old.rename(workspace.data)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links where the file system has them."""
+
+    def link(file: str, copy: str) -> None:
+        try:
+            os.link(file, copy)
+        except OSError:
+            shutil.copy2(file, copy)
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+
+
+def _part_folder(data: Path, addition: Addition) -> Path:
+    """The new part's folder; a name that was not chosen gives way to one that is there."""
+    if addition.name is not None:
+        if (data / addition.name).exists():
+            raise DataError(f"data/{addition.name} is there already; choose another --name.")
+        return data / addition.name
+    name = Path(addition.source).absolute().name.split(".")[0]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._") or "images"
+    number = 1
+    while (data / (folder := name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return data / folder
+
+
+def _write_part(
+    folder: Path, addition: Addition, parameters: Prepare, report: Report, seen: set[bytes]
+) -> int:
+    """Write images and index block by block; returns how many copies were left out."""
+    reading = reading_of(
+        parameters,
+        on_bad=report.rejected.append if addition.skip_bad else _stop,
+        on_other=report.ignored.append,
+        conversion=addition.conversion,
+        shape=report.survey.image_shape,
+        key=addition.key,
+        label_folders=addition.labels == "folders",
+        follow_links=False,
+    )
+    folder.mkdir()
+    blocks, prefix = _blocks_of(addition, reading)
+    dropped = 0
+    with (folder / INDEX).open("w", newline="", encoding="utf-8") as index:
+        rows = csv.writer(index, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        writer: ArrayWriter | None = None
+        try:
+            for block in blocks:
+                digests = pixel_digests(block.pixels)
+                if addition.drop_duplicates and (kept := _first_seen(digests, seen)) is not None:
+                    dropped += len(digests) - len(kept)
+                    block, digests = select(block, kept), digests[kept]
+                    if not kept:
+                        continue
+                writer = writer or ArrayWriter(folder / IMAGES, block.pixels.shape[1:])
+                writer.write(block.pixels)
+                report.survey.add(block, digests)
+                names = (name.removeprefix(prefix) for name in block.names)
+                rows.writerows(zip(names, block.labels, strict=True))
+        finally:
+            if writer:
+                writer.close()
+    if writer is None:
+        raise _nothing_left(addition, report, dropped)
+    if report.rejected:
+        _write_rejected(folder / REJECTED, report.rejected, prefix)
+    return dropped
+
+
+def _stop(error: BadImageError) -> NoReturn:
+    remedy = "Nothing was changed; with --skip-bad the rest is added."
+    raise BadImageError(error.name, f"{error.reason} {remedy}")
+
+
+def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], str]:
+    """The images of a source, and what their names begin with."""
+    if addition.source in NAMES:
+        blocks = known_blocks(addition.source, reading, addition.copies, addition.verify)
+        return blocks, ""
+    source = Path(addition.source)
+    folder = source if source.is_dir() else source.parent
+    return image_blocks(source, reading=reading), "" if folder == Path() else f"{folder}{os.sep}"
+
+
+def _keys(digests: np.ndarray) -> list[bytes]:
+    """Half a digest each: it tells images apart as surely, in half the memory."""
+    return digests[:, :16].copy().view("V16")[:, 0].tolist()
+
+
+def _first_seen(digests: np.ndarray, seen: set[bytes]) -> list[int] | None:
+    """Rows whose digest is not in `seen`, which takes it in; None where these are all of them."""
+    kept = []
+    for row, key in enumerate(_keys(digests)):
+        if key not in seen:
+            seen.add(key)
+            kept.append(row)
+    return None if len(kept) == len(digests) else kept
+
+
+def _nothing_left(addition: Addition, report: Report, dropped: int) -> DataError:
+    if dropped:
+        return DataError(f"{addition.source}: all images in it are in data/ already.")
+    reasons = "\n".join(report.lines()[1:])
+    return DataError(f"{addition.source}: no images in it that can be used.\n{reasons}".strip())
+
+
+def _write_rejected(path: Path, rejected: Iterable[BadImageError], prefix: str) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["path", "reason"])
+        rows.writerows((error.name.removeprefix(prefix), error.reason) for error in rejected)

@@ -1,0 +1,100 @@
+"""Bringing images to one size and number of channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vaeflow.errors import BadImageError, DataError
+
+Resize = Literal["fit", "crop", "exact"]
+METHODS = {"fit": ImageOps.pad, "crop": ImageOps.fit, "exact": Image.Image.resize}
+GREY_MODES = {"1", "L", "LA"}
+MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is made of each image; as it stands, only its pixels are taken.
+
+    Attributes:
+        size: `(width, height)` to resize to, or None to keep each image's own.
+        resize: `crop` fills the size and cuts off what stands over, evenly on both sides; `fit`
+            shows the whole image, with black beside it; `exact` stretches it. All filter with
+            Lanczos's kernel.
+        channels: 1 (grey, by ITU-R 601-2 luma) or 3 (red, green, blue); None keeps grey grey and
+            colour colour.
+
+    Raises:
+        DataError: a value is not one of those.
+    """
+
+    size: tuple[int, int] | None = None
+    resize: Resize = "crop"
+    channels: Literal[1, 3] | None = None
+
+    def __post_init__(self):
+        if self.resize not in get_args(Resize):
+            raise DataError(f"resize is {self.resize!r}; expected {', '.join(get_args(Resize))}.")
+        if self.channels not in {None, *MODES}:
+            raise DataError(f"channels is {self.channels}; expected 1 or 3.")
+
+    def shape_of(self, width: int, height: int, mode: str) -> tuple[int, int, int]:
+        """`(height, width, channels)` of what a picture of that size and Pillow mode becomes."""
+        width, height = self.size or (width, height)
+        return height, width, self.channels or (1 if mode in GREY_MODES else 3)
+
+    def of_picture(self, picture: Image.Image) -> np.ndarray:
+        """Pixels of a Pillow image, uint8 `(height, width, channels)`."""
+        mode = MODES[self.shape_of(*picture.size, picture.mode)[2]]
+        if picture.mode != mode:
+            picture = picture.convert(mode)
+        if self.size is not None and picture.size != self.size:
+            picture = METHODS[self.resize](picture, self.size, Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture)
+        return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+
+    def shape_of_array(self, path: Path, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The same for an array of images of some `(height, width, channels)`.
+
+        Raises:
+            BadImageError: it has neither 1 nor 3 channels, and something is to be done to them.
+        """
+        height, width, channels = shape
+        if channels in MODES:
+            return self.shape_of(width, height, MODES[channels])
+        if self.size is None and self.channels is None:
+            return shape
+        raise BadImageError(
+            path,
+            f"images of {channels} channels can be neither resized nor converted; "
+            "only those of 1 or 3 can.",
+        )
+
+    def of_array(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of an array of images whose shape was accepted by `shape_of_array`.
+
+        Args:
+            pixels: uint8, `(count, height, width, channels)`.
+        """
+        height, width, channels = pixels.shape[1:]
+        if self.size in {None, (width, height)} and self.channels in {None, channels}:
+            return pixels
+        squeezed = pixels[..., 0] if channels == 1 else pixels
+        return np.stack([self.of_picture(Image.fromarray(image)) for image in squeezed])
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`(width, height)` of a text such as 32x24.
+
+    Raises:
+        DataError: it is none.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
+        raise DataError(f"size is {text!r}; expected WIDTHxHEIGHT, such as 32x32, each 1..4096.")
+    return int(parts[0]), int(parts[1])

@@ -1,0 +1,122 @@
+"""Decoding image files, several at a time."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vaeflow.config import Limits
+from vaeflow.data.arrays import BYTES_PER_BLOCK
+from vaeflow.data.checks import check_declared
+from vaeflow.data.conversion import Conversion
+from vaeflow.errors import BadImageError
+
+EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"})
+ORIENTATION = 0x0112  # Exif 2.32, section 4.6.4: 1 is upright, 5 to 8 lie on their side
+FILES_PER_TASK = 64
+# Pillow decodes outside Python's lock. Below this height times width what it does inside counts
+# for more, and a second thread only gets in the way.
+PIXELS_WORTH_A_THREAD = 48 * 48
+
+# Called with a file and the shape its pixels will have; refuses it with a BadImageError.
+CheckShape = Callable[[Path, tuple[int, int, int]], None]
+
+
+def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape) -> np.ndarray:
+    """Read one image file; a photograph is turned upright as its EXIF data say.
+
+    Returns:
+        uint8, `(height, width, channels)`.
+
+    Raises:
+        BadImageError: it is unreadable, beyond the limits, or refused by `check`.
+    """
+    if not path.is_file():
+        raise BadImageError(path, "not a plain file.")  # a pipe would never answer
+    try:
+        with Image.open(path) as picture:
+            # From the header, before anything is decoded.
+            if picture.mode not in EIGHT_BIT_MODES:
+                raise ValueError(f"pixel mode {picture.mode}; expected 8-bit grey or colour")
+            width, height = picture.size
+            check_declared((1, height, width), np.dtype(np.uint8), str(path), limits)
+            orientation = picture.getexif().get(ORIENTATION, 1)
+            turned = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+            check(path, conversion.shape_of(*turned, picture.mode))
+            if conversion.size:
+                # JPEG decodes at an eighth to a half for less; twice what is asked for is left.
+                edge = 2 * max(conversion.size)
+                picture.draft(picture.mode, (edge, edge))
+            if orientation != 1:
+                ImageOps.exif_transpose(picture, in_place=True)
+            return conversion.of_picture(picture)
+    except BadImageError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of Pillow's decoders
+        raise BadImageError(path, f"not a readable image ({error}).") from None
+
+
+def decode_all(
+    paths: Sequence[Path], conversion: Conversion, limits: Limits, check: CheckShape
+) -> Iterator[np.ndarray | BadImageError]:
+    """Decode files in their order, on all cores where that is worth it; see `decode`.
+
+    Yields:
+        For each file its pixels, or what is wrong with it.
+    """
+
+    def attempt(path: Path) -> np.ndarray | BadImageError:
+        try:
+            return decode(path, conversion, limits, check)
+        except BadImageError as error:
+            return error
+
+    # The first sound file fixes the shape of all (see `check`) and says whether threads are worth
+    # it; it has to be found before several are read at once.
+    remaining = iter(paths)
+    for path in remaining:
+        first = attempt(path)
+        yield first
+        if isinstance(first, np.ndarray):
+            yield from _on_all_cores(attempt, remaining, _typical_pixels(path), first.nbytes)
+
+
+def _on_all_cores(attempt, paths: Iterator[Path], pixels: int, image_bytes: int) -> Iterator:
+    """The results of `attempt`, in order, a bounded number of them ahead of the reader."""
+    workers = _cores()
+    if workers == 1 or pixels < PIXELS_WORTH_A_THREAD:
+        yield from map(attempt, paths)
+        return
+
+    def run(task: list[Path]) -> list[np.ndarray | BadImageError]:
+        return [attempt(path) for path in task]
+
+    at_once = max(1, min(FILES_PER_TASK, BYTES_PER_BLOCK // image_bytes))
+    tasks = iter(lambda: list(itertools.islice(paths, at_once)), [])
+    with ThreadPoolExecutor(workers) as pool:
+        running = deque(pool.submit(run, task) for task in itertools.islice(tasks, 2 * workers))
+        try:
+            while running:
+                yield from running.popleft().result()
+                running.extend(pool.submit(run, task) for task in itertools.islice(tasks, 1))
+        finally:  # the reader may have had enough
+            pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _typical_pixels(path: Path) -> int:
+    """Height times width in the header of a file that was sound a moment ago."""
+    with Image.open(path) as picture:
+        return picture.width * picture.height

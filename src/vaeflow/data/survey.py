@@ -1,0 +1,175 @@
+"""What a set of images is: gathered block by block, reported to a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vaeflow.config import Prepare
+from vaeflow.data.sources import Images, Reading, image_blocks, refuse
+from vaeflow.data.splits import SPLITS, assign_splits, pixel_digests
+from vaeflow.errors import BadImageError, DataError
+from vaeflow.versioning import data_is_versioned
+from vaeflow.workspace import Workspace
+
+SHOWN_REJECTED = 5
+SHOWN_LABELS = 12
+
+
+def reading_of(parameters: Prepare, on_bad=refuse, **options) -> Reading:
+    """How images of a data set are read: no constant ones, within the limits of params.yaml."""
+    return Reading(limits=parameters, allow_constant=False, on_bad=on_bad, **options)
+
+
+class Survey:
+    """Counts over the blocks of a data set.
+
+    Attributes:
+        count: images.
+        image_shape: `(height, width, channels)`, or None before the first block.
+        smallest, largest: pixel values.
+        labels: images by label; those without one are left out.
+        splits: images by split.
+    """
+
+    def __init__(self, parameters: Prepare):
+        self.count = 0
+        self.image_shape: tuple[int, ...] | None = None
+        self.smallest, self.largest = 255, 0
+        self.labels: Counter[str] = Counter()
+        self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
+        self._parameters = parameters
+        self._digests: list[np.ndarray] = []
+
+    def add(self, images: Images, digests: np.ndarray | None = None) -> np.ndarray:
+        """Count a block.
+
+        Args:
+            images: of the same shape in every call.
+            digests: from `pixel_digests`, where the caller has them already.
+
+        Returns:
+            The split of each image, `(count,)`.
+
+        Raises:
+            DataError: they are of another shape than those before.
+        """
+        shape = images.pixels.shape[1:]
+        if self.image_shape not in {None, shape}:
+            raise DataError(
+                f"{images.names[0]}: images of shape {shape} (height, width, channels) do not go "
+                f"with those of {self.image_shape}. Bring all to one: --size, --channels."
+            )
+        digests = pixel_digests(images.pixels) if digests is None else digests
+        rule = self._parameters
+        splits = assign_splits(digests, rule.seed, rule.validation_fraction, rule.test_fraction)
+        self.count += len(splits)
+        self.image_shape = shape
+        self.smallest = min(self.smallest, int(images.pixels.min()))
+        self.largest = max(self.largest, int(images.pixels.max()))
+        self.labels.update(label for label in images.labels if label is not None)
+        self.splits.update({name: int(np.count_nonzero(splits == name)) for name in SPLITS})
+        # Half a digest tells images apart as surely, in half the memory.
+        self._digests.append(digests[:, :16].copy())
+        return splits
+
+    @property
+    def duplicates(self) -> int:
+        """How many images are exact copies of an earlier one."""
+        if not self._digests:
+            return 0
+        digests = np.concatenate(self._digests)
+        if len(np.unique(digests[:, :8].copy().view(np.uint64))) == self.count:
+            return 0  # the common case, sooner known
+        return self.count - len(np.unique(digests.view("V16")))
+
+    def check_splits(self) -> None:
+        """Refuse a set that leaves a split empty.
+
+        Raises:
+            DataError: some split would have no image.
+        """
+        if not all(self.splits.values()):
+            raise DataError(
+                f"too few images: {self.count} split into {dict(self.splits)}, and every split "
+                "needs at least one. Add images, or raise its fraction in params.yaml."
+            )
+
+
+@dataclass
+class Report:
+    """What was found in a data set, for a person.
+
+    Attributes:
+        survey: of the images that can be used.
+        rejected: files and rows that cannot.
+        ignored: files that are no images.
+    """
+
+    survey: Survey
+    rejected: list[BadImageError] = field(default_factory=list)
+    ignored: list[object] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report, a fact a line."""
+        survey = self.survey
+        if not survey.count:
+            return ["no images that can be used", *self._rejections()]
+        height, width, channels = survey.image_shape
+        splits = ", ".join(f"{survey.splits[name]:,} {name}" for name in SPLITS)
+        lines = [
+            f"{survey.count:,} images of {height} x {width} (height x width), "
+            f"channels: {channels}, values {survey.smallest}..{survey.largest}",
+            f"split: {splits}",
+            f"exact copies of other images: {survey.duplicates:,}",
+        ]
+        if survey.labels:
+            lines.append(f"labels: {_counts(survey.labels)}")
+        if self.ignored:
+            lines.append(f"left alone: {len(self.ignored):,} files that are no images")
+        return lines + self._rejections()
+
+    def _rejections(self) -> list[str]:
+        if not self.rejected:
+            return []
+        shown = [f"  {error}" for error in self.rejected[:SHOWN_REJECTED]]
+        more = len(self.rejected) - len(shown)
+        lines = [f"rejected: {len(self.rejected):,}", *shown]
+        return [*lines, f"  and {more:,} more"] if more else lines
+
+
+def _counts(counter: Counter[str]) -> str:
+    if len(counter) > SHOWN_LABELS:
+        fewest, most = min(counter.values()), max(counter.values())
+        return f"{len(counter):,} different ones, of {fewest:,} to {most:,} images each"
+    return ", ".join(f"{label} ({count:,})" for label, count in sorted(counter.items()))
+
+
+def check(workspace: Workspace, parameters: Prepare) -> tuple[Report, list[str]]:
+    """Look through what is in `data/` now.
+
+    Returns:
+        The report, and what is wrong, a sentence each: bad files, too few images, images that
+        `data.dvc` does not stand for.
+
+    Raises:
+        DataError: `data/` is missing, holds no images, or an array in it is damaged.
+    """
+    if not workspace.data.exists():
+        raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
+    report = Report(Survey(parameters))
+    reading = reading_of(parameters, on_bad=report.rejected.append)
+    for block in image_blocks(workspace.data, reading=reading):
+        report.survey.add(block)
+    wrong = []
+    if report.rejected:
+        wrong.append("Some images cannot be used: add them again, with --skip-bad.")
+    try:
+        report.survey.check_splits()
+    except DataError as error:
+        wrong.append(str(error))
+    if not data_is_versioned(workspace):
+        wrong.append("data/ differs from data.dvc: version it (dvc add data), or dvc checkout.")
+    return report, wrong

@@ -1,0 +1,58 @@
+"""DVC as this project uses it: its commands, and whether `data/` is what `data.dvc` says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from vaeflow.errors import StageError
+from vaeflow.workspace import Workspace
+
+
+def dvc_command(*arguments: str) -> list[str]:
+    """The command line of this environment's DVC."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def dvc_environment() -> dict[str, str]:
+    """Environment variables for DVC: stages call `vaeflow` by name, which must be this one."""
+    here = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
+
+
+def dvc(workspace: Workspace, *arguments: str) -> str:
+    """Run a DVC command to its end and return what it printed.
+
+    Raises:
+        StageError: it failed; the message holds what it said.
+    """
+    done = subprocess.run(
+        # Another DVC may be at work here, perhaps one that its caller left behind.
+        dvc_command("--wait-for-lock", *arguments),
+        cwd=workspace.root,
+        env=dvc_environment(),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        command = " ".join(("dvc", *arguments))
+        raise StageError(f"`{command}` failed in {workspace.root}:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def data_is_versioned(workspace: Workspace) -> bool:
+    """Whether `data/` holds just what `data.dvc` stands for, and DVC's cache keeps it."""
+    if not workspace.data.exists() or not workspace.data_pointer.is_file():
+        return False
+    return "up to date" in dvc(workspace, "status", "data.dvc")
+
+
+def data_md5(workspace: Workspace) -> str | None:
+    """The digest that stands for the data in `data.dvc`, or None where there is no such file."""
+    from ruamel.yaml import YAML
+
+    if not workspace.data_pointer.is_file():
+        return None
+    return YAML(typ="safe", pure=True).load(workspace.data_pointer)["outs"][0].get("md5")
