@@ -257,9 +257,9 @@ def encode(images: Sources, model: Model, out: Out) -> None:
     from vaeflow.data.sources import read_images
     from vaeflow.results import write_embeddings
 
-    pixels, names = read_images(*images)
-    write_embeddings(out, names, *_load(model).encode(pixels))
-    print(f"{out}: {len(names)} images")
+    read = read_images(*images)
+    write_embeddings(out, read.names, *_load(model).encode(read.pixels))
+    print(f"{out}: {len(read.names)} images")
 
 
 @app.command(rich_help_panel=INFERENCE)
@@ -268,9 +268,9 @@ def score(images: Sources, model: Model, out: Out) -> None:
     from vaeflow.data.sources import read_images
     from vaeflow.results import write_scores
 
-    pixels, names = read_images(*images)
-    write_scores(out, names, _load(model).score(pixels))
-    print(f"{out}: {len(names)} images")
+    read = read_images(*images)
+    write_scores(out, read.names, _load(model).score(read.pixels))
+    print(f"{out}: {len(read.names)} images")
 
 
 def _workspace():
