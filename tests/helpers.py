@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+# A copy of MNIST's files, where there is one: tests that use it are skipped elsewhere.
+MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 SCRATCH = Path(tempfile.mkdtemp(prefix="vaeflow-tests-"))
 
 # Nothing of the user's own is read or written: no tracking server, cache or Prefect profile.

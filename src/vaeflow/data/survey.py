@@ -128,7 +128,7 @@ class Report:
         if survey.labels:
             lines.append(f"labels: {_counts(survey.labels)}")
         if self.ignored:
-            lines.append(f"left alone: {len(self.ignored):,} files that are no images")
+            lines.append(f"no images, and left alone: {len(self.ignored):,}")
         return lines + self._rejections()
 
     def _rejections(self) -> list[str]:
