@@ -1,37 +1,126 @@
-"""How fast and in how much memory images are prepared.
+"""How fast and in how much memory images become prepared splits.
 
     python benchmarks/data.py
 
-prepares 60,000 random images of 28x28 and, side by side, reads, hashes (SHA-256, image by image)
-and writes the same bytes with NumPy alone; then prepares 1,000,000 such images and, for comparison,
-100. Writes `benchmarks/results/data.json`: a list of entries with `name`, `seconds` (the median of
-warm runs, imports left out) or `peak_memory_mb` (of a process of its own), and the machine.
+measures, side by side in one run:
+
+- an IDX file of 60,000 random images of 28x28 in `data/`, prepared, beside NumPy alone reading,
+  hashing (SHA-256, image by image) and writing the same bytes; and `vaeflow data add` of that file,
+  DVC's part included, then prepared;
+- a folder of 10,000 PNG files, colour crops of 128x128 from the two photographs that scikit-learn
+  ships: decoded, checked, hashed and written as `vaeflow data add` does, before DVC takes over,
+  beside a bare loop of Pillow's decoder in one process;
+- the peak memory of preparing 1,000,000 images of 28x28, beside that of preparing 100.
+
+Writes `benchmarks/results/data.json`: a list of entries with `name`, `seconds` (the median of
+interleaved warm runs, imports left out) or `peak_memory_mb` (of a process of its own), and the
+machine; entries of ratios have `ratio` and the `aim`.
 """
 
 import hashlib
 import json
 import os
 import platform
+import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vaeflow.config import Prepare
+from vaeflow.data.add import Addition, add, write_part
 from vaeflow.data.arrays import ArrayWriter
 from vaeflow.data.prepare import prepare
+from vaeflow.data.survey import Report, Survey
 from vaeflow.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
-RUNS = 7
+CORES = len(os.sched_getaffinity(0))
+IDX = "images-idx3-ubyte"
+IMAGES, PICTURES = 60_000, 10_000
 
 
-def make_workspace(root: Path, count: int) -> Workspace:
-    """A folder with `count` random images in `data/`."""
+def write_idx(path: Path) -> None:
+    """60,000 random images of 28x28."""
+    path.parent.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8)
+    path.write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", *images.shape) + images.tobytes())
+
+
+def read_hash_write(idx: Path, scratch: Path) -> None:
+    """What must be done at the least: read, one SHA-256 an image, write."""
+    images = np.fromfile(idx, np.uint8, offset=16).reshape(IMAGES, 28, 28, 1)
+    digests = [hashlib.sha256(image).digest() for image in images]
+    np.save(scratch / "copy.npy", images)
+    np.save(scratch / "digests.npy", digests)
+
+
+def write_pictures(folder: Path) -> None:
+    """10,000 colour crops as PNG."""
+    from sklearn.datasets import load_sample_images
+
+    folder.mkdir()
+    photographs = load_sample_images().images
+    generator = np.random.default_rng(0)
+    for number in range(PICTURES):
+        photograph = photographs[number % len(photographs)]
+        top, left = (generator.integers(0, edge - 128) for edge in photograph.shape[:2])
+        crop = photograph[top : top + 128, left : left + 128]
+        Image.fromarray(crop).save(folder / f"{number:05}.png")
+
+
+def decode_all(folder: Path) -> None:
+    """A bare decode loop."""
+    for path in sorted(folder.iterdir()):
+        with Image.open(path) as picture:
+            np.asarray(picture)
+
+
+def add_pictures(folder: Path, scratch: Path) -> None:
+    """`vaeflow data add`, up to where DVC takes over."""
+    shutil.rmtree(scratch / "part", ignore_errors=True)
+    rule = Prepare()
+    write_part(scratch / "part", Addition(str(folder)), rule, Report(Survey(rule)), set())
+
+
+def add_and_prepare(place: Workspace, idx: Path) -> None:
+    """From a file elsewhere to a version and its splits."""
+    add(place, Prepare(), Addition(str(idx)))
+    prepare(place, Prepare())
+
+
+def dvc_workspace(root: Path) -> Workspace:
+    """An empty one, under git and DVC."""
+    root.mkdir()
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=root, check=True)
+    return Workspace(root)
+
+
+def medians(tasks: dict[str, Callable], runs: int) -> list[dict]:
+    """Wall time of each task, interleaved; the first round warms up."""
+    seconds = {name: [] for name in tasks}
+    for run in range(runs + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if run:
+                seconds[name].append(time.perf_counter() - start)
+    return [
+        {"name": name, "seconds": round(statistics.median(times), 4), "runs": runs}
+        for name, times in seconds.items()
+    ]
+
+
+def peak_memory(root: Path, count: int) -> dict:
+    """Peak resident memory of `prepare` on random images, in a process of its own."""
     (root / "data").mkdir(parents=True)
     generator = np.random.default_rng(0)
     writer = ArrayWriter(root / "data" / "images.npy", (28, 28, 1))
@@ -39,68 +128,71 @@ def make_workspace(root: Path, count: int) -> Workspace:
         shape = (min(10_000, count - start), 28, 28, 1)
         writer.write(generator.integers(0, 256, shape, dtype=np.uint8))
     writer.close()
-    return Workspace(root)
-
-
-def read_hash_write(workspace: Workspace) -> None:
-    """What must be done at the least: read, one SHA-256 an image, write."""
-    images = np.load(workspace.data / "images.npy")
-    digests = [hashlib.sha256(image).digest() for image in images]
-    np.save(workspace.root / "copy.npy", images)
-    np.save(workspace.root / "digests.npy", digests)
-
-
-def seconds_of(function) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def peak_memory(workspace: Workspace) -> float:
-    """Peak resident memory of `prepare` in a process of its own, in MB."""
+    # VmHWM: what getrusage calls the maximum begins at the parent's.
     script = (
         "import sys; from pathlib import Path; from vaeflow.config import Prepare\n"
         "from vaeflow.data.prepare import prepare; from vaeflow.workspace import Workspace\n"
         "prepare(Workspace(Path(sys.argv[1])), Prepare())\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
-    command = [sys.executable, "-c", script, workspace.root]
+    command = [sys.executable, "-c", script, root]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return round(int(done.stdout) / 1024, 1)
+    megabytes = round(int(done.stdout) / 1024, 1)
+    return {"name": f"prepare, {count:,} images of 28x28", "peak_memory_mb": megabytes}
+
+
+def measure(scratch: Path) -> list[dict]:
+    """All entries; those of ratios last."""
+    place = Workspace(scratch / "prepared")
+    idx = place.data / IDX
+    write_idx(idx)
+    versioned = dvc_workspace(scratch / "versioned")
+    entries = medians(
+        {
+            "IDX of 60,000 images to prepared splits": lambda: prepare(place, Prepare()),
+            "NumPy reads, hashes and writes the same": lambda: read_hash_write(idx, scratch),
+        },
+        runs=9,
+    )
+    entries += medians(
+        {"vaeflow data add IDX, then prepare": lambda: add_and_prepare(versioned, idx)}, runs=3
+    )
+    folder = scratch / "pictures"
+    write_pictures(folder)
+    entries += medians(
+        {
+            "folder of 10,000 PNG files": lambda: add_pictures(folder, scratch),
+            "Pillow decodes them, one process": lambda: decode_all(folder),
+        },
+        runs=5,
+    )
+    prepared, numpy_alone, _, pictures, bare = (entry["seconds"] for entry in entries)
+    small, large = (peak_memory(scratch / str(count), count) for count in (100, 1_000_000))
+    more = large["peak_memory_mb"] - small["peak_memory_mb"]
+    ratios = [
+        ("time of IDX to splits / NumPy's", prepared / numpy_alone, "at most 2"),
+        ("rate of PNG files / (cores x Pillow's)", bare / pictures / CORES, "at least 0.8"),
+        ("MB of 1,000,000 images more than 100", more, "at most 300"),
+    ]
+    entries += [small, large]
+    return entries + [
+        {"name": name, "ratio": round(value, 3), "aim": aim} for name, value, aim in ratios
+    ]
 
 
 def main() -> None:
     """Measure, print, write the JSON."""
     with tempfile.TemporaryDirectory() as scratch:
-        place = make_workspace(Path(scratch) / "60000", 60_000)
-        tasks = {
-            "prepare, 60,000 images": lambda: prepare(place, Prepare()),
-            "NumPy reads, hashes and writes the same": lambda: read_hash_write(place),
-        }
-        seconds = {name: [] for name in tasks}
-        for run in range(RUNS + 1):  # interleaved; the first warms up
-            for name, task in tasks.items():
-                elapsed = seconds_of(task)
-                if run:
-                    seconds[name].append(elapsed)
-        entries = [
-            {"name": name, "seconds": round(statistics.median(times), 4), "runs": RUNS}
-            for name, times in seconds.items()
-        ]
-        for count in (100, 1_000_000):
-            memory = peak_memory(make_workspace(Path(scratch) / str(count), count))
-            entries.append({"name": f"prepare, {count:,} images", "peak_memory_mb": memory})
+        entries = measure(Path(scratch))
     machine = {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": CORES,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "device": "CPU",
     }
     RESULTS.write_text(json.dumps([{**entry, **machine} for entry in entries], indent=2) + "\n")
     for entry in entries:
-        print(" ".join(f"{value!s:<42}" for value in list(entry.values())[:2]))
-    print(f"ratio of the times: {entries[0]['seconds'] / entries[1]['seconds']:.2f}")
+        print(" ".join(f"{value!s:<42}" for value in list(entry.values())[:3]))
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ module.add(Workspace(Path(root)), thirds, addition)
 
 MOMENTS = [
     "after _link_tree",
-    "after _write_part",
+    "after write_part",
     "before _swap",
     "after _swap",
     "before dvc",

@@ -126,7 +126,7 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
         report = Report(survey)
         part = _part_folder(fresh, addition)
         held = survey.count
-        dropped = _write_part(part, addition, parameters, report, seen)
+        dropped = write_part(part, addition, parameters, report, seen)
         survey.check_splits()
     after = data_md5(workspace)
     return Added(workspace.data / part.name, survey.count - held, dropped, report, before, after)
@@ -231,7 +231,7 @@ def _part_folder(data: Path, addition: Addition) -> Path:
     return data / folder
 
 
-def _write_part(
+def write_part(
     folder: Path, addition: Addition, parameters: Prepare, report: Report, seen: set[bytes]
 ) -> int:
     """Write images and index block by block; returns how many copies were left out."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vaeflow.config import Limits
 from vaeflow.data.arrays import BYTES_PER_BLOCK
@@ -59,6 +59,8 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
             return conversion.of_picture(picture)
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError(path, "not a readable image (of no known format).") from None
     except Exception as error:  # whatever a damaged file makes of Pillow's decoders
         raise BadImageError(path, f"not a readable image ({error}).") from None
 
