@@ -83,11 +83,10 @@ def decode_all(folder: Path) -> None:
             np.asarray(picture)
 
 
-def add_pictures(folder: Path, scratch: Path) -> None:
+def add_pictures(folder: Path, part: Path) -> None:
     """`vaeflow data add`, up to where DVC takes over."""
-    shutil.rmtree(scratch / "part", ignore_errors=True)
     rule = Prepare()
-    write_part(scratch / "part", Addition(str(folder)), rule, Report(Survey(rule)), set())
+    write_part(part, Addition(str(folder)), rule, Report(Survey(rule)), set())
 
 
 def add_and_prepare(place: Workspace, idx: Path) -> None:
@@ -104,11 +103,16 @@ def dvc_workspace(root: Path) -> Workspace:
     return Workspace(root)
 
 
-def medians(tasks: dict[str, Callable], runs: int) -> list[dict]:
-    """Wall time of each task, interleaved; the first round warms up."""
+def medians(tasks: dict[str, Callable], runs: int, output: Path | None = None) -> list[dict]:
+    """Wall time of each task, interleaved; the first round warms up.
+
+    `output` is a folder that tasks write, removed beforehand.
+    """
     seconds = {name: [] for name in tasks}
     for run in range(runs + 1):
         for name, task in tasks.items():
+            if output:
+                shutil.rmtree(output, ignore_errors=True)
             start = time.perf_counter()
             task()
             if run:
@@ -157,14 +161,15 @@ def measure(scratch: Path) -> list[dict]:
     entries += medians(
         {"vaeflow data add IDX, then prepare": lambda: add_and_prepare(versioned, idx)}, runs=3
     )
-    folder = scratch / "pictures"
+    folder, part = scratch / "pictures", scratch / "part"
     write_pictures(folder)
     entries += medians(
         {
-            "folder of 10,000 PNG files": lambda: add_pictures(folder, scratch),
+            "folder of 10,000 PNG files": lambda: add_pictures(folder, part),
             "Pillow decodes them, one process": lambda: decode_all(folder),
         },
         runs=5,
+        output=part,
     )
     prepared, numpy_alone, _, pictures, bare = (entry["seconds"] for entry in entries)
     small, large = (peak_memory(scratch / str(count), count) for count in (100, 1_000_000))

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +25,8 @@ FILES_PER_TASK = 64
 # Pillow decodes outside Python's lock. Below this height times width what it does inside counts
 # for more, and a second thread only gets in the way.
 PIXELS_WORTH_A_THREAD = 48 * 48
+
+NOTHING = np.empty((0, 0, 0, 0), np.uint8)
 
 # Called with a file and the shape its pixels will have; refuses it with a BadImageError.
 CheckShape = Callable[[Path, tuple[int, int, int]], None]
@@ -65,48 +68,58 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
         raise BadImageError(path, f"not a readable image ({error}).") from None
 
 
+class Decoded(NamedTuple):
+    """What became of some files: the pixels of the sound ones, and the faults of the others."""
+
+    pixels: np.ndarray  # uint8, (count, height, width, channels)
+    paths: list[Path]
+    faults: list[BadImageError]
+
+
 def decode_all(
     paths: Sequence[Path], conversion: Conversion, limits: Limits, check: CheckShape
-) -> Iterator[np.ndarray | BadImageError]:
+) -> Iterator[Decoded]:
     """Decode files in their order, on all cores where that is worth it; see `decode`.
 
-    Yields:
-        For each file its pixels, or what is wrong with it.
+    Once one file was sound, `check` must refuse those that come to another shape.
     """
 
-    def attempt(path: Path) -> np.ndarray | BadImageError:
-        try:
-            return decode(path, conversion, limits, check)
-        except BadImageError as error:
-            return error
+    def run(task: list[Path]) -> Decoded:
+        pixels, sound, faults = [], [], []
+        for path in task:
+            try:
+                pixels.append(decode(path, conversion, limits, check))
+                sound.append(path)
+            except BadImageError as error:
+                faults.append(error)
+        return Decoded(np.stack(pixels) if pixels else NOTHING, sound, faults)
 
-    # The first sound file fixes the shape of all (see `check`) and says whether threads are worth
-    # it; it has to be found before several are read at once.
+    # The first sound file fixes the shape of all, and says whether threads are worth it: it has to
+    # be found before several are read at once.
     remaining = iter(paths)
     for path in remaining:
-        first = attempt(path)
+        first = run([path])
         yield first
-        if isinstance(first, np.ndarray):
-            yield from _on_all_cores(attempt, remaining, _typical_pixels(path), first.nbytes)
+        if first.paths:
+            at_once = max(1, min(FILES_PER_TASK, BYTES_PER_BLOCK // first.pixels.nbytes))
+            tasks = _batched(remaining, at_once)
+            worth_it = _pixels_in_file(path) >= PIXELS_WORTH_A_THREAD
+            yield from _on_all_cores(run, tasks) if worth_it else map(run, tasks)
 
 
-def _on_all_cores(attempt, paths: Iterator[Path], pixels: int, image_bytes: int) -> Iterator:
-    """The results of `attempt`, in order, a bounded number of them ahead of the reader."""
+def _batched(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
+    while batch := list(itertools.islice(paths, size)):
+        yield batch
+
+
+def _on_all_cores(run: Callable, tasks: Iterator[list[Path]]) -> Iterator[Decoded]:
+    """`map`, several at a time, a bounded number of them ahead of the reader."""
     workers = _cores()
-    if workers == 1 or pixels < PIXELS_WORTH_A_THREAD:
-        yield from map(attempt, paths)
-        return
-
-    def run(task: list[Path]) -> list[np.ndarray | BadImageError]:
-        return [attempt(path) for path in task]
-
-    at_once = max(1, min(FILES_PER_TASK, BYTES_PER_BLOCK // image_bytes))
-    tasks = iter(lambda: list(itertools.islice(paths, at_once)), [])
     with ThreadPoolExecutor(workers) as pool:
         running = deque(pool.submit(run, task) for task in itertools.islice(tasks, 2 * workers))
         try:
             while running:
-                yield from running.popleft().result()
+                yield running.popleft().result()
                 running.extend(pool.submit(run, task) for task in itertools.islice(tasks, 1))
         finally:  # the reader may have had enough
             pool.shutdown(cancel_futures=True)
@@ -118,7 +131,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _typical_pixels(path: Path) -> int:
+def _pixels_in_file(path: Path) -> int:
     """Height times width in the header of a file that was sound a moment ago."""
     with Image.open(path) as picture:
         return picture.width * picture.height

@@ -249,21 +249,27 @@ def select(images: Images, rows: Sequence[int]) -> Images:
 def _picture_blocks(
     source: Path, paths: Sequence[Path], reading: Reading, same: _SameShape
 ) -> Iterator[Images]:
+    labels: dict[Path, str | None] = {}
+    for path in paths:
+        try:
+            labels[path] = _folder_label(source, path, reading)
+        except BadImageError as error:
+            reading.on_bad(error)
     parts: list[Images] = []
-    decoded = decode_all(paths, reading.conversion, reading.limits, same.check)
     # Closed with the loop: files that were read ahead are then dropped.
-    with closing(decoded):
-        for path, pixels in zip(paths, decoded, strict=True):
-            try:
-                if isinstance(pixels, BadImageError):
-                    raise pixels
-                label = _folder_label(source, path, reading)
-            except BadImageError as error:
-                reading.on_bad(error)
+    with closing(
+        decode_all(list(labels), reading.conversion, reading.limits, same.check)
+    ) as decoding:
+        for decoded in decoding:
+            for fault in decoded.faults:
+                reading.on_bad(fault)
+            if not decoded.paths:
                 continue
-            same.fix(path, pixels.shape)
-            parts.append(Images(pixels[np.newaxis], [str(path)], [label]))
-            if len(parts) * pixels.nbytes >= BYTES_PER_BLOCK:
+            same.fix(decoded.paths[0], decoded.pixels.shape[1:])
+            names = [str(path) for path in decoded.paths]
+            parts.append(Images(decoded.pixels, names, [labels[path] for path in decoded.paths]))
+            # Not if the next part would go beyond a block's size: joining copies.
+            if sum(part.pixels.nbytes for part in (*parts, parts[-1])) > BYTES_PER_BLOCK:
                 yield _joined(parts)
                 parts = []
     if parts:
