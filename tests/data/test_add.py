@@ -20,7 +20,7 @@ from vaeflow.data.add import Addition, add
 from vaeflow.data.conversion import Conversion
 from vaeflow.data.prepare import prepare
 from vaeflow.data.sources import read_images
-from vaeflow.errors import DataError
+from vaeflow.errors import DataError, WorkspaceError
 from vaeflow.versioning import data_is_versioned, data_md5
 from vaeflow.workspace import Workspace
 
@@ -217,6 +217,14 @@ def test_without_data_the_first_images_are_added(place, tmp_path):
     added = add_to(place, tmp_path / "new", append=True)
     assert added.before is None
     assert data_is_versioned(place)
+
+
+def test_outside_dvc_it_says_so(place, tmp_path):
+    pictures(tmp_path / "new", 40)
+    shutil.rmtree(place.root / ".dvc")
+    shutil.rmtree(place.data)
+    with pytest.raises(WorkspaceError, match="not under DVC"):
+        add_to(place, tmp_path / "new")
 
 
 def test_a_second_command_meanwhile_is_refused(place, tmp_path):

@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import arrays as arrays_of
 from PIL import Image
 
 from vaeflow.config import Limits
-from vaeflow.data import decoding
+from vaeflow.data import arrays, decoding
 from vaeflow.data.checks import LARGEST_EDGE, constant
+from vaeflow.data.conversion import Conversion
 from vaeflow.data.sources import Reading, image_blocks, read_images
 from vaeflow.errors import DataError
 
@@ -184,6 +185,16 @@ def test_bad_rows_are_passed_over_one_by_one(tmp_path):
         "or give uint8 in 0..255.",
         "a.npy#5": "every pixel is 64.",
     }
+
+
+def test_a_block_of_bad_rows_alone_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "BYTES_PER_BLOCK", 2 * 4 * 4 * 4)
+    images = np.random.default_rng(0).random((6, 4, 4)).astype(np.float32)
+    images[:4] = np.nan
+    np.save(tmp_path / "a.npy", images)
+    blocks, bad = collected(tmp_path, conversion=Conversion(size=(3, 2)))
+    assert [block.pixels.shape for block in blocks] == [(2, 2, 3, 1)]
+    assert len(bad) == 4
 
 
 def test_an_array_damaged_after_its_header_is_never_passed_over(tmp_path):

@@ -161,9 +161,11 @@ def _replacing_data(workspace: Workspace) -> Iterator[Path]:
     """Yield an empty folder that becomes `data/`, and a version, when the block ends well."""
     from filelock import FileLock, Timeout
 
-    if not (workspace.root / ".dvc").is_dir():
-        raise WorkspaceError(f"{workspace.root} has no .dvc folder. Make it: dvc init")
-    scratch = workspace.root / ".dvc" / "tmp" / "vaeflow-data"
+    folders = (folder / ".dvc" for folder in (workspace.root, *workspace.root.parents))
+    dvc_folder = next((folder for folder in folders if folder.is_dir()), None)
+    if dvc_folder is None:
+        raise WorkspaceError(f"{workspace.root} is not under DVC. Make it so: git init; dvc init")
+    scratch = dvc_folder / "tmp" / "vaeflow-data"
     scratch.parent.mkdir(exist_ok=True)
     try:
         with FileLock(scratch.with_suffix(".lock"), timeout=0):

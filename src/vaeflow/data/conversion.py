@@ -84,6 +84,9 @@ class Conversion:
         height, width, channels = pixels.shape[1:]
         if self.size in {None, (width, height)} and self.channels in {None, channels}:
             return pixels
+        if not len(pixels):
+            height, width, channels = self.shape_of(width, height, MODES[channels])
+            return np.empty((0, height, width, channels), np.uint8)
         squeezed = pixels[..., 0] if channels == 1 else pixels
         return np.stack([self.of_picture(Image.fromarray(image)) for image in squeezed])
 

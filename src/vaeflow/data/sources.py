@@ -219,7 +219,8 @@ def _array_blocks(source: Path, path: Path, reading: Reading, same: _SameShape) 
                     labels = labels if label is None else [label] * len(block)
                     block = block.reshape(-1, *shape[1:])
                     images = _sound_rows(Images(block, names, labels), reading)
-                    same.fix(path, images.pixels.shape[1:])
+                    if len(images.pixels):
+                        same.fix(path, images.pixels.shape[1:])
                     yield images
     except BadImageError as error:
         if header_is_sound:
