@@ -48,7 +48,7 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
 
 
 def test_changed_data_stop_the_flow_before_anything_runs(workspace):
-    path = workspace / "data" / "images.npy"
+    path = workspace / "data" / "digits" / "images.npy"
     images = np.load(path)
     path.unlink()
     np.save(path, images[:500])
