@@ -8,6 +8,7 @@ from PIL import Image
 from vaeflow.config import Prepare
 from vaeflow.data.show import show
 from vaeflow.data.sources import Images
+from vaeflow.data.splits import pixel_digests
 from vaeflow.data.survey import Report, Survey, check
 from vaeflow.errors import BadImageError, DataError
 from vaeflow.workspace import Workspace
@@ -15,7 +16,7 @@ from vaeflow.workspace import Workspace
 
 def images_of(pixels, labels=None):
     names = [f"#{row}" for row in range(len(pixels))]
-    return Images(pixels, names, labels or [None] * len(pixels))
+    return Images(pixels, pixel_digests(pixels), names, labels or [None] * len(pixels))
 
 
 def test_a_survey_counts_over_blocks(digits):

@@ -23,15 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-
 from vaeflow.config import Prepare
 from vaeflow.data.arrays import ArrayWriter
 from vaeflow.data.conversion import Conversion
 from vaeflow.data.known import NAMES, known_blocks
 from vaeflow.data.rows import COLUMNS, IMAGES, INDEX
 from vaeflow.data.sources import Images, Reading, image_blocks, select
-from vaeflow.data.splits import pixel_digests
 from vaeflow.data.survey import Report, Survey, reading_of
 from vaeflow.errors import BadImageError, DataError, WorkspaceError
 from vaeflow.versioning import data_is_versioned, data_md5, dvc
@@ -120,9 +117,8 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
         if addition.append and workspace.data.exists():
             _link_tree(workspace.data, fresh)
             for block in image_blocks(workspace.data, reading=reading_of(parameters)):
-                digests = pixel_digests(block.pixels)
-                seen.update(_keys(digests) if addition.drop_duplicates else ())
-                survey.add(block, digests)
+                seen.update(_keys(block) if addition.drop_duplicates else ())
+                survey.add(block)
         report = Report(survey)
         part = _part_folder(fresh, addition)
         held = survey.count
@@ -256,15 +252,14 @@ def write_part(
         writer: ArrayWriter | None = None
         try:
             for block in blocks:
-                digests = pixel_digests(block.pixels)
-                if addition.drop_duplicates and (kept := _first_seen(digests, seen)) is not None:
-                    dropped += len(digests) - len(kept)
-                    block, digests = select(block, kept), digests[kept]
+                if addition.drop_duplicates and (kept := _first_seen(block, seen)) is not None:
+                    dropped += len(block.pixels) - len(kept)
+                    block = select(block, kept)
                     if not kept:
                         continue
                 writer = writer or ArrayWriter(folder / IMAGES, block.pixels.shape[1:])
                 writer.write(block.pixels)
-                report.survey.add(block, digests)
+                report.survey.add(block)
                 names = (name.removeprefix(prefix) for name in block.names)
                 rows.writerows(zip(names, block.labels, strict=True))
         finally:
@@ -292,19 +287,19 @@ def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], 
     return image_blocks(source, reading=reading), "" if folder == Path() else f"{folder}{os.sep}"
 
 
-def _keys(digests: np.ndarray) -> list[bytes]:
+def _keys(images: Images) -> list[bytes]:
     """Half a digest each: it tells images apart as surely, in half the memory."""
-    return digests[:, :16].copy().view("V16")[:, 0].tolist()
+    return images.digests[:, :16].copy().view("V16")[:, 0].tolist()
 
 
-def _first_seen(digests: np.ndarray, seen: set[bytes]) -> list[int] | None:
+def _first_seen(images: Images, seen: set[bytes]) -> list[int] | None:
     """Rows whose digest is not in `seen`, which takes it in; None where these are all of them."""
     kept = []
-    for row, key in enumerate(_keys(digests)):
+    for row, key in enumerate(_keys(images)):
         if key not in seen:
             seen.add(key)
             kept.append(row)
-    return None if len(kept) == len(digests) else kept
+    return None if len(kept) == len(images.pixels) else kept
 
 
 def _nothing_left(addition: Addition, report: Report, dropped: int) -> DataError:

@@ -17,11 +17,15 @@ from vaeflow.config import Limits
 from vaeflow.data.arrays import BYTES_PER_BLOCK
 from vaeflow.data.checks import check_declared
 from vaeflow.data.conversion import Conversion
+from vaeflow.data.splits import as_digests, pixel_digest
 from vaeflow.errors import BadImageError
 
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"})
 ORIENTATION = 0x0112  # Exif 2.32, section 4.6.4: 1 is upright, 5 to 8 lie on their side
+# Where Pillow keeps what may hold one: EXIF proper, EXIF as old PNG files have it, XMP.
+ORIENTED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 FILES_PER_TASK = 64
+AHEAD = 8  # tasks a thread that may wait for the reader, who writes and is held up now and then
 # Pillow decodes outside Python's lock. Below this height times width what it does inside counts
 # for more, and a second thread only gets in the way.
 PIXELS_WORTH_A_THREAD = 48 * 48
@@ -50,7 +54,7 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
                 raise ValueError(f"pixel mode {picture.mode}; expected 8-bit grey or colour")
             width, height = picture.size
             check_declared((1, height, width), np.dtype(np.uint8), str(path), limits)
-            orientation = picture.getexif().get(ORIENTATION, 1)
+            orientation = _orientation(picture)
             turned = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
             check(path, conversion.shape_of(*turned, picture.mode))
             if conversion.size:
@@ -68,10 +72,20 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
         raise BadImageError(path, f"not a readable image ({error}).") from None
 
 
+def _orientation(picture: Image.Image) -> int:
+    """How the camera was held. Asking costs as much as opening the file: only where it may say."""
+    if picture.format == "PNG":
+        picture.load()  # what it says of itself may come after its pixels
+    if picture.format == "TIFF" or not ORIENTED.isdisjoint(picture.info):
+        return picture.getexif().get(ORIENTATION, 1)
+    return 1
+
+
 class Decoded(NamedTuple):
-    """What became of some files: the pixels of the sound ones, and the faults of the others."""
+    """What became of some files: the images in the sound ones, and the faults of the others."""
 
     pixels: np.ndarray  # uint8, (count, height, width, channels)
+    digests: np.ndarray  # of the pixels, uint8 (count, 32)
     paths: list[Path]
     faults: list[BadImageError]
 
@@ -85,14 +99,20 @@ def decode_all(
     """
 
     def run(task: list[Path]) -> Decoded:
-        pixels, sound, faults = [], [], []
+        pixels, digests, sound, faults = NOTHING, [], [], []
         for path in task:
             try:
-                pixels.append(decode(path, conversion, limits, check))
-                sound.append(path)
+                image = decode(path, conversion, limits, check)
             except BadImageError as error:
                 faults.append(error)
-        return Decoded(np.stack(pixels) if pixels else NOTHING, sound, faults)
+                continue
+            if not sound:
+                pixels = np.empty((len(task), *image.shape), np.uint8)
+            # Taken here, the image is still in the processor's cache.
+            digests.append(pixel_digest(image))
+            pixels[len(sound)] = image
+            sound.append(path)
+        return Decoded(pixels[: len(sound)], as_digests(digests), sound, faults)
 
     # The first sound file fixes the shape of all, and says whether threads are worth it: it has to
     # be found before several are read at once.
@@ -116,7 +136,7 @@ def _on_all_cores(run: Callable, tasks: Iterator[list[Path]]) -> Iterator[Decode
     """`map`, several at a time, a bounded number of them ahead of the reader."""
     workers = _cores()
     with ThreadPoolExecutor(workers) as pool:
-        running = deque(pool.submit(run, task) for task in itertools.islice(tasks, 2 * workers))
+        running = deque(pool.submit(run, task) for task in itertools.islice(tasks, AHEAD * workers))
         try:
             while running:
                 yield running.popleft().result()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vaeflow.data.sources import Images, Reading, image_blocks
+from vaeflow.data.splits import pixel_digests
 from vaeflow.errors import DataError
 from vaeflow.files import cache_folder, sha256_of
 
@@ -107,7 +108,8 @@ def _digits(reading: Reading) -> Images:
     digits = load_digits()
     pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)[..., np.newaxis]
     names = [f"digits#{row}" for row in range(len(pixels))]
-    return Images(reading.conversion.of_array(pixels), names, digits.target.astype(str).tolist())
+    pixels = reading.conversion.of_array(pixels)
+    return Images(pixels, pixel_digests(pixels), names, digits.target.astype(str).tolist())
 
 
 def _download(name: str, known: IdxSet) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from vaeflow.config import Prepare
 from vaeflow.data.arrays import ArrayWriter
 from vaeflow.data.sources import Images, image_blocks
-from vaeflow.data.splits import SPLITS, pixel_digests
+from vaeflow.data.splits import SPLITS
 from vaeflow.data.survey import Survey, reading_of
 from vaeflow.errors import DataError
 from vaeflow.files import atomic_directory, write_json
@@ -65,8 +65,7 @@ def _write_splits(folder: Path, data: Path, parameters: Prepare) -> Survey:
             if writer is None:
                 shape = block.pixels.shape[1:]
                 writer = stack.enter_context(closing(SplitWriter(folder, shape, data)))
-            digests = pixel_digests(block.pixels)
-            writer.add(block, survey.add(block, digests), digests)
+            writer.add(block, survey.add(block))
     return survey
 
 
@@ -96,8 +95,8 @@ class SplitWriter:
             compression={name: "NONE" if name == "sha256" else "SNAPPY" for name in COLUMNS},
         )
 
-    def add(self, images: Images, splits: np.ndarray, digests: np.ndarray) -> None:
-        """Write a block, with the split and the digest of each image."""
+    def add(self, images: Images, splits: np.ndarray) -> None:
+        """Write a block, with the split of each image."""
         import pyarrow
         import pyarrow.compute
 
@@ -109,7 +108,7 @@ class SplitWriter:
             "split": splits,
             "label": images.labels,
             "source": pyarrow.compute.utf8_slice_codeunits(names, len(self._root)),
-            "sha256": _hexadecimal(digests),
+            "sha256": _hexadecimal(images.digests),
         }
         self._index.write_table(pyarrow.table(columns, self._schema))
         self._count += len(splits)

@@ -17,15 +17,17 @@ from vaeflow.data.checks import as_bytes, check_declared, constant, out_of_range
 from vaeflow.data.conversion import Conversion
 from vaeflow.data.decoding import decode_all
 from vaeflow.data.rows import Rows, labels_path
+from vaeflow.data.splits import pixel_digests
 from vaeflow.errors import BadImageError, DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 class Images(NamedTuple):
-    """Images of one shape, with a name and perhaps a label for each."""
+    """Images of one shape, with a digest, a name and perhaps a label for each."""
 
     pixels: np.ndarray  # uint8, (count, height, width, channels)
+    digests: np.ndarray  # SHA-256 of each image's pixels, uint8 (count, 32)
     names: Sequence[str]  # "path" for an image file, "path#index" for a row of an array
     labels: Sequence[str | None]
 
@@ -218,7 +220,7 @@ def _array_blocks(source: Path, path: Path, reading: Reading, same: _SameShape) 
                     names, labels = rows.take(len(block))
                     labels = labels if label is None else [label] * len(block)
                     block = block.reshape(-1, *shape[1:])
-                    images = _sound_rows(Images(block, names, labels), reading)
+                    images = _sound_rows(block, names, labels, reading)
                     if len(images.pixels):
                         same.fix(path, images.pixels.shape[1:])
                     yield images
@@ -228,20 +230,25 @@ def _array_blocks(source: Path, path: Path, reading: Reading, same: _SameShape) 
         reading.on_bad(error)
 
 
-def _sound_rows(images: Images, reading: Reading) -> Images:
+def _sound_rows(
+    block: np.ndarray, names: Sequence[str], labels: Sequence[str | None], reading: Reading
+) -> Images:
     """The rows whose values are those of images, converted."""
-    if faults := out_of_range(images.pixels):
+    if faults := out_of_range(block):
         for row, fault in faults.items():
-            reading.on_bad(BadImageError(images.names[row], f"{fault}."))
-        kept = [row for row in range(len(images.pixels)) if row not in faults]
-        images = select(images, kept)
-    return images._replace(pixels=reading.conversion.of_array(as_bytes(images.pixels)))
+            reading.on_bad(BadImageError(names[row], f"{fault}."))
+        kept = [row for row in range(len(block)) if row not in faults]
+        block = block[kept]
+        names, labels = [names[row] for row in kept], [labels[row] for row in kept]
+    pixels = reading.conversion.of_array(as_bytes(block))
+    return Images(pixels, pixel_digests(pixels), names, labels)
 
 
 def select(images: Images, rows: Sequence[int]) -> Images:
     """Some of the images, by their indices."""
     return Images(
         images.pixels[rows],
+        images.digests[rows],
         [images.names[row] for row in rows],
         [images.labels[row] for row in rows],
     )
@@ -268,7 +275,8 @@ def _picture_blocks(
                 continue
             same.fix(decoded.paths[0], decoded.pixels.shape[1:])
             names = [str(path) for path in decoded.paths]
-            parts.append(Images(decoded.pixels, names, [labels[path] for path in decoded.paths]))
+            labelled = [labels[path] for path in decoded.paths]
+            parts.append(Images(decoded.pixels, decoded.digests, names, labelled))
             # Not if the next part would go beyond a block's size: joining copies.
             if sum(part.pixels.nbytes for part in (*parts, parts[-1])) > BYTES_PER_BLOCK:
                 yield _joined(parts)
@@ -291,6 +299,7 @@ def _joined(parts: Sequence[Images]) -> Images:
         return parts[0]
     return Images(
         np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.digests for part in parts]),
         [name for part in parts for name in part.names],
         [label for part in parts for label in part.labels],
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,9 +20,18 @@ def pixel_digests(images: np.ndarray) -> np.ndarray:
     Returns:
         uint8, `(count, 32)`.
     """
-    rows = np.ascontiguousarray(images).reshape(len(images), -1)
-    digests = b"".join([hashlib.sha256(row).digest() for row in rows])
-    return np.frombuffer(digests, np.uint8).reshape(-1, 32)
+    rows = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
+    return as_digests([hashlib.sha256(row).digest() for row in rows])
+
+
+def pixel_digest(image: np.ndarray) -> bytes:
+    """SHA-256 of one image's pixels, uint8 `(height, width, channels)`."""
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+
+
+def as_digests(digests: Sequence[bytes]) -> np.ndarray:
+    """Digests of 32 bytes as an array, uint8 `(count, 32)`."""
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
 def assign_splits(

@@ -9,7 +9,7 @@ import numpy as np
 
 from vaeflow.config import Prepare
 from vaeflow.data.sources import Images, Reading, image_blocks, refuse
-from vaeflow.data.splits import SPLITS, assign_splits, pixel_digests
+from vaeflow.data.splits import SPLITS, assign_splits
 from vaeflow.errors import BadImageError, DataError
 from vaeflow.versioning import data_is_versioned
 from vaeflow.workspace import Workspace
@@ -43,12 +43,11 @@ class Survey:
         self._parameters = parameters
         self._digests: list[np.ndarray] = []
 
-    def add(self, images: Images, digests: np.ndarray | None = None) -> np.ndarray:
+    def add(self, images: Images) -> np.ndarray:
         """Count a block.
 
         Args:
             images: of the same shape in every call.
-            digests: from `pixel_digests`, where the caller has them already.
 
         Returns:
             The split of each image, `(count,)`.
@@ -62,9 +61,10 @@ class Survey:
                 f"{images.names[0]}: images of shape {shape} (height, width, channels) do not go "
                 f"with those of {self.image_shape}. Bring all to one: --size, --channels."
             )
-        digests = pixel_digests(images.pixels) if digests is None else digests
         rule = self._parameters
-        splits = assign_splits(digests, rule.seed, rule.validation_fraction, rule.test_fraction)
+        splits = assign_splits(
+            images.digests, rule.seed, rule.validation_fraction, rule.test_fraction
+        )
         self.count += len(splits)
         self.image_shape = shape
         self.smallest = min(self.smallest, int(images.pixels.min()))
@@ -72,7 +72,7 @@ class Survey:
         self.labels.update(label for label in images.labels if label is not None)
         self.splits.update({name: int(np.count_nonzero(splits == name)) for name in SPLITS})
         # Half a digest tells images apart as surely, in half the memory.
-        self._digests.append(digests[:, :16].copy())
+        self._digests.append(images.digests[:, :16].copy())
         return splits
 
     @property
