@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -49,9 +49,25 @@ class Train(_Section):
         64,
     )
     hidden_units: Positive = 128
+    objective: Literal["elbo", "importance_weighted"] = "elbo"
+    samples: Positive = 1
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
     epochs: Positive = 60
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Train:
+        if self.free_bits and self.objective != "elbo":
+            raise ValueError(
+                f"free_bits must be 0 with objective {self.objective}, which has no KL term to "
+                "floor; or choose objective: elbo"
+            )
+        if self.kl_warmup_epochs > self.epochs:
+            raise ValueError("kl_warmup_epochs must be at most epochs")
+        return self
 
 
 class Evaluate(_Section):

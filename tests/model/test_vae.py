@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 from vaeflow.errors import BundleError
-from vaeflow.model import objective
 from vaeflow.model.networks import level_sizes
 from vaeflow.model.vae import VAE, load_vae
 
@@ -103,17 +102,94 @@ def test_train_step_applies_the_gradient_of_the_mean_elbo(images):
 def test_mini_batch_gradients_average_to_the_full_batch(images):
     """The N/M normalisation: equal batches of any size estimate the same gradient."""
     vae = small_vae()
-    noise = np.random.default_rng(0).standard_normal((len(images), 3)).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal((2, len(images), 3)).astype(np.float32)
 
     def gradient(rows):
         with tf.GradientTape() as tape:
-            loss = -tf.reduce_mean(objective.elbo(*vae.terms(images[rows], noise[rows])))
+            loss = -tf.reduce_mean(vae.terms(images[rows], noise[:, rows]).elbo)
         return tape.gradient(loss, [w.value for w in vae.trainable_variables])
 
     whole = gradient(slice(None))
     parts = [gradient(slice(start, start + 64)) for start in range(0, 256, 64)]
     for full, *pieces in zip(whole, *parts, strict=True):
         np.testing.assert_allclose(full, np.mean(pieces, axis=0), rtol=1e-3, atol=1e-5)
+
+
+def test_importance_weighted_step_equals_the_squared_weights_form(images):
+    """DReG as Tucker et al. 2019 write it (eq. 8), with a pass for each network."""
+    vae = small_vae(seed=5, objective="importance_weighted", samples=4)
+    vae.compile(optimizer=keras.optimizers.SGD(1.0))
+    noise = keras.random.normal((4, len(images), 3), seed=keras.random.SeedGenerator(5))
+    before = [tf.identity(weight) for weight in vae.trainable_variables]
+
+    def log_weights():
+        posterior = vae.encoder(images)
+        mean, deviation = posterior["mean"], tf.exp(posterior["log_variance"] / 2)
+        latents = mean + deviation * noise
+        logits = tf.reshape(vae.decoder(tf.reshape(latents, (-1, 3)))["logits"], (4, -1, 8, 8, 1))
+        target = tf.broadcast_to(images, logits.shape)
+        cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)
+        mean, deviation = tf.stop_gradient(mean), tf.stop_gradient(deviation)
+        log_ratio = -0.5 * latents**2 + 0.5 * ((latents - mean) / deviation) ** 2
+        log_ratio += tf.math.log(deviation)
+        return tf.reduce_sum(log_ratio, -1) - tf.reduce_sum(cross_entropy, (2, 3, 4))
+
+    with tf.GradientTape() as tape:
+        loss = -tf.reduce_mean(tf.reduce_logsumexp(log_weights(), axis=0))
+    decoder = tape.gradient(loss, [w.value for w in vae.decoder.trainable_variables])
+    with tf.GradientTape() as tape:
+        values = log_weights()
+        squared = tf.stop_gradient(tf.nn.softmax(values, axis=0) ** 2)
+        loss = -tf.reduce_mean(tf.reduce_sum(squared * values, axis=0))
+    encoder = tape.gradient(loss, [w.value for w in vae.encoder.trainable_variables])
+    vae.train_on_batch(images)
+    gradients = [*encoder, *decoder]
+    for weight, start, gradient in zip(vae.trainable_variables, before, gradients, strict=True):
+        np.testing.assert_allclose(start - weight, gradient, rtol=5e-3, atol=5e-5)
+
+
+def test_the_kl_term_is_warmed_up_step_by_step(images):
+    vae = small_vae(beta=2.0, kl_warmup_steps=4)
+    vae.compile(optimizer=keras.optimizers.SGD(0.0))
+    for weight in (0.5, 1.0, 1.5, 2.0, 2.0):
+        vae.reset_metrics()
+        results = vae.train_on_batch(images, return_dict=True)
+        expected = weight * results["kl"] - results["log_likelihood"]
+        assert results["loss"] == pytest.approx(expected, rel=1e-5)
+    results = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
+    assert results["loss"] == pytest.approx(2 * results["kl"] - results["log_likelihood"], rel=1e-5)
+
+
+def test_free_bits_leave_a_dimension_alone_until_it_costs_more(images):
+    vae = small_vae(free_bits=100.0)
+    vae.compile(optimizer=keras.optimizers.SGD(0.0))
+    results = vae.train_on_batch(images, return_dict=True)
+    assert results["loss"] == pytest.approx(300 - results["log_likelihood"], rel=1e-5)
+    assert results["elbo"] == pytest.approx(results["log_likelihood"] - results["kl"], rel=1e-5)
+
+
+def test_more_samples_tighten_the_trained_bound_only_where_they_are_weighted(images):
+    noisy = {}
+    for name in ("elbo", "importance_weighted"):
+        keras.utils.set_random_seed(0)
+        vae = small_vae(objective=name, samples=50)
+        vae.compile(optimizer="adam")
+        vae.fit(images, batch_size=64, epochs=2, verbose=0)
+        noisy[name] = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
+    assert noisy["elbo"]["loss"] == pytest.approx(-noisy["elbo"]["elbo"], rel=1e-5)
+    assert -noisy["importance_weighted"]["loss"] > noisy["importance_weighted"]["elbo"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"objective": "iwae"}, "importance_weighted"),
+        ({"objective": "importance_weighted", "free_bits": 0.1}, "objective='elbo'"),
+    ],
+)
+def test_an_objective_that_does_not_exist_is_refused(options, expected):
+    with pytest.raises(ValueError, match=expected):
+        small_vae(**options)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(images):
@@ -143,9 +219,18 @@ def test_same_seed_same_weights(images):
 
 
 def test_config_holds_every_constructor_value():
-    vae = small_vae((9, 7, 2), seed=4, name="mine")
+    vae = small_vae(
+        (9, 7, 2),
+        objective="importance_weighted",
+        samples=3,
+        beta=0.5,
+        kl_warmup_steps=7,
+        seed=4,
+        name="mine",
+    )
     copy = VAE.from_config(vae.get_config())
     assert copy.get_config() == vae.get_config()
+    assert {"objective", "samples", "beta", "kl_warmup_steps", "free_bits"} <= set(vae.get_config())
     assert [w.shape for w in copy.weights] == [w.shape for w in vae.weights]
 
 

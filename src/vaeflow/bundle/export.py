@@ -18,7 +18,6 @@ from vaeflow.data.prepare import load_split
 from vaeflow.device import use_cpu
 from vaeflow.errors import BundleError
 from vaeflow.files import atomic_directory
-from vaeflow.model import objective
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.workspace import Workspace
 
@@ -112,7 +111,7 @@ def _signatures(vae: VAE) -> dict[str, Callable]:
         return {"reconstruction": vae(images)["reconstruction"]}
 
     def score(images, noise):
-        return {"score": -objective.elbo(*vae.terms(images, noise))}
+        return {"score": -vae.terms(images, noise[None]).elbo}
 
     return {"encode": encode, "decode": decode, "reconstruct": reconstruct, "score": score}
 

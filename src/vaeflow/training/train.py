@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,16 +54,23 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
     """A VAE trained on the prepared images; the same seed gives the same weights."""
     settings = parameters.train
     keras.utils.set_random_seed(settings.seed)
+    images = load_split(prepared, "train")
+    steps_per_epoch = math.ceil(len(images) / settings.batch_size)
     vae = VAE(
         image_shape=image_shape(prepared),
         latent_dim=settings.latent_dim,
         filters=settings.filters,
         hidden_units=settings.hidden_units,
+        objective=settings.objective,
+        samples=settings.samples,
+        beta=settings.beta,
+        kl_warmup_steps=settings.kl_warmup_epochs * steps_per_epoch,
+        free_bits=settings.free_bits,
         seed=settings.seed,
     )
     vae.compile(optimizer=keras.optimizers.Adam(settings.learning_rate), jit_compile=False)
     vae.fit(
-        batches(load_split(prepared, "train"), settings.batch_size, shuffle_seed=settings.seed),
+        batches(images, settings.batch_size, shuffle_seed=settings.seed),
         validation_data=batches(load_split(prepared, "validation"), settings.batch_size),
         epochs=settings.epochs,
         callbacks=[StopBetweenSteps(), *callbacks],
