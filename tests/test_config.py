@@ -45,6 +45,13 @@ def test_every_section_is_a_stage_of_dvc_yaml():
         ("train: {epochs: true}", "train.epochs: Input should be a valid integer"),
         ("train: {epochs: 0}", "train.epochs: Input should be greater than or equal to 1"),
         ("train: {samples: 0}", "train.samples: Input should be greater than or equal to 1"),
+        ("train: {likelihood: normal}", "should be 'bernoulli', 'gaussian' or 'discretized_log"),
+        ("train: {binarize: once}", "should be 'none', 'static' or 'dynamic', found 'once'"),
+        (
+            "train: {likelihood: gaussian, binarize: dynamic}",
+            "binarize must be none with likelihood gaussian; dynamic needs likelihood: bernoulli",
+        ),
+        ("evaluate: {importance_samples: 5001}", "Input should be less than or equal to 5000"),
         ("train: {objective: iwae}", "should be 'elbo' or 'importance_weighted', found 'iwae'"),
         (
             "train: {objective: importance_weighted, free_bits: 0.1}",

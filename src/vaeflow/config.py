@@ -49,6 +49,8 @@ class Train(_Section):
         64,
     )
     hidden_units: Positive = 128
+    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+    binarize: Literal["none", "static", "dynamic"] = "none"
     objective: Literal["elbo", "importance_weighted"] = "elbo"
     samples: Positive = 1
     beta: Annotated[float, Field(ge=0)] = 1.0
@@ -60,6 +62,11 @@ class Train(_Section):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Train:
+        if self.binarize != "none" and self.likelihood != "bernoulli":
+            raise ValueError(
+                f"binarize must be none with likelihood {self.likelihood}; "
+                f"{self.binarize} needs likelihood: bernoulli"
+            )
         if self.free_bits and self.objective != "elbo":
             raise ValueError(
                 f"free_bits must be 0 with objective {self.objective}, which has no KL term to "
@@ -74,7 +81,7 @@ class Evaluate(_Section):
     """The bound on the test split."""
 
     seed: Seed = 0
-    importance_samples: Positive = 200
+    importance_samples: Annotated[int, Field(ge=1, le=5000)] = 200
 
 
 class Export(_Section):

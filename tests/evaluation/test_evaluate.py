@@ -86,9 +86,11 @@ def test_the_stage_writes_its_metrics_and_figures(finished):
         "importance_weighted_bound",
         "active_units",
         "images",
+        "proper_likelihood",
     ]
     assert metrics["elbo"] == pytest.approx(metrics["log_likelihood"] - metrics["kl"], rel=1e-5)
     assert metrics["importance_weighted_bound"] > metrics["elbo"]
+    assert metrics["proper_likelihood"] == 0  # grey pixels, as Bernoulli
     assert metrics["images"] == len(load_split(place.prepared, "test"))
     for name in ("reconstructions", "samples", "training_curves"):
         with Image.open(place.evaluation / f"{name}.png") as picture:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from scipy import special, stats
 
 from vaeflow.model import objective
+from vaeflow.model.likelihoods import Bernoulli
 
 PIXELS = np.array([1.0, 0.0, 1.0])
 DRAWS = 40_000
@@ -84,7 +85,7 @@ def sampled(parameters, samples):
 def log_likelihood_of(copies, latents):
     logits = tf.einsum("npd,snd->snp", copies["matrix"], latents) + copies["bias"]
     images = tf.constant(PIXELS.reshape(1, 1, 3, 1), tf.float32)
-    return objective.bernoulli_log_likelihood(images, logits[:, :, None, :, None])
+    return Bernoulli.log_likelihood(images, logits[:, :, None, :, None])
 
 
 def reparameterised(parameters, samples):

@@ -184,12 +184,72 @@ def test_more_samples_tighten_the_trained_bound_only_where_they_are_weighted(ima
     ("options", "expected"),
     [
         ({"objective": "iwae"}, "importance_weighted"),
+        ({"likelihood": "poisson"}, "discretized_logistic"),
+        ({"binarize": "once"}, "static"),
+        ({"likelihood": "gaussian", "binarize": "static"}, "likelihood='bernoulli'"),
         ({"objective": "importance_weighted", "free_bits": 0.1}, "objective='elbo'"),
     ],
 )
-def test_an_objective_that_does_not_exist_is_refused(options, expected):
+def test_what_does_not_exist_or_go_together_is_refused(options, expected):
     with pytest.raises(ValueError, match=expected):
         small_vae(**options)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretized_logistic"])
+def test_every_likelihood_is_learned_and_comes_back(likelihood, images, tmp_path):
+    vae = small_vae(likelihood=likelihood, samples=2)
+    vae.compile(optimizer=keras.optimizers.Adam(3e-3))
+    elbo = vae.fit(images, batch_size=32, epochs=4, verbose=0).history["elbo"]
+    assert elbo[-1] > elbo[0] + 3
+    reconstruction = vae.predict(images, verbose=0)["reconstruction"]
+    assert reconstruction.min() >= 0
+    assert reconstruction.max() <= 1
+    np.testing.assert_allclose(reconstruction.mean(), images.mean(), atol=0.1)
+    vae.save(tmp_path / "model.keras")
+    again = load_vae(tmp_path / "model.keras").predict(images, verbose=0)
+    np.testing.assert_allclose(again["reconstruction"], reconstruction, atol=1e-6)
+
+
+def test_gaussian_pixels_have_one_learned_scale_a_channel():
+    vae = small_vae((9, 7, 3), likelihood="gaussian")
+    decoded = vae.decoder(np.random.default_rng(0).standard_normal((4, 3), dtype=np.float32))
+    assert decoded["mean"].shape == (4, 9, 7, 3)
+    assert decoded["log_scale"].shape == (4, 1, 1, 3)
+    assert np.ptp(decoded["log_scale"], axis=0).max() == 0
+    (values,) = vae.decoder.get_layer("log_scale").trainable_variables
+    assert values.shape == (3,)
+
+
+def test_dynamic_binarisation_draws_anew_in_every_step():
+    """At lr 0 and with decoder weights at 0, log p is -pixels log 2 whatever the draw: use a bias.
+
+    With logits b everywhere, log p = b * (white pixels) + constant counts the white pixels.
+    """
+    vae = small_vae(binarize="dynamic")
+    head = vae.decoder.get_layer("logits")
+    head.set_weights([np.zeros_like(head.kernel), np.ones_like(head.bias)])
+    vae.compile(optimizer=keras.optimizers.SGD(0.0))
+    grey = np.full((256, 8, 8, 1), 0.3, np.float32)
+    white = []
+    for _ in range(2):
+        vae.reset_metrics()
+        log_likelihood = vae.train_on_batch(grey, return_dict=True)["log_likelihood"]
+        white.append((log_likelihood + 64 * np.log1p(np.e)) / 64)
+    assert white[0] != white[1]
+    scatter = np.sqrt(0.3 * 0.7 / (256 * 64))
+    assert white == pytest.approx([0.3, 0.3], abs=4 * scatter)
+
+
+def test_log_variance_stays_within_bounds_whatever_the_weights(images):
+    vae = small_vae()
+    head = vae.encoder.get_layer("log_variance")
+    for scale in (1e4, -1e4):
+        head.set_weights([np.zeros_like(head.kernel), np.full_like(head.bias, scale)])
+        outputs = vae.encoder(images)
+        np.testing.assert_allclose(outputs["log_variance"], np.sign(scale) * 12, rtol=1e-5)
+    small = np.linspace(-1, 1, 3)
+    head.set_weights([np.zeros_like(head.kernel), small])
+    np.testing.assert_allclose(vae.encoder(images[:1])["log_variance"][0], small, atol=0.01)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(images):
@@ -221,6 +281,7 @@ def test_same_seed_same_weights(images):
 def test_config_holds_every_constructor_value():
     vae = small_vae(
         (9, 7, 2),
+        likelihood="gaussian",
         objective="importance_weighted",
         samples=3,
         beta=0.5,

@@ -53,7 +53,9 @@ class Manifest(_Part):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     image: ImageSpec
     latent_dim: Annotated[int, Field(ge=1)]
-    likelihood: Literal["bernoulli"] = "bernoulli"
+    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+    # How the training images were made black and white; a service takes images as they come.
+    binarize: Literal["none", "static", "dynamic"] = "none"
     run_id: str
     lineage: dict[str, str]
     # On the test split, as in metrics.json: nats per image, and counts.

@@ -54,9 +54,7 @@ def _block(vae: VAE, images, samples: int, generator: np.random.Generator) -> Bo
         shape = (min(at_once, samples - start), *mean.shape)
         noise = generator.standard_normal(shape, dtype=np.float32)
         latents = objective.reparameterise(mean, log_variance, noise)
-        logits = vae.decoder(ops.reshape(latents, (-1, vae.latent_dim)))["logits"]
-        logits = ops.reshape(logits, (*shape[:2], *vae.image_shape))
-        log_likelihood = objective.bernoulli_log_likelihood(images, logits)
+        log_likelihood = vae.log_likelihood(images, latents)
         log_likelihoods.append(log_likelihood)
         log_weights.append(
             objective.log_importance_weights(log_likelihood, latents, mean, log_variance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,8 @@ from vaeflow.errors import TrainingError
 from vaeflow.evaluation.bounds import active_units, compute_bounds
 from vaeflow.evaluation.figures import draw_reconstructions, draw_samples, draw_training_curves
 from vaeflow.files import atomic_directory, write_json
+from vaeflow.model.binarize import binarized
+from vaeflow.model.likelihoods import is_proper
 from vaeflow.model.vae import load_vae
 from vaeflow.training.tracking import find_run
 from vaeflow.workspace import Workspace
@@ -33,7 +36,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     use_gpu_if_any()
     use_full_precision()
     vae = load_vae(model / "model.keras")
-    images = load_split(prepared, "test")
+    images = binarized(load_split(prepared, "test"), vae.binarize, parameters.seed)
     bounds = compute_bounds(vae, images, parameters.importance_samples, parameters.seed)
     metrics = {
         "elbo": float(bounds.elbo.mean()),
@@ -42,7 +45,12 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
         "importance_weighted_bound": float(bounds.importance_weighted_bound.mean()),
         "active_units": active_units(bounds.means),
         "images": len(images),
+        "proper_likelihood": int(is_proper(vae.likelihood, images)),
     }
+    if vae.likelihood == "discretized_logistic":
+        dimensions = math.prod(vae.image_shape)
+        bits = -metrics["importance_weighted_bound"] / math.log(2)
+        metrics["bits_per_dimension"] = bits / dimensions
     if wrong := [name for name, value in metrics.items() if not np.isfinite(value)]:
         raise TrainingError(
             f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "

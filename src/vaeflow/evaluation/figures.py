@@ -25,8 +25,7 @@ def draw_samples(path: Path, vae: VAE, seed: int) -> None:
     """Pixel means decoded from draws of the prior."""
     shape = (SHOWN_SAMPLES, vae.latent_dim)
     latents = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    means = ops.sigmoid(vae.decoder(latents)["logits"])
-    write_png(path, grid(ops.convert_to_numpy(means)))
+    write_png(path, grid(ops.convert_to_numpy(vae.decode(latents))))
 
 
 def draw_training_curves(path: Path, history: Path) -> None:

@@ -60,22 +60,6 @@ def kl_divergence(mean, log_variance):
     return ops.sum(kl_per_dimension(mean, log_variance), axis=-1)
 
 
-def bernoulli_log_likelihood(images, logits):
-    """Log p(x|t) of independent Bernoulli pixels, from logits.
-
-    For grey pixels in (0, 1) the value is a cross-entropy, not the likelihood of the data.
-
-    Args:
-        images: `(batch, height, width, channels)` in [0, 1].
-        logits: `(..., batch, height, width, channels)`, any number of leading sample axes.
-
-    Returns:
-        Nats per image, `(..., batch)`.
-    """
-    # log p = x log sigmoid(l) + (1 - x) log sigmoid(-l) = x l - softplus(l)
-    return ops.sum(images * logits - ops.softplus(logits), axis=(-3, -2, -1))
-
-
 def elbo(log_likelihood, kl):
     """Evidence lower bound: the Monte Carlo term minus the closed-form KL. Nats, `(batch,)`."""
     # + E_q log p(x|t), estimated by the given draws; - KL(q || prior), exact.

@@ -8,9 +8,11 @@ from keras import ops
 
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
+from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import build_decoder, build_encoder
 
 OBJECTIVES = ("elbo", "importance_weighted")
+BINARIZE = ("none", "static", "dynamic")
 
 
 class Terms(NamedTuple):
@@ -41,7 +43,7 @@ class Terms(NamedTuple):
 
 @keras.saving.register_keras_serializable(package="vaeflow")
 class VAE(keras.Model):
-    """Convolutional VAE with a Gaussian posterior, an N(0, I) prior and Bernoulli pixels.
+    """Convolutional VAE with a Gaussian posterior and an N(0, I) prior.
 
     Trains through `compile(optimizer=...)` and `fit`; needs no `loss`, since it maximises an
     objective of `vaeflow.model.objective`. Every metric is a mean per image, in nats: `loss` is
@@ -54,6 +56,9 @@ class VAE(keras.Model):
         latent_dim: size of the latent t.
         filters: channels of the encoder's stride-2 convolutions; the decoder mirrors them.
         hidden_units: width of the dense layer between convolutions and latent, on both sides.
+        likelihood: p(x|t), a name of `vaeflow.model.likelihoods.LIKELIHOODS`.
+        binarize: `dynamic` draws black and white training images anew in every step; `static` and
+            `none` leave what is given as it is. Kept with the model, to evaluate it likewise.
         objective: `elbo`, or `importance_weighted` with the doubly reparameterised gradient.
         samples: draws of t per image in training and validation.
         beta: weight of the KL term.
@@ -78,6 +83,8 @@ class VAE(keras.Model):
         filters=(32, 64),
         hidden_units=128,
         *,
+        likelihood="bernoulli",
+        binarize="none",
         objective="elbo",
         samples=1,
         beta=1.0,
@@ -87,8 +94,11 @@ class VAE(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective is {objective!r}; expected one of {OBJECTIVES}.")
+        _check_choice("likelihood", likelihood, LIKELIHOODS)
+        _check_choice("binarize", binarize, BINARIZE)
+        _check_choice("objective", objective, OBJECTIVES)
+        if binarize != "none" and likelihood != "bernoulli":
+            raise ValueError(f"binarize={binarize!r} needs likelihood='bernoulli'.")
         if objective != "elbo" and free_bits:
             raise ValueError("free_bits needs objective='elbo': no other has a KL term.")
         # === Config ===
@@ -96,6 +106,8 @@ class VAE(keras.Model):
         self.latent_dim = latent_dim
         self.filters = tuple(filters)
         self.hidden_units = hidden_units
+        self.likelihood = likelihood
+        self.binarize = binarize
         self.objective = objective
         self.samples = samples
         self.beta = beta
@@ -106,7 +118,8 @@ class VAE(keras.Model):
         # === Networks ===
         sizes = (self.image_shape, latent_dim, self.filters, hidden_units)
         self.encoder = build_encoder(*sizes)
-        self.decoder = build_decoder(*sizes)
+        self.pixels = LIKELIHOODS[likelihood]
+        self.decoder = build_decoder(*sizes, self.pixels.parameters)
 
         # === Noise, progress and metrics ===
         self.noise = keras.random.SeedGenerator(seed)
@@ -123,8 +136,11 @@ class VAE(keras.Model):
     def call(self, images, training=False):
         """Posterior parameters and the reconstruction from the posterior mean."""
         posterior = self.encoder(images, training=training)
-        logits = self.decoder(posterior["mean"], training=training)["logits"]
-        return {**posterior, "reconstruction": ops.sigmoid(logits)}
+        return {**posterior, "reconstruction": self.decode(posterior["mean"], training=training)}
+
+    def decode(self, latents, training=False):
+        """Pixel means of p(x|t), `(batch, height, width, channels)` in [0, 1]."""
+        return self.pixels.mean(**self.decoder(latents, training=training))
 
     def terms(self, images, noise, training=False) -> Terms:
         """Encode images, draw latents and judge the images by what is decoded from them.
@@ -150,15 +166,20 @@ class VAE(keras.Model):
             Nats, `(samples, batch)`.
         """
         flat = ops.reshape(latents, (-1, self.latent_dim))
-        logits = self.decoder(flat, training=training)["logits"]
-        logits = ops.reshape(logits, (-1, *ops.shape(images)))
-        return objective.bernoulli_log_likelihood(images, logits)
+        parameters = {
+            name: ops.reshape(values, (-1, ops.shape(images)[0], *values.shape[1:]))
+            for name, values in self.decoder(flat, training=training).items()
+        }
+        return self.pixels.log_likelihood(images, **parameters)
 
     def train_step(self, data):
         """One step of stochastic gradient ascent; TensorFlow finds the gradient."""
         import tensorflow as tf
 
         images = _images_of(data)
+        if self.binarize == "dynamic":
+            draws = keras.random.uniform(ops.shape(images), seed=self.noise)
+            images = ops.cast(draws < images, "float32")
         weight = objective.kl_weight(self.steps, self.kl_warmup_steps, self.beta)
         find = {
             "elbo": self._elbo_gradients,
@@ -269,6 +290,8 @@ class VAE(keras.Model):
             "latent_dim": self.latent_dim,
             "filters": self.filters,
             "hidden_units": self.hidden_units,
+            "likelihood": self.likelihood,
+            "binarize": self.binarize,
             "objective": self.objective,
             "samples": self.samples,
             "beta": self.beta,
@@ -276,6 +299,11 @@ class VAE(keras.Model):
             "free_bits": self.free_bits,
             "seed": self.seed,
         }
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
 
 
 def _images_of(data):

@@ -14,9 +14,11 @@ from vaeflow.config import Parameters
 from vaeflow.data.batches import batches
 from vaeflow.data.prepare import image_shape, load_split
 from vaeflow.device import use_gpu_if_any
-from vaeflow.errors import TrainingError
+from vaeflow.errors import ConfigError, TrainingError
 from vaeflow.files import atomic_directory, write_json
 from vaeflow.lineage import collect_lineage
+from vaeflow.model.binarize import Binarized, binarized
+from vaeflow.model.likelihoods import why_it_does_not_fit
 from vaeflow.model.vae import VAE
 from vaeflow.training.stopping import StopBetweenSteps
 from vaeflow.training.tracking import Run, start_run
@@ -55,12 +57,20 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
     settings = parameters.train
     keras.utils.set_random_seed(settings.seed)
     images = load_split(prepared, "train")
+    validation = binarized(load_split(prepared, "validation"), settings.binarize, settings.seed)
+    if settings.binarize == "static":
+        images = Binarized(images, settings.seed)
+    # The validation images stand for all: they are few, and what the model will be judged on.
+    if reason := why_it_does_not_fit(settings.likelihood, validation):
+        print(f"warning: {reason}", flush=True)
     steps_per_epoch = math.ceil(len(images) / settings.batch_size)
     vae = VAE(
         image_shape=image_shape(prepared),
         latent_dim=settings.latent_dim,
         filters=settings.filters,
         hidden_units=settings.hidden_units,
+        likelihood=settings.likelihood,
+        binarize=settings.binarize,
         objective=settings.objective,
         samples=settings.samples,
         beta=settings.beta,
@@ -68,16 +78,39 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
         free_bits=settings.free_bits,
         seed=settings.seed,
     )
+    check_memory(vae, settings.batch_size)
     vae.compile(optimizer=keras.optimizers.Adam(settings.learning_rate), jit_compile=False)
     vae.fit(
         batches(images, settings.batch_size, shuffle_seed=settings.seed),
-        validation_data=batches(load_split(prepared, "validation"), settings.batch_size),
+        validation_data=batches(validation, settings.batch_size),
         epochs=settings.epochs,
         callbacks=[StopBetweenSteps(), *callbacks],
         shuffle=False,  # the batches are shuffled already
         verbose=0,
     )
     return vae
+
+
+def check_memory(vae: VAE, batch_size: int) -> None:
+    """Refuse more draws at once than this machine's memory can hold.
+
+    Every value of the decoder is kept for every draw until the gradient has been found, and the
+    gradient is as large again.
+
+    Raises:
+        ConfigError: they would take more than all of it.
+    """
+    outputs = (layer.output.shape[1:] for layer in vae.decoder.layers)
+    bytes_a_draw = 2 * 4 * sum(map(math.prod, outputs))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fitting = memory // bytes_a_draw
+    if vae.samples * batch_size > fitting:
+        raise ConfigError(
+            f"train.samples is {vae.samples} and train.batch_size {batch_size}: the decoder would "
+            f"work on {vae.samples * batch_size} draws at once, and no more than {fitting} fit "
+            f"into this machine's memory. Set train.samples to {max(1, fitting // batch_size)} "
+            "or less, or train.batch_size lower."
+        )
 
 
 class EpochReport(keras.callbacks.Callback):

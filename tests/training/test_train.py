@@ -1,0 +1,54 @@
+"""Fitting on prepared images, without DVC or MLflow."""
+
+import numpy as np
+import pytest
+
+from vaeflow.config import Parameters
+from vaeflow.errors import ConfigError
+from vaeflow.files import write_json
+from vaeflow.training.train import check_memory, fit
+
+
+@pytest.fixture
+def prepared(digits, tmp_path):
+    """What `prepare` writes, as far as training reads it."""
+    write_json(tmp_path / "dataset.json", {"image_shape": [8, 8, 1]})
+    for name, rows in (("train", slice(0, 200)), ("validation", slice(200, 240))):
+        np.save(tmp_path / f"{name}.npy", digits[rows])
+    return tmp_path
+
+
+def settings(**train):
+    small = {"epochs": 2, "filters": [4], "hidden_units": 8, "latent_dim": 2, **train}
+    return Parameters.model_validate({"train": small})
+
+
+def test_the_models_settings_are_the_parameters(prepared):
+    vae = fit(prepared, settings(samples=3, objective="importance_weighted", kl_warmup_epochs=2))
+    assert (vae.samples, vae.objective) == (3, "importance_weighted")
+    assert vae.kl_warmup_steps == 2 * 4  # 200 images in batches of 64
+    assert float(vae.steps) == 8
+
+
+@pytest.mark.parametrize("binarize", ["static", "dynamic"])
+def test_binarised_images_are_validated_on_binarised_images(prepared, capsys, binarize):
+    vae = fit(prepared, settings(binarize=binarize))
+    assert vae.binarize == binarize
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_grey_pixels_under_bernoulli_are_warned_of_once(prepared, capsys):
+    fit(prepared, settings())
+    assert capsys.readouterr().out.count("warning: likelihood bernoulli on grey pixels") == 1
+
+
+def test_the_same_seed_gives_the_same_weights_when_binarised(prepared):
+    weights = [fit(prepared, settings(binarize="dynamic")).get_weights() for _ in range(2)]
+    for first, second in zip(*weights, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_more_draws_than_fit_into_memory_are_refused_before_training(prepared):
+    with pytest.raises(ConfigError, match=r"Set train\.samples to \d+ or less"):
+        fit(prepared, settings(samples=10**9))
+    check_memory(fit(prepared, settings(epochs=1)), batch_size=64)
