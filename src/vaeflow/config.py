@@ -43,11 +43,13 @@ class Train(_Section):
 
     seed: Seed = 0
     latent_dim: Positive = 8
+    network: Literal["conv", "residual"] = "conv"
     # A YAML list arrives as a Python list: let that one become a tuple, and nothing else.
     filters: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=8)] = (
         32,
         64,
     )
+    depth: Positive = 1
     hidden_units: Positive = 128
     likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
     binarize: Literal["none", "static", "dynamic"] = "none"
@@ -59,6 +61,8 @@ class Train(_Section):
     epochs: Positive = 60
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    gradient_limit: Annotated[float, Field(gt=0)] = 1000.0
+    skipped_steps_limit: Positive = 100
 
     @model_validator(mode="after")
     def _fit_together(self) -> Train:

@@ -43,13 +43,45 @@ def test_a_skipped_step_leaves_the_other_steps_metrics_alone(images):
     "image_shape", [(8, 8, 1), (28, 28, 1), (7, 5, 3), (1, 1, 1), (9, 33, 2), (128, 96, 3)]
 )
 @pytest.mark.parametrize("filters", [(4,), (4, 6, 8)])
-def test_any_image_shape_comes_back(image_shape, filters):
-    vae = small_vae(image_shape, filters=filters)
+@pytest.mark.parametrize(("network", "depth"), [("conv", 1), ("conv", 2), ("residual", 1)])
+def test_any_image_shape_comes_back(image_shape, filters, network, depth):
+    vae = small_vae(image_shape, filters=filters, network=network, depth=depth)
     outputs = vae(np.random.default_rng(0).random((2, *image_shape), dtype=np.float32))
     assert outputs["mean"].shape == outputs["log_variance"].shape == (2, 3)
     assert outputs["reconstruction"].shape == (2, *image_shape)
     assert float(np.min(outputs["reconstruction"])) >= 0
     assert float(np.max(outputs["reconstruction"])) <= 1
+
+
+def test_depth_and_filters_make_the_networks():
+    """Counted by hand: a 3x3 convolution from a to b channels has 9 a b + b weights."""
+
+    def weights(layers):
+        return sum(weight.shape.num_elements() for layer in layers for weight in layer.weights)
+
+    def convolution(a, b):
+        return 9 * a * b + b
+
+    conv = small_vae(depth=2)
+    downs = [layer for layer in conv.encoder.layers if layer.name.startswith("down")]
+    expected = convolution(1, 4) + convolution(4, 4) + convolution(4, 6) + convolution(6, 6)
+    assert weights(downs) == expected
+
+    residual = small_vae(network="residual", depth=3)
+    blocks = [layer for layer in residual.encoder.layers if "_block_" in layer.name]
+    assert weights(blocks) == 3 * 2 * (2 * convolution(4, 4) + convolution(6, 6))
+
+
+def test_residual_blocks_begin_as_the_identity(images):
+    shallow, deep = (small_vae(network="residual", depth=depth) for depth in (1, 4))
+    for network in ("encoder", "decoder"):
+        kept = {layer.name: layer for layer in getattr(shallow, network).layers if layer.weights}
+        for layer in getattr(deep, network).layers:
+            if layer.name in kept:
+                layer.set_weights(kept[layer.name].get_weights())
+    np.testing.assert_allclose(
+        deep(images)["reconstruction"], shallow(images)["reconstruction"], atol=1e-6
+    )
 
 
 def test_each_level_halves_rounding_up():
@@ -184,6 +216,7 @@ def test_more_samples_tighten_the_trained_bound_only_where_they_are_weighted(ima
     ("options", "expected"),
     [
         ({"objective": "iwae"}, "importance_weighted"),
+        ({"network": "mlp"}, "residual"),
         ({"likelihood": "poisson"}, "discretized_logistic"),
         ({"binarize": "once"}, "static"),
         ({"likelihood": "gaussian", "binarize": "static"}, "likelihood='bernoulli'"),
@@ -266,6 +299,30 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(images):
         np.testing.assert_array_equal(value, variable)
 
 
+def test_a_gradient_above_the_limit_is_skipped_and_counted_until_a_step_is_made(images):
+    """SGD with rate 1 moves by the gradient, which tells its norm."""
+    keras.utils.set_random_seed(0)
+    vae = small_vae(seed=5)
+    vae.compile(optimizer=keras.optimizers.SGD(1.0))
+    start = [weight.numpy() for weight in vae.trainable_variables]
+    vae.train_on_batch(images)
+    moved = [a - b for a, b in zip(start, vae.trainable_variables, strict=True)]
+    norm = np.sqrt(sum(np.sum(np.square(step)) for step in moved)) / 64
+    for factor, skipped in ((0.99, 1), (1.01, 0)):
+        limited = small_vae(seed=5, gradient_limit=float(norm * factor))
+        for weight, value in zip(limited.trainable_variables, start, strict=True):
+            weight.assign(value)
+        limited.compile(optimizer=keras.optimizers.SGD(1.0))
+        assert limited.train_on_batch(images, return_dict=True)["skipped_steps"] == skipped
+        assert float(limited.skipped_in_a_row) == skipped
+    vae.train_on_batch(np.full_like(images, np.nan))
+    vae.train_on_batch(np.full_like(images, np.nan))
+    assert float(vae.skipped_in_a_row) == 2
+    vae.train_on_batch(images)
+    assert float(vae.skipped_in_a_row) == 0
+    assert float(vae.steps) == 4
+
+
 def test_same_seed_same_weights(images):
     def weights():
         keras.utils.set_random_seed(3)
@@ -281,6 +338,9 @@ def test_same_seed_same_weights(images):
 def test_config_holds_every_constructor_value():
     vae = small_vae(
         (9, 7, 2),
+        network="residual",
+        depth=2,
+        gradient_limit=5.0,
         likelihood="gaussian",
         objective="importance_weighted",
         samples=3,

@@ -1,12 +1,14 @@
 """Fitting on prepared images, without DVC or MLflow."""
 
+import keras
 import numpy as np
 import pytest
 
 from vaeflow.config import Parameters
-from vaeflow.errors import ConfigError
+from vaeflow.errors import ConfigError, TrainingError
 from vaeflow.files import write_json
-from vaeflow.training.train import check_memory, fit
+from vaeflow.model.vae import load_vae
+from vaeflow.training.train import StopWhenSkipping, check_memory, fit
 
 
 @pytest.fixture
@@ -46,6 +48,39 @@ def test_the_same_seed_gives_the_same_weights_when_binarised(prepared):
     weights = [fit(prepared, settings(binarize="dynamic")).get_weights() for _ in range(2)]
     for first, second in zip(*weights, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weights(
+    prepared, tmp_path
+):
+    class Explode(keras.callbacks.Callback):
+        """From the third step on, no gradient is small enough."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                self.model.gradient_limit = 0.0
+                self.model.make_train_function(force=True)
+                self.good = [weight.numpy() for weight in self.model.trainable_variables]
+
+    explode = Explode()
+    keep = tmp_path / "outputs" / "stopped" / "model.keras"
+    stop = StopWhenSkipping(3, keep)
+    with pytest.raises(TrainingError, match=r"epoch 2: 3 steps in a row .*stopped/model\.keras"):
+        fit(prepared, settings(epochs=9, batch_size=50), [explode, stop])
+    kept = load_vae(keep)
+    for variable, good in zip(kept.trainable_variables, explode.good, strict=True):
+        np.testing.assert_array_equal(variable, good)
+
+
+def test_skipping_every_step_of_an_epoch_stops_it_too(prepared, tmp_path):
+    stop = StopWhenSkipping(1000, tmp_path / "model.keras")
+    with pytest.raises(TrainingError, match=r"epoch 1: 4 steps in a row"):
+        fit(prepared, settings(gradient_limit=1e-9), [stop])
+
+
+def test_a_residual_network_is_built_from_the_parameters(prepared):
+    vae = fit(prepared, settings(network="residual", depth=2, epochs=1))
+    assert vae.encoder.get_layer("deepest_block_1").output.shape[1:] == (4, 4, 4)
 
 
 def test_more_draws_than_fit_into_memory_are_refused_before_training(prepared):

@@ -1,5 +1,6 @@
 """The variational autoencoder as a `keras.Model` with its own training step."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from keras import ops
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
-from vaeflow.model.networks import build_decoder, build_encoder
+from vaeflow.model.networks import NETWORKS, build_decoder, build_encoder
 
 OBJECTIVES = ("elbo", "importance_weighted")
 BINARIZE = ("none", "static", "dynamic")
@@ -49,12 +50,15 @@ class VAE(keras.Model):
     objective of `vaeflow.model.objective`. Every metric is a mean per image, in nats: `loss` is
     minus what is maximised, `elbo` and its two terms are always those of the plain ELBO. The
     exception is `skipped_steps`: how many steps were left out, of the means too, because their
-    gradient was not finite.
+    gradient was not finite or too large; `skipped_in_a_row` counts those since the last step made.
 
     Args:
         image_shape: `(height, width, channels)`.
         latent_dim: size of the latent t.
-        filters: channels of the encoder's stride-2 convolutions; the decoder mirrors them.
+        network: `conv` or `residual`; see `vaeflow.model.networks`.
+        filters: channels of each level of the encoder, which halves the image; the decoder mirrors
+            them.
+        depth: convolutions or residual blocks at each level.
         hidden_units: width of the dense layer between convolutions and latent, on both sides.
         likelihood: p(x|t), a name of `vaeflow.model.likelihoods.LIKELIHOODS`.
         binarize: `dynamic` draws black and white training images anew in every step; `static` and
@@ -64,6 +68,8 @@ class VAE(keras.Model):
         beta: weight of the KL term.
         kl_warmup_steps: training steps over which that weight rises from 0.
         free_bits: nats per latent dimension that cost nothing; for `elbo` only.
+        gradient_limit: a step is left out whose gradient has a norm larger than this, in nats per
+            pixel and channel: so one limit serves images of any size.
         seed: of the noise drawn in training and validation.
 
     Calling the model gives a dict of `mean` and `log_variance`, `(batch, latent_dim)`, and
@@ -83,6 +89,8 @@ class VAE(keras.Model):
         filters=(32, 64),
         hidden_units=128,
         *,
+        network="conv",
+        depth=1,
         likelihood="bernoulli",
         binarize="none",
         objective="elbo",
@@ -90,10 +98,12 @@ class VAE(keras.Model):
         beta=1.0,
         kl_warmup_steps=0,
         free_bits=0.0,
+        gradient_limit=math.inf,
         seed=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        _check_choice("network", network, NETWORKS)
         _check_choice("likelihood", likelihood, LIKELIHOODS)
         _check_choice("binarize", binarize, BINARIZE)
         _check_choice("objective", objective, OBJECTIVES)
@@ -104,7 +114,9 @@ class VAE(keras.Model):
         # === Config ===
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
+        self.network = network
         self.filters = tuple(filters)
+        self.depth = depth
         self.hidden_units = hidden_units
         self.likelihood = likelihood
         self.binarize = binarize
@@ -113,10 +125,11 @@ class VAE(keras.Model):
         self.beta = beta
         self.kl_warmup_steps = kl_warmup_steps
         self.free_bits = free_bits
+        self.gradient_limit = gradient_limit
         self.seed = seed
 
         # === Networks ===
-        sizes = (self.image_shape, latent_dim, self.filters, hidden_units)
+        sizes = (network, self.image_shape, latent_dim, self.filters, depth, hidden_units)
         self.encoder = build_encoder(*sizes)
         self.pixels = LIKELIHOODS[likelihood]
         self.decoder = build_decoder(*sizes, self.pixels.parameters)
@@ -125,6 +138,9 @@ class VAE(keras.Model):
         self.noise = keras.random.SeedGenerator(seed)
         # Steps made so far, skipped ones too; saved, so that a loaded model goes on warming up.
         self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
+        self.skipped_in_a_row = self.add_weight(
+            name="skipped_in_a_row", shape=(), initializer="zeros", trainable=False
+        )
         names = ("loss", "elbo", "log_likelihood", "kl")
         self.term_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.skipped_metric = keras.metrics.Sum(name="skipped_steps")
@@ -191,16 +207,20 @@ class VAE(keras.Model):
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         # A single NaN applied to the weights, or kept in Adam's moments, ends a training for good;
-        # a step left out costs nothing but is counted.
-        finite = tf.math.is_finite(tf.linalg.global_norm(gradients)) & tf.math.is_finite(loss)
+        # a step left out costs nothing but is counted (Child 2021, sec. 4.2, does the same).
+        norm = tf.linalg.global_norm(gradients)
+        largest = self.gradient_limit * math.prod(self.image_shape)
+        sound = tf.math.is_finite(loss) & tf.math.is_finite(norm) & (norm <= largest)
         tf.cond(
-            finite,
+            sound,
             lambda: self.optimizer.apply(gradients, self.trainable_variables),
             lambda: None,
         )
+        skipped = 1.0 - ops.cast(sound, "float32")
         self.steps.assign_add(1.0)
-        self.skipped_metric.update_state(1.0 - ops.cast(finite, "float32"))
-        results = self._update_metrics(terms, loss, counted=finite)
+        self.skipped_in_a_row.assign(skipped * (self.skipped_in_a_row + 1.0))
+        self.skipped_metric.update_state(skipped)
+        results = self._update_metrics(terms, loss, counted=sound)
         return {**results, self.skipped_metric.name: self.skipped_metric.result()}
 
     def _elbo_gradients(self, images, noise, weight):
@@ -288,7 +308,9 @@ class VAE(keras.Model):
             **super().get_config(),
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
+            "network": self.network,
             "filters": self.filters,
+            "depth": self.depth,
             "hidden_units": self.hidden_units,
             "likelihood": self.likelihood,
             "binarize": self.binarize,
@@ -297,6 +319,7 @@ class VAE(keras.Model):
             "beta": self.beta,
             "kl_warmup_steps": self.kl_warmup_steps,
             "free_bits": self.free_bits,
+            "gradient_limit": self.gradient_limit,
             "seed": self.seed,
         }
 

@@ -44,7 +44,8 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
         start_run(workspace, os.environ.get("DVC_EXP_NAME"), parameters.flat(), lineage) as run,
     ):
         report = EpochReport(run, parameters.train.epochs)
-        vae = fit(prepared, parameters, [report])
+        limit = parameters.train.skipped_steps_limit
+        vae = fit(prepared, parameters, [report, StopWhenSkipping(limit, workspace.stopped)])
         vae.save(folder / "model.keras")
         write_history(folder / "history.csv", report.rows)
         write_json(folder / "run.json", {"run_id": run.run_id, "lineage": lineage})
@@ -67,6 +68,8 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
     vae = VAE(
         image_shape=image_shape(prepared),
         latent_dim=settings.latent_dim,
+        network=settings.network,
+        depth=settings.depth,
         filters=settings.filters,
         hidden_units=settings.hidden_units,
         likelihood=settings.likelihood,
@@ -76,6 +79,7 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
         beta=settings.beta,
         kl_warmup_steps=settings.kl_warmup_epochs * steps_per_epoch,
         free_bits=settings.free_bits,
+        gradient_limit=settings.gradient_limit,
         seed=settings.seed,
     )
     check_memory(vae, settings.batch_size)
@@ -125,10 +129,6 @@ class EpochReport(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Called by Keras with the epoch's mean metrics; `val_` marks the validation split."""
         number = epoch + 1
-        if logs["skipped_steps"] == self.params["steps"]:
-            raise TrainingError(
-                f"epoch {number}: no step had a finite gradient. Lower train.learning_rate."
-            )
         metrics = {name.replace("val_", "validation_"): value for name, value in logs.items()}
         self.rows.append({"epoch": number, **metrics})
         self.run.log_metrics(metrics, step=number)
@@ -138,6 +138,38 @@ class EpochReport(keras.callbacks.Callback):
             + (f"  skipped {metrics['skipped_steps']:.0f} steps" * bool(metrics["skipped_steps"])),
             flush=True,
         )
+
+
+class StopWhenSkipping(keras.callbacks.Callback):
+    """End a training that makes no more steps, and keep the weights as they were before.
+
+    Args:
+        limit: how many steps left out in a row are too many; so is an epoch of nothing else.
+        keep: where the weights go. A step left out changes none, so they are the last good ones.
+    """
+
+    def __init__(self, limit: int, keep: Path):
+        super().__init__()
+        self.limit = limit
+        self.keep = keep
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the epoch, for the message."""
+        self.epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Count."""
+        skipped = int(self.model.skipped_in_a_row)
+        if skipped >= min(self.limit, self.params["steps"]):
+            self.keep.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save(self.keep)
+            raise TrainingError(
+                f"epoch {self.epoch}: {skipped} steps in a row had a gradient that is not finite "
+                f"or above train.gradient_limit. The weights as they were before are kept in "
+                f"{self.keep}. Lower train.learning_rate, or warm the KL term up "
+                "(train.kl_warmup_epochs)."
+            )
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
