@@ -67,7 +67,7 @@ class Workspace:
 
     @property
     def evaluation(self) -> Path:
-        """Output of `evaluate`: `metrics.json` and figures."""
+        """Output of `evaluate`: `metrics.json`, tables, score quantiles and figures."""
         return self.root / "outputs" / "evaluation"
 
     @property

@@ -58,6 +58,7 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
             run_id=run["run_id"],
             lineage=run["lineage"],
             metrics=json.loads((evaluation / "metrics.json").read_text()),
+            score_quantiles=json.loads((evaluation / "score_quantiles.json").read_text()),
             export_differences=differences,
             files=describe_files(folder),
         )

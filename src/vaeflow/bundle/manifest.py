@@ -60,9 +60,21 @@ class Manifest(_Part):
     lineage: dict[str, str]
     # On the test split, as in metrics.json: nats per image, and counts.
     metrics: dict[str, float]
+    # Share of the validation images that score lower, "0" to "1", to score in nats.
+    score_quantiles: dict[str, float] = {}
     # Largest difference between each exported form and the Keras model, on test images.
     export_differences: dict[str, float]
     files: dict[str, File]
+
+    @field_validator("score_quantiles")
+    @classmethod
+    def _rise(cls, quantiles: dict[str, float]) -> dict[str, float]:
+        shares = [float(share) for share in quantiles]
+        if shares != sorted(shares) or not all(0 <= share <= 1 for share in shares):
+            raise ValueError("the shares must rise from 0 to 1")
+        if list(quantiles.values()) != sorted(quantiles.values()):
+            raise ValueError("the scores must rise with their shares")
+        return quantiles
 
     @field_validator("files")
     @classmethod

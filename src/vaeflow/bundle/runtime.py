@@ -114,6 +114,26 @@ class Bundle:
         )
         return scores
 
+    def score_rank(self, scores: np.ndarray) -> np.ndarray:
+        """Share of the validation images that score lower: 0 for the most usual, 1 for strange.
+
+        Interpolated between the quantiles in the manifest. They are of scores from the default
+        number of samples and the default seed.
+
+        Args:
+            scores: from `score`, `(count,)`.
+
+        Returns:
+            float64 in [0, 1], `(count,)`.
+
+        Raises:
+            BundleError: the bundle was exported without quantiles.
+        """
+        if not (quantiles := self.manifest.score_quantiles):
+            raise BundleError("this bundle has no score quantiles; export it again.")
+        shares = [float(share) for share in quantiles]
+        return np.interp(scores, list(quantiles.values()), shares)
+
     def _negative_elbo(self, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
         # The NumPy twin of vaeflow.model.objective; a test holds the two together.
         x = _scale(pixels)
