@@ -61,6 +61,8 @@ class Train(_Section):
     epochs: Positive = 60
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    weight_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_limit: Annotated[float, Field(gt=0)] = 1000.0
     skipped_steps_limit: Positive = 100
 

@@ -83,6 +83,38 @@ def test_a_residual_network_is_built_from_the_parameters(prepared):
     assert vae.encoder.get_layer("deepest_block_1").output.shape[1:] == (4, 4, 4)
 
 
+class Recorder(keras.callbacks.Callback):
+    """The weights and the learning rate after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.rates = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.weights.append([weight.numpy() for weight in self.model.trainable_variables])
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+
+def test_the_weights_kept_are_the_running_mean_of_all_steps(prepared):
+    recorder = Recorder()
+    vae = fit(prepared, settings(weight_average=0.8), [recorder])
+    expected, *rest = recorder.weights
+    for step in rest:
+        expected = [0.8 * old + 0.2 * new for old, new in zip(expected, step, strict=True)]
+    assert len(rest) == 7
+    for variable, mean in zip(vae.trainable_variables, expected, strict=True):
+        np.testing.assert_allclose(variable, mean, atol=1e-6)
+
+
+def test_the_learning_rate_falls_along_a_cosine(prepared):
+    recorder = Recorder()
+    fit(prepared, settings(learning_rate=0.01, learning_rate_schedule="cosine"), [recorder])
+    steps = np.arange(1, 9)
+    np.testing.assert_allclose(
+        recorder.rates, 0.005 * (1 + np.cos(np.pi * steps / 8)), rtol=1e-4, atol=1e-8
+    )
+
+
 def test_more_draws_than_fit_into_memory_are_refused_before_training(prepared):
     with pytest.raises(ConfigError, match=r"Set train\.samples to \d+ or less"):
         fit(prepared, settings(samples=10**9))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-from vaeflow.config import Parameters
+from vaeflow.config import Parameters, Train
 from vaeflow.data.batches import batches
 from vaeflow.data.prepare import image_shape, load_split
 from vaeflow.device import use_gpu_if_any
@@ -83,7 +83,11 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
         seed=settings.seed,
     )
     check_memory(vae, settings.batch_size)
-    vae.compile(optimizer=keras.optimizers.Adam(settings.learning_rate), jit_compile=False)
+    optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
+    vae.compile(optimizer=optimizer, jit_compile=False)
+    if settings.weight_average:
+        # Validates with the averaged weights, which are what is kept in the end.
+        callbacks = [keras.callbacks.SwapEMAWeights(), *callbacks]
     vae.fit(
         batches(images, settings.batch_size, shuffle_seed=settings.seed),
         validation_data=batches(validation, settings.batch_size),
@@ -93,6 +97,20 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
         verbose=0,
     )
     return vae
+
+
+def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
+    """Adam, with the learning rate and the weight average that the settings ask for.
+
+    Args:
+        settings: see `params.yaml`.
+        steps: of the whole training.
+    """
+    rate = settings.learning_rate
+    if settings.learning_rate_schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    average = settings.weight_average
+    return keras.optimizers.Adam(rate, use_ema=average > 0, ema_momentum=average)
 
 
 def check_memory(vae: VAE, batch_size: int) -> None:
