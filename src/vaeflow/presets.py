@@ -45,7 +45,8 @@ def apply_preset(parameters: Path, preset: Path) -> dict[str, tuple[object, obje
         try:
             after = load_parameters(fresh).flat()
         except ConfigError as error:
-            raise ConfigError(f"{preset} does not go with {parameters}: {error}") from None
+            faults = str(error).removeprefix(f"{fresh}:")  # a path that is gone by then
+            raise ConfigError(f"{preset} does not go with {parameters}:{faults}") from None
     return {key: (before[key], value) for key, value in after.items() if before[key] != value}
 
 

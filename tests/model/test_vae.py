@@ -148,7 +148,7 @@ def test_mini_batch_gradients_average_to_the_full_batch(images):
 
 
 def test_importance_weighted_step_equals_the_squared_weights_form(images):
-    """DReG as Tucker et al. 2019 write it (eq. 8), with a pass for each network."""
+    """DReG as Tucker et al. 2019 write it, with a pass for each network."""
     vae = small_vae(seed=5, objective="importance_weighted", samples=4)
     vae.compile(optimizer=keras.optimizers.SGD(1.0))
     noise = keras.random.normal((4, len(images), 3), seed=keras.random.SeedGenerator(5))

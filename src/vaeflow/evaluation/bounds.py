@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-from vaeflow.data.batches import batches
 from vaeflow.model import objective
 from vaeflow.model.vae import VAE
 from vaeflow.progress import Progress
@@ -49,11 +48,20 @@ def compute_bounds(vae: VAE, images: np.ndarray, samples: int, seed: int) -> Bou
     together = draws_at_once(vae)
     blocks = []
     with Progress("bounds", len(images) * samples) as progress:
-        for pixels in batches(images, min(IMAGES_PER_BLOCK, together)):
+        for pixels in scaled_blocks(images, min(IMAGES_PER_BLOCK, together)):
             at_once = max(1, together // len(pixels))
             sizes = [min(at_once, samples - start) for start in range(0, samples, at_once)]
             blocks.append(_block(vae, decode, pixels, sizes, generator, progress))
     return Bounds(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
+
+
+def scaled_blocks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Blocks of images as float32 in [0, 1], in order.
+
+    Not through tf.data: its threads compete with a decoder that uses every core anyway.
+    """
+    for start in range(0, len(images), size):
+        yield np.asarray(images[start : start + size]).astype(np.float32) / np.float32(255)
 
 
 def draws_at_once(vae: VAE) -> int:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vaeflow.bundle.runtime import SCORE_SAMPLES
-from vaeflow.data.batches import batches
-from vaeflow.evaluation.bounds import draws_at_once
+from vaeflow.evaluation.bounds import draws_at_once, scaled_blocks
 from vaeflow.model.vae import VAE
 
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
@@ -38,7 +37,7 @@ def compute_scores(vae: VAE, images: np.ndarray) -> np.ndarray:
         input_signature=[tf.TensorSpec((None, *vae.image_shape))],
     )
     at_once = max(1, draws_at_once(vae) // SCORE_SAMPLES)
-    return np.concatenate([score(pixels).numpy() for pixels in batches(images, at_once)])
+    return np.concatenate([score(pixels).numpy() for pixels in scaled_blocks(images, at_once)])
 
 
 def quantiles(scores: np.ndarray) -> Mapping[str, float]:

@@ -79,8 +79,8 @@ class Gaussian:
 class DiscretizedLogistic:
     """8-bit pixels: the mass that a logistic distribution has within half a level of each.
 
-    A probability of the 256 levels; black and white take the tails (Kingma et al. 2016, sec. 4;
-    Salimans et al. 2017, eq. 2).
+    A probability of the 256 levels; black and white take the tails (Kingma et al. 2016;
+    Salimans et al. 2017, sec. 2.1).
     """
 
     parameters: ClassVar = {

@@ -73,7 +73,7 @@ def kl_weight(step, warmup_steps, beta):
     """Weight of the KL term: raised linearly to beta over the first steps.
 
     Beta other than 1 is the beta-VAE of Higgins et al. 2017; raising it slowly keeps the decoder
-    from learning to do without the latent (Sønderby et al. 2016, sec. 2.3).
+    from learning to do without the latent (warm-up: Sønderby et al. 2016).
 
     Args:
         step: steps made before this one, from 0.
@@ -86,7 +86,7 @@ def kl_weight(step, warmup_steps, beta):
 
 
 def free_bits_kl(kl_of_dimensions, free_bits):
-    """KL term in which a dimension costs nothing below `free_bits` (Kingma et al. 2016, eq. 15).
+    """KL term in which a dimension costs nothing below `free_bits` (Kingma et al. 2016, app. C.8).
 
     The floor is on the dimension's mean over the mini-batch. Without it (0 nats) this is the mean
     KL; with it, an objective of its own that no longer bounds log p(x), and whose mini-batch
@@ -164,9 +164,10 @@ def doubly_reparameterised_factor(log_weights, weight=1.0):
 
     With the normalised importance weights r_k, the bound's gradient is the sum of r_k d log w_k.
     Its part through the density q(t|x) has a variance that drowns the signal as samples grow. An
-    integration by parts (Tucker et al. 2019, eq. 7) turns that part into one through the latents
-    alone: for the encoder, r_k becomes r_k * ((1 - weight) + weight * r_k), which for weight 1 is
-    the r_k^2 of their eq. 8. The decoder's gradient stays as it was.
+    integration by parts turns that part into one through the latents alone (Tucker et al. 2019,
+    sec. 3): for the encoder, r_k becomes r_k * ((1 - weight) + weight * r_k), which for weight 1 is
+    their r_k^2. The decoder's gradient stays as it was. Unbiased for the gradient of the bound of
+    as many samples, which is not that of log p(x).
 
     Used so: hold q's mean and log variance fixed inside `log_importance_weights`, differentiate the
     bound in the latents, multiply by this factor, and go on through `reparameterise`.

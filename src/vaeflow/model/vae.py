@@ -98,7 +98,7 @@ class VAE(keras.Model):
         beta=1.0,
         kl_warmup_steps=0,
         free_bits=0.0,
-        gradient_limit=math.inf,
+        gradient_limit=1000.0,
         seed=0,
         **kwargs,
     ):
@@ -207,7 +207,7 @@ class VAE(keras.Model):
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         # A single NaN applied to the weights, or kept in Adam's moments, ends a training for good;
-        # a step left out costs nothing but is counted (Child 2021, sec. 4.2, does the same).
+        # a step left out costs nothing but is counted, as Child 2021 does.
         norm = tf.linalg.global_norm(gradients)
         largest = self.gradient_limit * math.prod(self.image_shape)
         sound = tf.math.is_finite(loss) & tf.math.is_finite(norm) & (norm <= largest)

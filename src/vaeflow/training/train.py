@@ -54,34 +54,16 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
 
 
 def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
-    """A VAE trained on the prepared images; the same seed gives the same weights."""
+    """A VAE trained on the prepared images; the same seed gives the same weights.
+
+    Raises:
+        ConfigError: the parameters ask for more memory than there is.
+    """
     settings = parameters.train
     keras.utils.set_random_seed(settings.seed)
-    images = load_split(prepared, "train")
-    validation = binarized(load_split(prepared, "validation"), settings.binarize, settings.seed)
-    if settings.binarize == "static":
-        images = Binarized(images, settings.seed)
-    # The validation images stand for all: they are few, and what the model will be judged on.
-    if reason := why_it_does_not_fit(settings.likelihood, validation):
-        print(f"warning: {reason}", flush=True)
+    images, validation = load_images(prepared, settings)
     steps_per_epoch = math.ceil(len(images) / settings.batch_size)
-    vae = VAE(
-        image_shape=image_shape(prepared),
-        latent_dim=settings.latent_dim,
-        network=settings.network,
-        depth=settings.depth,
-        filters=settings.filters,
-        hidden_units=settings.hidden_units,
-        likelihood=settings.likelihood,
-        binarize=settings.binarize,
-        objective=settings.objective,
-        samples=settings.samples,
-        beta=settings.beta,
-        kl_warmup_steps=settings.kl_warmup_epochs * steps_per_epoch,
-        free_bits=settings.free_bits,
-        gradient_limit=settings.gradient_limit,
-        seed=settings.seed,
-    )
+    vae = make_vae(image_shape(prepared), settings, steps_per_epoch)
     check_memory(vae, settings.batch_size)
     optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
     vae.compile(optimizer=optimizer, jit_compile=False)
@@ -97,6 +79,42 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
         verbose=0,
     )
     return vae
+
+
+def load_images(prepared: Path, settings: Train):
+    """Training and validation images, uint8 and binarised where the settings ask for it.
+
+    Warns where the likelihood does not fit them.
+    """
+    images = load_split(prepared, "train")
+    if settings.binarize == "static":
+        images = Binarized(images, settings.seed)
+    validation = binarized(load_split(prepared, "validation"), settings.binarize, settings.seed)
+    # The validation images stand for all: they are few, and what the model will be judged on.
+    if reason := why_it_does_not_fit(settings.likelihood, validation):
+        print(f"warning: {reason}", flush=True)
+    return images, validation
+
+
+def make_vae(image_shape: tuple[int, int, int], settings: Train, steps_per_epoch: int) -> VAE:
+    """The model that the settings describe, untrained."""
+    return VAE(
+        image_shape=image_shape,
+        latent_dim=settings.latent_dim,
+        network=settings.network,
+        filters=settings.filters,
+        depth=settings.depth,
+        hidden_units=settings.hidden_units,
+        likelihood=settings.likelihood,
+        binarize=settings.binarize,
+        objective=settings.objective,
+        samples=settings.samples,
+        beta=settings.beta,
+        kl_warmup_steps=settings.kl_warmup_epochs * steps_per_epoch,
+        free_bits=settings.free_bits,
+        gradient_limit=settings.gradient_limit,
+        seed=settings.seed,
+    )
 
 
 def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
