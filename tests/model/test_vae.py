@@ -253,6 +253,16 @@ def test_gaussian_pixels_have_one_learned_scale_a_channel():
     assert values.shape == (3,)
 
 
+@pytest.mark.parametrize("network", ["encoder", "decoder"])
+def test_each_network_can_be_saved_by_itself(network, tmp_path):
+    kept = getattr(small_vae((9, 7, 3), likelihood="gaussian"), network)
+    kept.save(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras", safe_mode=True)
+    inputs = np.random.default_rng(0).random((2, *kept.input_shape[1:]), dtype=np.float32)
+    for name, values in kept(inputs).items():
+        np.testing.assert_array_equal(loaded(inputs)[name], values)
+
+
 def test_dynamic_binarisation_draws_anew_in_every_step():
     """At lr 0 and with decoder weights at 0, log p is -pixels log 2 whatever the draw: use a bias.
 

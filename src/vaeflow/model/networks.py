@@ -30,11 +30,19 @@ def soft_bound(values, low, high):
     return middle + reach * ops.tanh((values - middle) / reach)
 
 
+@keras.saving.register_keras_serializable(package="vaeflow")
 class PerChannel(layers.Layer):
-    """One learned number a channel, whatever the input: `(batch, 1, 1, channels)`."""
+    """One learned number a channel, whatever the input: `(batch, 1, 1, channels)`.
 
-    def __init__(self, channels, start, **kwargs):
+    Args:
+        channels: how many numbers.
+        start: their value before training.
+    """
+
+    def __init__(self, channels, start=0.0, **kwargs):
         super().__init__(**kwargs)
+        self.channels = channels
+        self.start = start
         self.values = self.add_weight(
             name="values", shape=(channels,), initializer=keras.initializers.Constant(start)
         )
@@ -42,6 +50,10 @@ class PerChannel(layers.Layer):
     def call(self, inputs):
         """Repeat the numbers for each row of `inputs`, `(batch, height, width, features)`."""
         return ops.zeros_like(inputs[:, :1, :1, :1]) + self.values
+
+    def get_config(self):
+        """Every constructor value."""
+        return {**super().get_config(), "channels": self.channels, "start": self.start}
 
 
 def build_encoder(network, image_shape, latent_dim, filters, depth, hidden_units):
