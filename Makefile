@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro test test-all lint lock clean
+.PHONY: help setup repro preset test test-all lint lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ setup: $(READY) ## create .venv from requirements.txt (the other targets do it w
 repro: $(READY) ## fetch the data, bring every stage up to date, register the model
 	dvc pull --allow-missing
 	vaeflow retrain
+
+preset: $(READY) ## write a preset into params.yaml: make preset NAME=mnist (see presets/)
+	@python -m vaeflow.presets presets/$(NAME).yaml
 
 test: lint ## linter, formatter check and tests
 	pytest

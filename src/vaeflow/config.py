@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -52,22 +52,51 @@ class Train(_Section):
 
     seed: Seed = 0
     latent_dim: Positive = 8
+    network: Literal["conv", "residual"] = "conv"
     # A YAML list arrives as a Python list: let that one become a tuple, and nothing else.
     filters: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=8)] = (
         32,
         64,
     )
+    depth: Positive = 1
     hidden_units: Positive = 128
+    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+    binarize: Literal["none", "static", "dynamic"] = "none"
+    objective: Literal["elbo", "importance_weighted"] = "elbo"
+    samples: Positive = 1
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    free_bits: Annotated[float, Field(ge=0)] = 0.0
     epochs: Positive = 60
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    weight_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_limit: Annotated[float, Field(gt=0)] = 1000.0
+    skipped_steps_limit: Positive = 100
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Train:
+        if self.binarize != "none" and self.likelihood != "bernoulli":
+            raise ValueError(
+                f"binarize must be none with likelihood {self.likelihood}; "
+                f"{self.binarize} needs likelihood: bernoulli"
+            )
+        if self.free_bits and self.objective != "elbo":
+            raise ValueError(
+                f"free_bits must be 0 with objective {self.objective}, which has no KL term to "
+                "floor; or choose objective: elbo"
+            )
+        if self.kl_warmup_epochs > self.epochs:
+            raise ValueError("kl_warmup_epochs must be at most epochs")
+        return self
 
 
 class Evaluate(_Section):
     """The bound on the test split."""
 
     seed: Seed = 0
-    importance_samples: Positive = 200
+    importance_samples: Annotated[int, Field(ge=1, le=5000)] = 200
 
 
 class Export(_Section):

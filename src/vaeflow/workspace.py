@@ -66,8 +66,13 @@ class Workspace:
         return self.root / "outputs" / "model"
 
     @property
+    def stopped(self) -> Path:
+        """What `train` leaves when it has to stop: the last good weights. No stage's output."""
+        return self.root / "outputs" / "stopped" / "model.keras"
+
+    @property
     def evaluation(self) -> Path:
-        """Output of `evaluate`: `metrics.json` and figures."""
+        """Output of `evaluate`: `metrics.json`, tables, score quantiles and figures."""
         return self.root / "outputs" / "evaluation"
 
     @property

@@ -87,6 +87,9 @@ def test_a_manifest_cannot_lead_outside(bundle, name):
         ({"files": {"a": {"size": -1, "sha256": "x"}}}, "files"),
         ({"files": {}}, r"decoder\.onnx and encoder\.onnx must be among them"),
         ({"metrics": {"elbo": float("nan")}}, "metrics"),
+        ({"score_quantiles": {"0.5": 1, "0.1": 2}}, "shares must rise"),
+        ({"score_quantiles": {"0": 2, "1": 1}}, "scores must rise"),
+        ({"score_quantiles": {"half": 2}}, "score_quantiles"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused_with_the_key(bundle, change, named):

@@ -4,14 +4,17 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.bundle.runtime import Bundle
+from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, DataError
 from vaeflow.evaluation.bounds import compute_bounds
 from vaeflow.files import sha256_of
 from vaeflow.model.vae import load_vae
+from vaeflow.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -42,6 +45,25 @@ def test_the_score_is_minus_the_elbo(model, vae, digits):
     images = digits[:50]
     elbo = compute_bounds(vae, images, samples=2000, seed=1).elbo
     np.testing.assert_allclose(model.score(images, samples=2000), -elbo, atol=0.15)
+
+
+def test_scores_are_calibrated_on_the_validation_images(model, finished):
+    validation = load_split(Workspace(finished).prepared, "validation")
+    scores = model.score(validation)
+    for share, value in model.manifest.score_quantiles.items():
+        assert value == pytest.approx(np.quantile(scores, float(share)), abs=1e-3)
+    ranks = model.score_rank(scores)
+    # Interpolated between eleven shares, the furthest apart by a quarter.
+    expected = (stats.rankdata(scores) - 1) / (len(scores) - 1)
+    np.testing.assert_allclose(ranks, expected, atol=0.05)
+    assert list(model.score_rank(np.array([-1e9, 1e9]))) == [0, 1]
+
+
+def test_a_bundle_without_quantiles_ranks_nothing(bundle):
+    content = json.loads((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(json.dumps({**content, "score_quantiles": {}}))
+    with pytest.raises(BundleError, match="export it again"):
+        Bundle(bundle).score_rank(np.zeros(3))
 
 
 def test_a_score_does_not_depend_on_the_neighbours(model, digits):

@@ -31,10 +31,10 @@ def place(finished, tmp_path, monkeypatch):
     return Workspace(root)
 
 
-def set_bound(place, value):
+def set_bound(place, value, **changes):
     """Another bundle: the same model with another figure in its manifest."""
     path = place.bundle / MANIFEST
-    content = json.loads(path.read_text())
+    content = {**json.loads(path.read_text()), **changes}
     content["metrics"]["importance_weighted_bound"] = value
     path.write_text(json.dumps(content))
 
@@ -78,6 +78,27 @@ def test_an_equal_bound_does_not_replace_the_champion(place):
     set_bound(place, -20)
     (place.bundle / MANIFEST).write_text((place.bundle / MANIFEST).read_text() + "\n")
     assert register(place).alias == "challenger"
+
+
+def test_a_bound_of_another_likelihood_is_no_reason_to_promote(place):
+    set_bound(place, -20.0)
+    register(place)
+    for changes, named in (
+        ({"likelihood": "gaussian"}, "images as they are under likelihood gaussian"),
+        ({"likelihood": "bernoulli", "binarize": "dynamic"}, "binarised images under"),
+    ):
+        set_bound(place, 100.0, **changes)
+        other = register(place)
+        assert other.alias == "challenger"
+        assert f"of {named}" in other.reason
+        assert "version 1's, of images as they are under likelihood bernoulli" in other.reason
+    assert aliases(place.root)["champion"] == "1"
+
+
+def test_static_and_dynamic_binarisation_are_judged_by_the_same_images(place):
+    for bound, binarize in ((-20.0, "static"), (-19.0, "dynamic")):
+        set_bound(place, bound, binarize=binarize)
+        assert register(place).alias == "champion"
 
 
 def test_a_run_that_this_store_does_not_have_is_replaced(place):

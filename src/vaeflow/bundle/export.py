@@ -18,7 +18,6 @@ from vaeflow.data.prepare import load_split
 from vaeflow.device import use_cpu
 from vaeflow.errors import BundleError
 from vaeflow.files import atomic_directory
-from vaeflow.model import objective
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.workspace import Workspace
 
@@ -54,9 +53,12 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
             name=parameters.name,
             image=ImageSpec(height=height, width=width, channels=channels),
             latent_dim=vae.latent_dim,
+            likelihood=vae.likelihood,
+            binarize=vae.binarize,
             run_id=run["run_id"],
             lineage=run["lineage"],
             metrics=json.loads((evaluation / "metrics.json").read_text()),
+            score_quantiles=json.loads((evaluation / "score_quantiles.json").read_text()),
             export_differences=differences,
             files=describe_files(folder),
         )
@@ -106,13 +108,13 @@ def _signatures(vae: VAE) -> dict[str, Callable]:
         return vae.encoder(images)
 
     def decode(latents):
-        return {"reconstruction": ops.sigmoid(vae.decoder(latents)["logits"])}
+        return {"reconstruction": vae.decode(latents)}
 
     def reconstruct(images):
         return {"reconstruction": vae(images)["reconstruction"]}
 
     def score(images, noise):
-        return {"score": -objective.elbo(*vae.terms(images, noise))}
+        return {"score": -vae.terms(images, noise[None]).elbo}
 
     return {"encode": encode, "decode": decode, "reconstruct": reconstruct, "score": score}
 
@@ -139,11 +141,11 @@ def compare(folder: Path, vae: VAE, images: np.ndarray) -> dict[str, float]:
     """
     expected = vae(images)
     latents = ops.convert_to_numpy(expected["mean"])
-    logits = vae.decoder(latents)
+    decoded = vae.decoder(latents)
     inputs = {"images": images, "latents": latents, "noise": _noise_like(latents)}
     differences = {
         "encoder.onnx": _difference(_run_onnx(folder / "encoder.onnx", images=images), expected),
-        "decoder.onnx": _difference(_run_onnx(folder / "decoder.onnx", latents=latents), logits),
+        "decoder.onnx": _difference(_run_onnx(folder / "decoder.onnx", latents=latents), decoded),
         "saved_model": _saved_model_difference(folder / "saved_model" / "1", vae, inputs),
         "model.keras": _difference(load_vae(folder / "model.keras")(images), expected),
     }

@@ -53,14 +53,28 @@ class Manifest(_Part):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     image: ImageSpec
     latent_dim: Annotated[int, Field(ge=1)]
-    likelihood: Literal["bernoulli"] = "bernoulli"
+    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+    # How the training images were made black and white; a service takes images as they come.
+    binarize: Literal["none", "static", "dynamic"] = "none"
     run_id: str
     lineage: dict[str, str]
     # On the test split, as in metrics.json: nats per image, and counts.
     metrics: dict[str, float]
+    # Share of the validation images that score lower, "0" to "1", to score in nats.
+    score_quantiles: dict[str, float] = {}
     # Largest difference between each exported form and the Keras model, on test images.
     export_differences: dict[str, float]
     files: dict[str, File]
+
+    @field_validator("score_quantiles")
+    @classmethod
+    def _rise(cls, quantiles: dict[str, float]) -> dict[str, float]:
+        shares = [float(share) for share in quantiles]
+        if shares != sorted(shares) or not all(0 <= share <= 1 for share in shares):
+            raise ValueError("the shares must rise from 0 to 1")
+        if list(quantiles.values()) != sorted(quantiles.values()):
+            raise ValueError("the scores must rise with their shares")
+        return quantiles
 
     @field_validator("files")
     @classmethod

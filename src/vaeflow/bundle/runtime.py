@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vaeflow.bundle.likelihoods import LIKELIHOODS
 from vaeflow.bundle.manifest import Manifest, read_file, read_verified
 from vaeflow.data.checks import as_batch, check_range
 from vaeflow.errors import BundleError, DataError
@@ -41,6 +42,13 @@ class Bundle:
         self.manifest: Manifest = read_verified(folder)
         self._encoder = self._session(folder, "encoder.onnx")
         self._decoder = self._session(folder, "decoder.onnx")
+        self._likelihood = LIKELIHOODS[self.manifest.likelihood]
+        given = {output.name for output in self._decoder.get_outputs()}
+        if given != set(self._likelihood.parameters):
+            raise BundleError(
+                f"{folder / 'decoder.onnx'} gives {', '.join(sorted(given))}; a likelihood "
+                f"{self.manifest.likelihood} takes {', '.join(self._likelihood.parameters)}."
+            )
 
     def _session(self, folder: Path, name: str):
         import onnxruntime
@@ -71,7 +79,9 @@ class Bundle:
         Args:
             latents: `(count, latent_dim)`.
         """
-        (means,) = self._in_blocks(lambda t: (_sigmoid(self._logits(t)),), self._latents(latents))
+        (means,) = self._in_blocks(
+            lambda t: (self._likelihood.mean(**self._decode(t)),), self._latents(latents)
+        )
         return means
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
@@ -104,14 +114,37 @@ class Bundle:
         )
         return scores
 
+    def score_rank(self, scores: np.ndarray) -> np.ndarray:
+        """Share of the validation images that score lower: 0 for the most usual, 1 for strange.
+
+        Interpolated between the quantiles in the manifest. They are of scores from the default
+        number of samples and the default seed.
+
+        Args:
+            scores: from `score`, `(count,)`.
+
+        Returns:
+            float64 in [0, 1], `(count,)`.
+
+        Raises:
+            BundleError: the bundle was exported without quantiles.
+        """
+        if not (quantiles := self.manifest.score_quantiles):
+            raise BundleError("this bundle has no score quantiles; export it again.")
+        shares = [float(share) for share in quantiles]
+        return np.interp(scores, list(quantiles.values()), shares)
+
     def _negative_elbo(self, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
         # The NumPy twin of vaeflow.model.objective; a test holds the two together.
         x = _scale(pixels)
         mean, log_variance = self._encode(pixels)
         latents = mean + np.exp(0.5 * log_variance) * noise
-        logits = self._logits(latents.reshape(-1, self.latent_dim))
-        logits = logits.reshape(len(noise), *x.shape)
-        log_likelihood = (x * logits - np.logaddexp(0, logits)).sum(axis=(-3, -2, -1)).mean(axis=0)
+        decoded = self._decode(latents.reshape(-1, self.latent_dim))
+        parameters = {
+            name: values.reshape(len(noise), len(x), *values.shape[1:])
+            for name, values in decoded.items()
+        }
+        log_likelihood = self._likelihood.log_likelihood(x, **parameters).mean(axis=0)
         kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).sum(axis=-1)
         return kl - log_likelihood
 
@@ -124,8 +157,9 @@ class Bundle:
     def _encode(self, pixels: np.ndarray) -> list[np.ndarray]:
         return self._encoder.run(["mean", "log_variance"], {"images": _scale(pixels)})
 
-    def _logits(self, latents: np.ndarray) -> np.ndarray:
-        return self._decoder.run(["logits"], {"latents": latents})[0]
+    def _decode(self, latents: np.ndarray) -> dict[str, np.ndarray]:
+        names = self._likelihood.parameters
+        return dict(zip(names, self._decoder.run(names, {"latents": latents}), strict=True))
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
         images = as_batch(np.asarray(images), "images")
@@ -164,8 +198,3 @@ def _scale(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float32) / np.float32(255)
     return pixels.astype(np.float32)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    # Stable on both sides, where exp(-logits) would overflow for very negative ones.
-    return np.exp(-np.logaddexp(0, -logits))

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-from vaeflow.data.batches import batches
 from vaeflow.model import objective
 from vaeflow.model.vae import VAE
+from vaeflow.progress import Progress
 
 IMAGES_PER_BLOCK = 64
-# Pixel values decoded at once: bounds memory whatever the image size and the number of samples.
-PIXELS_PER_BLOCK = 4_000_000
+# Numbers that the decoder's widest layer holds at once, 32 MB: bounds memory whatever the size of
+# the images, the network and the number of samples.
+VALUES_PER_BLOCK = 8_000_000
 ACTIVE_VARIANCE = 0.01
 
 
 class Bounds(NamedTuple):
-    """Per image, in nats, shape `(images,)`; and the posterior means, `(images, latent_dim)`."""
+    """Per image: nats, `(images,)`; the last two `(images, latent_dim)`, the KL in nats."""
 
     elbo: np.ndarray
     log_likelihood: np.ndarray
     kl: np.ndarray
     importance_weighted_bound: np.ndarray
+    kl_per_dimension: np.ndarray
     means: np.ndarray
 
 
 def compute_bounds(vae: VAE, images: np.ndarray, samples: int, seed: int) -> Bounds:
-    """Estimate both bounds of each image from the same posterior draws.
+    """Estimate both bounds of each image from the same posterior draws, in bounded memory.
+
+    The same seed gives the same draws however they are cut into blocks.
 
     Args:
         vae: the model.
@@ -38,39 +44,85 @@ def compute_bounds(vae: VAE, images: np.ndarray, samples: int, seed: int) -> Bou
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
-    at_once = max(1, min(IMAGES_PER_BLOCK, PIXELS_PER_BLOCK // int(np.prod(images.shape[1:]))))
-    blocks = [_block(vae, x, samples, generator) for x in batches(images, at_once)]
+    decode = _compiled(vae)
+    together = draws_at_once(vae)
+    blocks = []
+    with Progress("bounds", len(images) * samples) as progress:
+        for pixels in scaled_blocks(images, min(IMAGES_PER_BLOCK, together)):
+            at_once = max(1, together // len(pixels))
+            sizes = [min(at_once, samples - start) for start in range(0, samples, at_once)]
+            blocks.append(_block(vae, decode, pixels, sizes, generator, progress))
     return Bounds(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
 
 
-def _block(vae: VAE, images, samples: int, generator: np.random.Generator) -> Bounds:
+def scaled_blocks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Blocks of images as float32 in [0, 1], in order.
+
+    Not through tf.data: its threads compete with a decoder that uses every core anyway.
+    """
+    for start in range(0, len(images), size):
+        yield np.asarray(images[start : start + size]).astype(np.float32) / np.float32(255)
+
+
+def draws_at_once(vae: VAE) -> int:
+    """How many latents to decode together, by the decoder's largest feature map."""
+    widest = max(math.prod(layer.output.shape[1:]) for layer in vae.decoder.layers)
+    return max(1, VALUES_PER_BLOCK // widest)
+
+
+def _compiled(vae: VAE) -> Callable:
+    """The costly part as one graph, traced once for blocks of all sizes.
+
+    Takes images, the posterior and noise `(samples, batch, latent_dim)`; gives the sum of the log
+    likelihoods and the log of the sum of the weights over the samples, each `(batch,)`.
+    """
+    import tensorflow as tf
+
+    def decode(images, mean, log_variance, noise):
+        latents = objective.reparameterise(mean, log_variance, noise)
+        log_likelihood = vae.log_likelihood(images, latents)
+        log_weights = objective.log_importance_weights(log_likelihood, latents, mean, log_variance)
+        return ops.sum(log_likelihood, axis=0), ops.logsumexp(log_weights, axis=0)
+
+    latent = (None, vae.latent_dim)
+    shapes = ((None, *vae.image_shape), latent, latent, (None, *latent))
+    return tf.function(decode, input_signature=[tf.TensorSpec(shape) for shape in shapes])
+
+
+def _block(vae, decode, images, sizes, generator, progress) -> Bounds:
+    """Both bounds of a block of images, the samples taken a few at a time."""
     posterior = vae.encoder(images)
     mean, log_variance = posterior["mean"], posterior["log_variance"]
-    kl = objective.kl_divergence(mean, log_variance)
+    # In double precision: thousands of terms are added up.
+    log_likelihood = np.zeros(len(images))
+    log_sum = np.full(len(images), -np.inf)
+    for size in sizes:
+        noise = generator.standard_normal((size, *mean.shape), dtype=np.float32)
+        added, log_added = map(ops.convert_to_numpy, decode(images, mean, log_variance, noise))
+        log_likelihood += added
+        log_sum = np.logaddexp(log_sum, log_added)
+        progress.advance(size * len(images))
+    samples = sum(sizes)
+    log_likelihood /= samples
+    kl_per_dimension = ops.convert_to_numpy(objective.kl_per_dimension(mean, log_variance))
+    kl = kl_per_dimension.sum(axis=1)
+    return Bounds(
+        elbo=objective.elbo(log_likelihood, kl),
+        log_likelihood=log_likelihood,
+        kl=kl,
+        importance_weighted_bound=log_sum - math.log(samples),
+        kl_per_dimension=kl_per_dimension,
+        means=ops.convert_to_numpy(mean),
+    )
 
-    at_once = max(1, PIXELS_PER_BLOCK // int(np.prod(images.shape)))
-    log_likelihoods, log_weights = [], []
-    for start in range(0, samples, at_once):
-        shape = (min(at_once, samples - start), *mean.shape)
-        noise = generator.standard_normal(shape, dtype=np.float32)
-        latents = objective.reparameterise(mean, log_variance, noise)
-        logits = vae.decoder(ops.reshape(latents, (-1, vae.latent_dim)))["logits"]
-        logits = ops.reshape(logits, (*shape[:2], *vae.image_shape))
-        log_likelihood = objective.bernoulli_log_likelihood(images, logits)
-        log_likelihoods.append(log_likelihood)
-        log_weights.append(
-            objective.log_importance_weights(log_likelihood, latents, mean, log_variance)
-        )
-    log_likelihood = ops.mean(ops.concatenate(log_likelihoods), axis=0)
-    bound = objective.importance_weighted_bound(ops.concatenate(log_weights))
-    values = (objective.elbo(log_likelihood, kl), log_likelihood, kl, bound, mean)
-    return Bounds(*map(ops.convert_to_numpy, values))
 
-
-def active_units(means: np.ndarray) -> int:
-    """Latent dimensions that carry information: Var_x E_q[t] > 0.01 (Burda et al. 2016, sec. 5.2).
+def active_units(means: np.ndarray) -> np.ndarray:
+    """Which latent dimensions carry information: Var_x E_q[t] > 0.01 (Burda et al. 2016, sec. 5.2).
 
     Args:
         means: posterior means, `(images, latent_dim)`.
+
+    Returns:
+        Booleans, `(latent_dim,)`.
     """
-    return int(np.count_nonzero(means.var(axis=0) > ACTIVE_VARIANCE))
+    return means.var(axis=0) > ACTIVE_VARIANCE

@@ -1,9 +1,10 @@
-"""The `evaluate` stage: the bound on images never trained on, and figures."""
+"""The `evaluate` stage: the bound on images never trained on, what is usual, and figures."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -11,10 +12,14 @@ from vaeflow.config import Evaluate
 from vaeflow.data.prepare import load_split
 from vaeflow.device import use_full_precision, use_gpu_if_any
 from vaeflow.errors import TrainingError
-from vaeflow.evaluation.bounds import active_units, compute_bounds
-from vaeflow.evaluation.figures import draw_reconstructions, draw_samples, draw_training_curves
+from vaeflow.evaluation import figures
+from vaeflow.evaluation.bounds import Bounds, compute_bounds
+from vaeflow.evaluation.labels import read_labels
+from vaeflow.evaluation.scores import compute_scores, quantiles
+from vaeflow.evaluation.summary import summarise, why_collapsed, write_dimensions
 from vaeflow.files import atomic_directory, write_json
-from vaeflow.model.vae import load_vae
+from vaeflow.model.binarize import binarized
+from vaeflow.model.vae import VAE, load_vae
 from vaeflow.training.tracking import find_run
 from vaeflow.workspace import Workspace
 
@@ -22,38 +27,57 @@ from vaeflow.workspace import Workspace
 def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     """Evaluate `outputs/model` on the test split and write `outputs/evaluation`.
 
-    Writes `metrics.json` and the figures `reconstructions.png`, `samples.png` and
-    `training_curves.png`; adds both to the model's MLflow run where the tracking store has it.
+    Writes `metrics.json`, `latent_dimensions.csv`, `score_quantiles.json` (of the validation split)
+    and figures; adds metrics and figures to the model's MLflow run where the tracking store has it.
 
     Returns:
-        The metrics: means over the test images, in nats per image, and two counts.
+        The metrics: see `vaeflow.evaluation.summary.summarise`.
     """
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     model = workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
     use_gpu_if_any()
     use_full_precision()
     vae = load_vae(model / "model.keras")
-    images = load_split(prepared, "test")
+    images = binarized(load_split(prepared, "test"), vae.binarize, parameters.seed)
     bounds = compute_bounds(vae, images, parameters.importance_samples, parameters.seed)
-    metrics = {
-        "elbo": float(bounds.elbo.mean()),
-        "log_likelihood": float(bounds.log_likelihood.mean()),
-        "kl": float(bounds.kl.mean()),
-        "importance_weighted_bound": float(bounds.importance_weighted_bound.mean()),
-        "active_units": active_units(bounds.means),
-        "images": len(images),
+    metrics = summarise(bounds, vae, images)
+    scores = {
+        split: compute_scores(vae, load_split(prepared, split)) for split in ("validation", "test")
     }
-    if wrong := [name for name, value in metrics.items() if not np.isfinite(value)]:
+    usual = quantiles(scores["validation"])
+    if wrong := [k for k, value in {**metrics, **usual}.items() if not np.isfinite(value)]:
         raise TrainingError(
             f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "
             "is of no use. Train it again, with a lower train.learning_rate."
         )
+    if reason := why_collapsed(metrics["active_units"], vae.latent_dim):
+        print(f"warning: {reason}", flush=True)
+
     with atomic_directory(workspace.evaluation) as folder:
         write_json(folder / "metrics.json", metrics)
-        draw_reconstructions(folder / "reconstructions.png", vae, images)
-        draw_samples(folder / "samples.png", vae, parameters.seed)
-        draw_training_curves(folder / "training_curves.png", model / "history.csv")
+        write_json(folder / "score_quantiles.json", usual)
+        write_dimensions(folder / "latent_dimensions.csv", bounds)
+        figures.draw_training_curves(folder / "training_curves.png", model / "history.csv")
+        figures.draw_scores(folder / "scores.png", scores, usual)
+        _draw(folder, vae, images, bounds, read_labels(prepared, "test"), parameters.seed)
+    _track(workspace, model, metrics)
+    return metrics
 
+
+def _draw(
+    folder: Path, vae: VAE, images, bounds: Bounds, labels: np.ndarray | None, seed: int
+) -> None:
+    """The pictures of what the model does."""
+    kl = bounds.kl_per_dimension.mean(axis=0)
+    figures.draw_reconstructions(folder / "reconstructions.png", vae, images)
+    figures.draw_samples(folder / "samples.png", vae, seed)
+    figures.draw_traversals(folder / "traversals.png", vae, bounds.means[0], kl)
+    figures.draw_latent_map(folder / "latent_map.png", bounds.means, labels)
+    figures.draw_latent_dimensions(folder / "latent_dimensions.png", kl)
+
+
+def _track(workspace: Workspace, model: Path, metrics: Mapping[str, float]) -> None:
+    """Add metrics and figures to the run that trained the model."""
     run_id = json.loads((model / "run.json").read_text())["run_id"]
     if run := find_run(workspace, run_id):
         run.log_metrics({f"test_{name}": value for name, value in metrics.items()})
@@ -61,4 +85,3 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
             run.log_file(figure, "figures")
     else:
         print(f"run {run_id} is not in this tracking store: metrics are kept in the outputs only")
-    return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,10 @@ from vaeflow.pictures import grid, pairs, write_png
 
 SHOWN_PAIRS = 36
 SHOWN_SAMPLES = 64
+SHOWN_DIMENSIONS = 10
+STEPS = np.linspace(-3, 3, 11, dtype=np.float32)
+SHOWN_POINTS = 5_000
+NAMED_LABELS = 20  # more have a colour bar instead of a legend
 
 
 def draw_reconstructions(path: Path, vae: VAE, images: np.ndarray) -> None:
@@ -25,8 +30,7 @@ def draw_samples(path: Path, vae: VAE, seed: int) -> None:
     """Pixel means decoded from draws of the prior."""
     shape = (SHOWN_SAMPLES, vae.latent_dim)
     latents = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    means = ops.sigmoid(vae.decoder(latents)["logits"])
-    write_png(path, grid(ops.convert_to_numpy(means)))
+    write_png(path, grid(ops.convert_to_numpy(vae.decode(latents))))
 
 
 def draw_training_curves(path: Path, history: Path) -> None:
@@ -47,4 +51,110 @@ def draw_training_curves(path: Path, history: Path) -> None:
         axis.set(title=term.replace("_", " "), xlabel="epoch")
     axes[0].set_ylabel("nats per image")
     axes[0].legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_traversals(path: Path, vae: VAE, latent: np.ndarray, kl: np.ndarray) -> None:
+    """One latent dimension a row, moved from -3 to 3 with all others held as they are.
+
+    Args:
+        path: the PNG to write.
+        vae: the model.
+        latent: where to start from, `(latent_dim,)`.
+        kl: mean KL of each dimension, `(latent_dim,)`; those with most are shown, most on top.
+    """
+    shown = np.argsort(-kl, kind="stable")[:SHOWN_DIMENSIONS]
+    latents = np.tile(np.float32(latent), (len(shown), len(STEPS), 1))
+    for row, dimension in zip(latents, shown, strict=True):
+        row[:, dimension] = STEPS
+    means = vae.decode(latents.reshape(-1, vae.latent_dim))
+    write_png(path, grid(ops.convert_to_numpy(means), columns=len(STEPS)))
+
+
+def plane(means: np.ndarray) -> np.ndarray:
+    """Latent means in the plane in which they vary most (principal components).
+
+    Args:
+        means: `(images, latent_dim)`; of two dimensions they are returned as they are, one is
+            given a second axis of zeros.
+
+    Returns:
+        `(images, 2)`.
+    """
+    if means.shape[1] == 2:
+        return means
+    if means.shape[1] == 1:
+        return np.hstack([means, np.zeros_like(means)])
+    centred = means - means.mean(axis=0)
+    # Of the covariance, which is small however many images there are.
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return centred @ directions[:, :-3:-1]
+
+
+def draw_latent_map(path: Path, means: np.ndarray, labels: np.ndarray | None) -> None:
+    """The posterior means of images in a plane, coloured by label where there are labels.
+
+    Args:
+        path: the PNG to write.
+        means: `(images, latent_dim)`.
+        labels: text, `(images,)`, or None.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    points = plane(means)[:SHOWN_POINTS]
+    labels = None if labels is None else labels[:SHOWN_POINTS]
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axis = figure.subplots()
+    if labels is None:
+        axis.scatter(*points.T, s=8)
+    elif len(names := np.unique(labels)) <= NAMED_LABELS:
+        palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
+        for index, name in enumerate(names):
+            axis.scatter(*points[labels == name].T, s=8, color=palette(index), label=name)
+        figure.legend(loc="outside right upper", title="label")
+    else:
+        places = np.searchsorted(names, labels)
+        figure.colorbar(axis.scatter(*points.T, c=places, s=8), label="label's place among all")
+    what = "latent mean" if means.shape[1] <= 2 else "principal component of the latent means"
+    axis.set(xlabel=f"first {what}", ylabel=f"second {what}")
+    figure.savefig(path, dpi=120)
+
+
+def draw_latent_dimensions(path: Path, kl: np.ndarray) -> None:
+    """How many nats each latent dimension carries, most first.
+
+    Args:
+        path: the PNG to write.
+        kl: mean KL of each dimension, `(latent_dim,)`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axis = figure.subplots()
+    axis.bar(np.arange(1, len(kl) + 1), np.sort(kl)[::-1])
+    axis.set(xlabel="latent dimension, by rank", ylabel="KL, nats per image")
+    figure.savefig(path, dpi=120)
+
+
+def draw_scores(path: Path, scores: Mapping[str, np.ndarray], usual: Mapping[str, float]) -> None:
+    """Histogram of the anomaly scores, with two of the quantiles that go with the bundle.
+
+    Args:
+        path: the PNG to write.
+        scores: by split, nats, `(images,)`.
+        usual: by share, from `vaeflow.evaluation.scores.quantiles`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axis = figure.subplots()
+    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), bins=40)
+    for split, values in scores.items():
+        axis.hist(values, edges, density=True, histtype="step", label=split)
+    for share, style in (("0.95", "--"), ("0.99", ":")):
+        label = f"{float(share):.0%} of validation"
+        axis.axvline(usual[share], color="black", linestyle=style, label=label)
+    axis.set(xlabel="score: minus the ELBO, nats", ylabel="density")
+    axis.legend()
     figure.savefig(path, dpi=120)

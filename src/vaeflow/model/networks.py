@@ -1,7 +1,16 @@
-"""The two convolutional networks, for images of any height, width and channels."""
+"""Encoders and decoders, convolutional, for images of any height, width and channels.
+
+`conv` is small and fast; `residual` is deeper, and pays on a GPU.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
-from keras import layers
+from keras import layers, ops
+
+LOG_VARIANCE_BOUNDS = (-12.0, 12.0)
 
 
 def level_sizes(size: int, levels: int) -> list[int]:
@@ -15,63 +24,198 @@ def level_sizes(size: int, levels: int) -> list[int]:
     return sizes
 
 
-def build_encoder(image_shape, latent_dim, filters, hidden_units):
+def soft_bound(values, low, high):
+    """Squeeze values smoothly into (low, high); around the middle they stay nearly as they are."""
+    middle, reach = (low + high) / 2, (high - low) / 2
+    return middle + reach * ops.tanh((values - middle) / reach)
+
+
+@keras.saving.register_keras_serializable(package="vaeflow")
+class PerChannel(layers.Layer):
+    """One learned number a channel, whatever the input: `(batch, 1, 1, channels)`.
+
+    Args:
+        channels: how many numbers.
+        start: their value before training.
+    """
+
+    def __init__(self, channels, start=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.start = start
+        self.values = self.add_weight(
+            name="values", shape=(channels,), initializer=keras.initializers.Constant(start)
+        )
+
+    def call(self, inputs):
+        """Repeat the numbers for each row of `inputs`, `(batch, height, width, features)`."""
+        return ops.zeros_like(inputs[:, :1, :1, :1]) + self.values
+
+    def get_config(self):
+        """Every constructor value."""
+        return {**super().get_config(), "channels": self.channels, "start": self.start}
+
+
+def build_encoder(network, image_shape, latent_dim, filters, depth, hidden_units):
     """Encoder φ: image to the mean and log variance of q(t|x).
 
     Args:
+        network: `conv` or `residual`.
         image_shape: `(height, width, channels)`.
         latent_dim: size of t.
-        filters: channels of each stride-2 convolution, first to last.
+        filters: channels of each level, first to last; each level halves the image.
+        depth: convolutions, or residual blocks, at each level.
         hidden_units: width of the dense layer after the convolutions.
 
     Returns:
         A functional model, images `(batch, height, width, channels)` in [0, 1] to a dict of
-        `mean` and `log_variance`, each `(batch, latent_dim)`.
+        `mean` and `log_variance`, each `(batch, latent_dim)`. The log variance is bounded smoothly:
+        no step can make a posterior whose density overflows.
     """
     images = keras.Input(image_shape, name="images")
-    x = images
-    for level, channels in enumerate(filters):
-        x = layers.Conv2D(
-            channels, 3, strides=2, padding="same", activation="silu", name=f"down_{level}"
-        )(x)
+    x = NETWORKS[network].down(images, filters, depth)
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(hidden_units, activation="silu", name="hidden")(x)
-    outputs = {
-        name: layers.Dense(latent_dim, dtype="float32", name=name)(x)
-        for name in ("mean", "log_variance")
-    }
+    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
+    log_variance = layers.Dense(latent_dim, dtype="float32", name="log_variance")(x)
+    outputs = {"mean": mean, "log_variance": soft_bound(log_variance, *LOG_VARIANCE_BOUNDS)}
     return keras.Model(images, outputs, name="encoder")
 
 
-def build_decoder(image_shape, latent_dim, filters, hidden_units):
-    """Decoder w: latent to the Bernoulli logits of p(x|t), mirroring the encoder.
+def build_decoder(network, image_shape, latent_dim, filters, depth, hidden_units, parameters):
+    """Decoder w: latent to the parameters of p(x|t), mirroring the encoder.
+
+    Args:
+        network: `conv` or `residual`.
+        image_shape: `(height, width, channels)`.
+        latent_dim: size of t.
+        filters, depth: as given to the encoder; used in reverse.
+        hidden_units: width of the dense layer before the convolutions.
+        parameters: what the likelihood needs, by name; see `vaeflow.model.likelihoods`.
+
+    Returns:
+        A functional model, latents `(batch, latent_dim)` to a dict of those parameters,
+        `(batch, height, width, channels)`, or `(batch, 1, 1, channels)` for one number a channel.
+    """
+    height, width, channels = image_shape
+    heights, widths = level_sizes(height, len(filters)), level_sizes(width, len(filters))
+    deepest = (heights[-1], widths[-1], filters[-1])
+    latents = keras.Input((latent_dim,), name="latents")
+    x = layers.Dense(hidden_units, activation="silu", name="hidden")(latents)
+    x = layers.Dense(math.prod(deepest), activation="silu", name="unflatten")(x)
+    x = layers.Reshape(deepest, name="feature_map")(x)
+    x = NETWORKS[network].up(x, list(zip(heights, widths, strict=True)), filters, depth)
+    outputs = {name: _head(name, need, channels)(x) for name, need in parameters.items()}
+    for name, need in parameters.items():
+        if need.bounds:
+            outputs[name] = soft_bound(outputs[name], *need.bounds)
+    return keras.Model(latents, outputs, name="decoder")
+
+
+def _head(name, need, channels):
+    """The layer that gives one parameter of the likelihood from the last feature map."""
+    if need.per == "channel":
+        return PerChannel(channels, need.start, dtype="float32", name=name)
+    start = keras.initializers.Constant(need.start)
+    return layers.Conv2D(
+        channels, 3, padding="same", bias_initializer=start, dtype="float32", name=name
+    )
+
+
+# === conv: a strided convolution a level, and more at the same size for depth above 1 ===
+
+
+def _conv_down(x, filters, depth):
+    for level, channels in enumerate(filters):
+        x = _conv(channels, f"down_{level}", strides=2)(x)
+        for index in range(1, depth):
+            x = _conv(channels, f"down_{level}_{index}")(x)
+    return x
+
+
+def _conv_up(x, sizes, filters, depth):
+    for level in reversed(range(len(filters))):
+        for index in range(1, depth):
+            x = _conv(filters[level], f"up_{level}_{index}")(x)
+        x = _double(x, filters[level], sizes[level], level)
+    return x
+
+
+# === residual: blocks at every size, the image's own included ===
+
+
+def _residual_down(x, filters, depth):
+    x = _conv(filters[0], "stem", activation=None)(x)
+    for level, channels in enumerate(filters):
+        x = _blocks(x, depth, f"down_{level}")
+        x = _conv(channels, f"halve_{level}", strides=2, activation=None)(x)
+    x = _blocks(x, depth, "deepest")
+    return layers.Activation("silu", name="last")(x)
+
+
+def _residual_up(x, sizes, filters, depth):
+    x = _blocks(x, depth, "deepest")
+    for level in reversed(range(len(filters))):
+        channels = filters[max(0, level - 1)]
+        x = _double(x, channels, sizes[level], level, activation=None)
+        x = _blocks(x, depth, f"up_{level}")
+    return layers.Activation("silu", name="last")(x)
+
+
+def _blocks(x, count, name):
+    """Pre-activation residual blocks (He et al. 2016), each the identity to begin with.
+
+    Their last convolution starts at zero, which takes the place of normalisation (De & Smith 2020):
+    an image's answer must not depend on the batch it is in.
+    """
+    channels = x.shape[-1]
+    for index in range(count):
+        block = f"{name}_block_{index}"
+        inner = layers.Activation("silu", name=f"{block}_in")(x)
+        inner = _conv(channels, f"{block}_first")(inner)
+        inner = _conv(channels, f"{block}_second", activation=None, start="zeros")(inner)
+        x = layers.Add(name=block)([x, inner])
+    return x
+
+
+# === Shared ===
+
+
+def _conv(channels, name, *, strides=1, activation="silu", start="glorot_uniform"):
+    return layers.Conv2D(
+        channels,
+        3,
+        strides=strides,
+        padding="same",
+        activation=activation,
+        kernel_initializer=start,
+        name=name,
+    )
+
+
+def _double(x, channels, size, level, activation="silu"):
+    """Twice as high and wide, then cropped to `size`, `(height, width)`.
 
     A transposed convolution doubles exactly, the encoder halves rounding up; cropping one row or
     column where the encoder rounded makes every size come back exactly.
-
-    Args:
-        image_shape: `(height, width, channels)`.
-        latent_dim: size of t.
-        filters: as given to the encoder; used in reverse.
-        hidden_units: width of the dense layer before the convolutions.
-
-    Returns:
-        A functional model, latents `(batch, latent_dim)` to a dict of `logits`,
-        `(batch, height, width, channels)`.
     """
-    height, width, channels = image_shape
-    heights = level_sizes(height, len(filters))
-    widths = level_sizes(width, len(filters))
-    latents = keras.Input((latent_dim,), name="latents")
-    x = layers.Dense(hidden_units, activation="silu", name="hidden")(latents)
-    x = layers.Dense(heights[-1] * widths[-1] * filters[-1], activation="silu", name="unflatten")(x)
-    x = layers.Reshape((heights[-1], widths[-1], filters[-1]), name="feature_map")(x)
-    for level in reversed(range(len(filters))):
-        x = layers.Conv2DTranspose(
-            filters[level], 3, strides=2, padding="same", activation="silu", name=f"up_{level}"
-        )(x)
-        crop = (2 * heights[level + 1] - heights[level], 2 * widths[level + 1] - widths[level])
-        if any(crop):
-            x = layers.Cropping2D(((0, crop[0]), (0, crop[1])), name=f"crop_{level}")(x)
-    logits = layers.Conv2D(channels, 3, padding="same", dtype="float32", name="logits")(x)
-    return keras.Model(latents, {"logits": logits}, name="decoder")
+    x = layers.Conv2DTranspose(
+        channels, 3, strides=2, padding="same", activation=activation, name=f"up_{level}"
+    )(x)
+    crop = tuple(doubled - edge for doubled, edge in zip(x.shape[1:3], size, strict=True))
+    if any(crop):
+        x = layers.Cropping2D(((0, crop[0]), (0, crop[1])), name=f"crop_{level}")(x)
+    return x
+
+
+class Network(NamedTuple):
+    """From the image to the deepest feature map, and back."""
+
+    down: Callable
+    up: Callable
+
+
+NETWORKS = {
+    "conv": Network(_conv_down, _conv_up),
+    "residual": Network(_residual_down, _residual_up),
+}

@@ -4,12 +4,12 @@ For an image x and a latent t, with q(t|x) = N(m, exp v) and prior N(0, I):
 
     ELBO(x) = E_q[log p(x|t)] - KL(q(t|x) || N(0, I))          (Kingma & Welling 2014, eq. 3)
 
-The objective of the whole data set is the sum of ELBO(x_i) over its N images. A mini-batch of M
-images estimates it without bias by N/M times the sum over the batch. Training uses the *mean* over
-the batch, which is that estimate divided by the constant N: the same direction, and a scale that
-does not depend on N or M.
+The expectation is estimated by the mean over `samples` draws of t. The objective of the whole data
+set is the sum of ELBO(x_i) over its N images. A mini-batch of M images estimates it without bias by
+N/M times the sum over the batch. Training uses the *mean* over the batch, which is that estimate
+divided by the constant N: the same direction, and a scale that does not depend on N or M.
 
-Every function returns one number per image, shape `(batch,)`, in nats; averaging is the caller's.
+Values are in nats. Axes are named in the order `(samples, batch, latent_dim)`.
 """
 
 import math
@@ -17,6 +17,9 @@ import math
 from keras import ops
 
 LOG_2_PI = math.log(2.0 * math.pi)
+
+
+# === The two terms ===
 
 
 def reparameterise(mean, log_variance, noise):
@@ -32,39 +35,92 @@ def reparameterise(mean, log_variance, noise):
     return mean + ops.exp(0.5 * log_variance) * noise
 
 
+def kl_per_dimension(mean, log_variance):
+    """KL(N(m, exp v) || N(0, 1)) of each latent dimension (Kingma & Welling 2014, appendix B).
+
+    Args:
+        mean, log_variance: any shape.
+
+    Returns:
+        Nats, of the same shape; never negative.
+    """
+    # expm1(v) - v = exp v - 1 - v without losing digits when v is near zero.
+    return 0.5 * (ops.square(mean) + ops.expm1(log_variance) - log_variance)
+
+
 def kl_divergence(mean, log_variance):
-    """KL(N(m, exp v) || N(0, I)) in closed form (Kingma & Welling 2014, appendix B).
+    """KL(q(t|x) || N(0, I)): the sum over the latent dimensions.
 
     Args:
         mean, log_variance: `(..., latent_dim)`.
 
     Returns:
-        Nats per image, `(...)`; never negative.
+        Nats per image, `(...)`.
     """
-    # expm1(v) - v = exp v - 1 - v without losing digits when v is near zero.
-    return 0.5 * ops.sum(ops.square(mean) + ops.expm1(log_variance) - log_variance, axis=-1)
-
-
-def bernoulli_log_likelihood(images, logits):
-    """Log p(x|t) of independent Bernoulli pixels, from logits.
-
-    For grey pixels in (0, 1) the value is a cross-entropy, not the likelihood of the data.
-
-    Args:
-        images: `(batch, height, width, channels)` in [0, 1].
-        logits: `(..., batch, height, width, channels)`, any number of leading sample axes.
-
-    Returns:
-        Nats per image, `(..., batch)`.
-    """
-    # log p = x log sigmoid(l) + (1 - x) log sigmoid(-l) = x l - softplus(l)
-    return ops.sum(images * logits - ops.softplus(logits), axis=(-3, -2, -1))
+    return ops.sum(kl_per_dimension(mean, log_variance), axis=-1)
 
 
 def elbo(log_likelihood, kl):
-    """Evidence lower bound: one Monte Carlo term minus the closed-form KL. Nats per image."""
-    # + E_q log p(x|t), estimated by the given draw; - KL(q || prior), exact.
+    """Evidence lower bound: the Monte Carlo term minus the closed-form KL. Nats, `(batch,)`."""
+    # + E_q log p(x|t), estimated by the given draws; - KL(q || prior), exact.
     return log_likelihood - kl
+
+
+# === What training does with the KL term ===
+
+
+def kl_weight(step, warmup_steps, beta):
+    """Weight of the KL term: raised linearly to beta over the first steps.
+
+    Beta other than 1 is the beta-VAE of Higgins et al. 2017; raising it slowly keeps the decoder
+    from learning to do without the latent (warm-up: Sønderby et al. 2016).
+
+    Args:
+        step: steps made before this one, from 0.
+        warmup_steps: how many steps the rise takes; 0 for none.
+        beta: the final weight.
+    """
+    if warmup_steps == 0:
+        return beta
+    return beta * ops.minimum(1.0, (step + 1.0) / warmup_steps)
+
+
+def free_bits_kl(kl_of_dimensions, free_bits):
+    """KL term in which a dimension costs nothing below `free_bits` (Kingma et al. 2016, app. C.8).
+
+    The floor is on the dimension's mean over the mini-batch. Without it (0 nats) this is the mean
+    KL; with it, an objective of its own that no longer bounds log p(x), and whose mini-batch
+    estimates average to the full batch's only where no dimension is near the floor.
+
+    Args:
+        kl_of_dimensions: from `kl_per_dimension`, `(batch, latent_dim)`.
+        free_bits: the floor, in nats per latent dimension.
+
+    Returns:
+        Nats per image, a scalar.
+    """
+    return ops.sum(ops.maximum(ops.mean(kl_of_dimensions, axis=0), free_bits))
+
+
+def weighted_elbo(log_likelihood, kl_of_dimensions, weight=1.0, free_bits=0.0):
+    """What training maximises under `objective: elbo`.
+
+    With weight 1 and no free bits it is the mean ELBO over the batch: the lecture's N/M-weighted
+    sum, divided by N.
+
+    Args:
+        log_likelihood: mean over the draws, `(batch,)`.
+        kl_of_dimensions: `(batch, latent_dim)`.
+        weight: from `kl_weight`.
+        free_bits: nats per latent dimension.
+
+    Returns:
+        Nats per image, a scalar.
+    """
+    return ops.mean(log_likelihood) - weight * free_bits_kl(kl_of_dimensions, free_bits)
+
+
+# === The importance-weighted bound ===
 
 
 def gaussian_log_density(values, mean, log_variance):
@@ -73,20 +129,21 @@ def gaussian_log_density(values, mean, log_variance):
     return -0.5 * ops.sum(LOG_2_PI + log_variance + squared, axis=-1)
 
 
-def log_importance_weights(log_likelihood, latents, mean, log_variance):
-    """Log of p(x|t) p(t) / q(t|x) for latents drawn from q (Burda et al. 2016, eq. 7).
+def log_importance_weights(log_likelihood, latents, mean, log_variance, weight=1.0):
+    """Log of p(x|t) (p(t) / q(t|x))^weight for latents drawn from q (Burda et al. 2016, eq. 7).
 
     Args:
         log_likelihood: `(samples, batch)`.
         latents: `(samples, batch, latent_dim)`.
         mean, log_variance: `(batch, latent_dim)`.
+        weight: from `kl_weight`; 1 for the weights of the bound itself.
 
     Returns:
         Nats, `(samples, batch)`.
     """
     log_prior = gaussian_log_density(latents, 0.0, ops.zeros_like(log_variance))
     log_posterior = gaussian_log_density(latents, mean, log_variance)
-    return log_likelihood + log_prior - log_posterior
+    return log_likelihood + weight * (log_prior - log_posterior)
 
 
 def importance_weighted_bound(log_weights):
@@ -100,3 +157,46 @@ def importance_weighted_bound(log_weights):
     """
     samples = ops.cast(ops.shape(log_weights)[0], log_weights.dtype)
     return ops.logsumexp(log_weights, axis=0) - ops.log(samples)
+
+
+def doubly_reparameterised_factor(log_weights, weight=1.0):
+    """What the gradient in each latent is multiplied by before it goes on to the encoder: DReG.
+
+    With the normalised importance weights r_k, the bound's gradient is the sum of r_k d log w_k.
+    Its part through the density q(t|x) has a variance that drowns the signal as samples grow. An
+    integration by parts turns that part into one through the latents alone (Tucker et al. 2019,
+    sec. 3): for the encoder, r_k becomes r_k * ((1 - weight) + weight * r_k), which for weight 1 is
+    their r_k^2. The decoder's gradient stays as it was. Unbiased for the gradient of the bound of
+    as many samples, which is not that of log p(x).
+
+    Used so: hold q's mean and log variance fixed inside `log_importance_weights`, differentiate the
+    bound in the latents, multiply by this factor, and go on through `reparameterise`.
+
+    Args:
+        log_weights: from `log_importance_weights` with the same `weight`, `(samples, batch)`.
+        weight: from `kl_weight`.
+
+    Returns:
+        `(samples, batch)`, in [0, 1] for weights in [0, 1]; a constant to differentiation.
+    """
+    normalised = ops.exp(log_weights - ops.logsumexp(log_weights, axis=0, keepdims=True))
+    return ops.stop_gradient((1.0 - weight) + weight * normalised)
+
+
+# === For comparison ===
+
+
+def score_function_surrogate(values, log_density):
+    """A function whose gradient estimates that of E_q[values] by the log-derivative trick.
+
+    d E_q[f] = E_q[f d log q + d f] (Williams 1992). Unbiased like the reparameterised gradient, but
+    of a far larger variance, as docs/gradient_variance.png shows: training does not use it.
+
+    Args:
+        values: f at draws of t that are held fixed, `(samples, batch)`.
+        log_density: log q of the same draws, `(samples, batch)`.
+
+    Returns:
+        `(batch,)`; only its gradient means something.
+    """
+    return ops.mean(ops.stop_gradient(values) * log_density + values, axis=0)

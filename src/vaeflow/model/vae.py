@@ -1,28 +1,75 @@
 """The variational autoencoder as a `keras.Model` with its own training step."""
 
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
-from vaeflow.model.networks import build_decoder, build_encoder
+from vaeflow.model.likelihoods import LIKELIHOODS
+from vaeflow.model.networks import NETWORKS, build_decoder, build_encoder
+
+OBJECTIVES = ("elbo", "importance_weighted")
+BINARIZE = ("none", "static", "dynamic")
+
+
+class Terms(NamedTuple):
+    """What one pass through the model gives, in nats.
+
+    Attributes:
+        log_likelihood: log p(x|t) of each draw, `(samples, batch)`.
+        latents: the draws, `(samples, batch, latent_dim)`.
+        mean, log_variance: of q(t|x), `(batch, latent_dim)`.
+    """
+
+    log_likelihood: keras.KerasTensor
+    latents: keras.KerasTensor
+    mean: keras.KerasTensor
+    log_variance: keras.KerasTensor
+
+    @property
+    def mean_log_likelihood(self):
+        """E_q[log p(x|t)], estimated from the draws: `(batch,)`."""
+        return ops.mean(self.log_likelihood, axis=0)
+
+    @property
+    def elbo(self):
+        """The evidence lower bound, `(batch,)`."""
+        kl = objective.kl_divergence(self.mean, self.log_variance)
+        return objective.elbo(self.mean_log_likelihood, kl)
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
 class VAE(keras.Model):
-    """Convolutional VAE with a Gaussian posterior, an N(0, I) prior and Bernoulli pixels.
+    """Convolutional VAE with a Gaussian posterior and an N(0, I) prior.
 
-    Trains through `compile(optimizer=...)` and `fit`; needs no `loss`, since it maximises the ELBO
-    of `vaeflow.model.objective`. Every metric is a mean per image, in nats, but `skipped_steps`:
-    how many steps were left out, of the means too, because their gradient was not finite.
+    Trains through `compile(optimizer=...)` and `fit`; needs no `loss`, since it maximises an
+    objective of `vaeflow.model.objective`. Every metric is a mean per image, in nats: `loss` is
+    minus what is maximised, `elbo` and its two terms are always those of the plain ELBO. The
+    exception is `skipped_steps`: how many steps were left out, of the means too, because their
+    gradient was not finite or too large; `skipped_in_a_row` counts those since the last step made.
 
     Args:
         image_shape: `(height, width, channels)`.
         latent_dim: size of the latent t.
-        filters: channels of the encoder's stride-2 convolutions; the decoder mirrors them.
+        network: `conv` or `residual`; see `vaeflow.model.networks`.
+        filters: channels of each level of the encoder, which halves the image; the decoder mirrors
+            them.
+        depth: convolutions or residual blocks at each level.
         hidden_units: width of the dense layer between convolutions and latent, on both sides.
+        likelihood: p(x|t), a name of `vaeflow.model.likelihoods.LIKELIHOODS`.
+        binarize: `dynamic` draws black and white training images anew in every step; `static` and
+            `none` leave what is given as it is. Kept with the model, to evaluate it likewise.
+        objective: `elbo`, or `importance_weighted` with the doubly reparameterised gradient.
+        samples: draws of t per image in training and validation.
+        beta: weight of the KL term.
+        kl_warmup_steps: training steps over which that weight rises from 0.
+        free_bits: nats per latent dimension that cost nothing; for `elbo` only.
+        gradient_limit: a step is left out whose gradient has a norm larger than this, in nats per
+            pixel and channel: so one limit serves images of any size.
         seed: of the noise drawn in training and validation.
 
     Calling the model gives a dict of `mean` and `log_variance`, `(batch, latent_dim)`, and
@@ -36,23 +83,64 @@ class VAE(keras.Model):
     """
 
     def __init__(
-        self, image_shape, latent_dim, filters=(32, 64), hidden_units=128, seed=0, **kwargs
+        self,
+        image_shape,
+        latent_dim,
+        filters=(32, 64),
+        hidden_units=128,
+        *,
+        network="conv",
+        depth=1,
+        likelihood="bernoulli",
+        binarize="none",
+        objective="elbo",
+        samples=1,
+        beta=1.0,
+        kl_warmup_steps=0,
+        free_bits=0.0,
+        gradient_limit=1000.0,
+        seed=0,
+        **kwargs,
     ):
         super().__init__(**kwargs)
+        _check_choice("network", network, NETWORKS)
+        _check_choice("likelihood", likelihood, LIKELIHOODS)
+        _check_choice("binarize", binarize, BINARIZE)
+        _check_choice("objective", objective, OBJECTIVES)
+        if binarize != "none" and likelihood != "bernoulli":
+            raise ValueError(f"binarize={binarize!r} needs likelihood='bernoulli'.")
+        if objective != "elbo" and free_bits:
+            raise ValueError("free_bits needs objective='elbo': no other has a KL term.")
         # === Config ===
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
+        self.network = network
         self.filters = tuple(filters)
+        self.depth = depth
         self.hidden_units = hidden_units
+        self.likelihood = likelihood
+        self.binarize = binarize
+        self.objective = objective
+        self.samples = samples
+        self.beta = beta
+        self.kl_warmup_steps = kl_warmup_steps
+        self.free_bits = free_bits
+        self.gradient_limit = gradient_limit
         self.seed = seed
 
         # === Networks ===
-        sizes = (self.image_shape, latent_dim, self.filters, hidden_units)
+        sizes = (network, self.image_shape, latent_dim, self.filters, depth, hidden_units)
         self.encoder = build_encoder(*sizes)
-        self.decoder = build_decoder(*sizes)
+        self.pixels = LIKELIHOODS[likelihood]
+        self.decoder = build_decoder(*sizes, self.pixels.parameters)
 
-        # === Noise and metrics ===
+        # === Noise, progress and metrics ===
         self.noise = keras.random.SeedGenerator(seed)
+        # Steps made so far, skipped ones too; saved, so that a loaded model goes on warming up.
+        self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
+        self.skipped_in_a_row = self.add_weight(
+            name="skipped_in_a_row", shape=(), initializer="zeros", trainable=False
+        )
         names = ("loss", "elbo", "log_likelihood", "kl")
         self.term_metrics = [keras.metrics.Mean(name=name) for name in names]
         self.skipped_metric = keras.metrics.Sum(name="skipped_steps")
@@ -64,67 +152,144 @@ class VAE(keras.Model):
     def call(self, images, training=False):
         """Posterior parameters and the reconstruction from the posterior mean."""
         posterior = self.encoder(images, training=training)
-        logits = self.decoder(posterior["mean"], training=training)["logits"]
-        return {**posterior, "reconstruction": ops.sigmoid(logits)}
+        return {**posterior, "reconstruction": self.decode(posterior["mean"], training=training)}
 
-    def terms(self, images, noise, training=False):
-        """The ELBO's two terms for one Monte Carlo draw per image.
+    def decode(self, latents, training=False):
+        """Pixel means of p(x|t), `(batch, height, width, channels)` in [0, 1]."""
+        return self.pixels.mean(**self.decoder(latents, training=training))
+
+    def terms(self, images, noise, training=False) -> Terms:
+        """Encode images, draw latents and judge the images by what is decoded from them.
 
         Args:
             images: `(batch, height, width, channels)` in [0, 1].
-            noise: draws of N(0, I), `(batch, latent_dim)`.
-
-        Returns:
-            `(log_likelihood, kl)`, nats per image, each `(batch,)`.
+            noise: draws of N(0, I), `(samples, batch, latent_dim)`.
         """
         posterior = self.encoder(images, training=training)
         mean, log_variance = posterior["mean"], posterior["log_variance"]
         latents = objective.reparameterise(mean, log_variance, noise)
-        logits = self.decoder(latents, training=training)["logits"]
-        log_likelihood = objective.bernoulli_log_likelihood(images, logits)
-        return log_likelihood, objective.kl_divergence(mean, log_variance)
+        log_likelihood = self.log_likelihood(images, latents, training=training)
+        return Terms(log_likelihood, latents, mean, log_variance)
+
+    def log_likelihood(self, images, latents, training=False):
+        """Log p(x|t) for several latents of each image.
+
+        Args:
+            images: `(batch, height, width, channels)`.
+            latents: `(samples, batch, latent_dim)`.
+
+        Returns:
+            Nats, `(samples, batch)`.
+        """
+        flat = ops.reshape(latents, (-1, self.latent_dim))
+        parameters = {
+            name: ops.reshape(values, (-1, ops.shape(images)[0], *values.shape[1:]))
+            for name, values in self.decoder(flat, training=training).items()
+        }
+        return self.pixels.log_likelihood(images, **parameters)
 
     def train_step(self, data):
-        """One step of stochastic gradient ascent on the ELBO; TensorFlow finds the gradient."""
+        """One step of stochastic gradient ascent; TensorFlow finds the gradient."""
         import tensorflow as tf
 
         images = _images_of(data)
-        noise = keras.random.normal((ops.shape(images)[0], self.latent_dim), seed=self.noise)
-        with tf.GradientTape() as tape:
-            log_likelihood, kl = self.terms(images, noise, training=True)
-            # The mean over the batch: the N/M-weighted sum of the lecture, divided by N.
-            loss = -ops.mean(objective.elbo(log_likelihood, kl))
-        gradients = tape.gradient(loss, self.trainable_variables)
+        if self.binarize == "dynamic":
+            draws = keras.random.uniform(ops.shape(images), seed=self.noise)
+            images = ops.cast(draws < images, "float32")
+        weight = objective.kl_weight(self.steps, self.kl_warmup_steps, self.beta)
+        find = {
+            "elbo": self._elbo_gradients,
+            "importance_weighted": self._importance_weighted_gradients,
+        }[self.objective]
+        terms, loss, gradients = find(images, self._draw_noise(images, self.noise), weight)
 
         # Slots must exist before the optimizer is applied inside a condition.
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         # A single NaN applied to the weights, or kept in Adam's moments, ends a training for good;
-        # a step left out costs nothing but is counted.
-        finite = tf.math.is_finite(tf.linalg.global_norm(gradients)) & tf.math.is_finite(loss)
+        # a step left out costs nothing but is counted, as Child 2021 does.
+        norm = tf.linalg.global_norm(gradients)
+        largest = self.gradient_limit * math.prod(self.image_shape)
+        sound = tf.math.is_finite(loss) & tf.math.is_finite(norm) & (norm <= largest)
         tf.cond(
-            finite,
+            sound,
             lambda: self.optimizer.apply(gradients, self.trainable_variables),
             lambda: None,
         )
-        self.skipped_metric.update_state(1.0 - ops.cast(finite, "float32"))
-        results = self._update_metrics(log_likelihood, kl, counted=finite)
+        skipped = 1.0 - ops.cast(sound, "float32")
+        self.steps.assign_add(1.0)
+        self.skipped_in_a_row.assign(skipped * (self.skipped_in_a_row + 1.0))
+        self.skipped_metric.update_state(skipped)
+        results = self._update_metrics(terms, loss, counted=sound)
         return {**results, self.skipped_metric.name: self.skipped_metric.result()}
+
+    def _elbo_gradients(self, images, noise, weight):
+        """Terms, loss and its gradient in every trainable variable."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            terms = self.terms(images, noise, training=True)
+            loss = self._loss(terms, weight)
+        return terms, loss, tape.gradient(loss, self.trainable_variables)
+
+    def _importance_weighted_gradients(self, images, noise, weight):
+        """The same for the importance-weighted bound, doubly reparameterised for the encoder.
+
+        The chain rule is cut at the latents, where the gradient on its way to the encoder is
+        multiplied by `objective.doubly_reparameterised_factor`.
+        """
+        import tensorflow as tf
+
+        with tf.GradientTape(persistent=True) as tape:
+            terms = self.terms(images, noise, training=True)
+            log_weights = self._log_weights(terms, weight)
+            loss = -ops.mean(objective.importance_weighted_bound(log_weights))
+        decoder, in_latents = tape.gradient(loss, [self.decoder.trainable_variables, terms.latents])
+        factor = objective.doubly_reparameterised_factor(log_weights, weight)[..., None]
+        encoder = tape.gradient(
+            terms.latents, self.encoder.trainable_variables, output_gradients=factor * in_latents
+        )
+        # In the order of `trainable_variables`: the encoder was made first.
+        return terms, loss, [*encoder, *decoder]
+
+    def _loss(self, terms: Terms, weight):
+        """Minus what is maximised: nats per image, a scalar."""
+        if self.objective == "importance_weighted":
+            return -ops.mean(objective.importance_weighted_bound(self._log_weights(terms, weight)))
+        kl = objective.kl_per_dimension(terms.mean, terms.log_variance)
+        return -objective.weighted_elbo(terms.mean_log_likelihood, kl, weight, self.free_bits)
+
+    def _log_weights(self, terms: Terms, weight):
+        """Log importance weights, q's parameters held fixed as the gradient's estimate needs it."""
+        fixed = map(ops.stop_gradient, (terms.mean, terms.log_variance))
+        return objective.log_importance_weights(
+            terms.log_likelihood, terms.latents, *fixed, weight=weight
+        )
+
+    def _draw_noise(self, images, seed):
+        shape = (self.samples, ops.shape(images)[0], self.latent_dim)
+        return keras.random.normal(shape, seed=seed)
 
     def test_step(self, data):
         """The same terms without a step, on the same noise at every call, so epochs compare."""
         images = _images_of(data)
-        noise = keras.random.normal((ops.shape(images)[0], self.latent_dim), seed=self.seed)
-        return self._update_metrics(*self.terms(images, noise))
+        terms = self.terms(images, self._draw_noise(images, self.seed))
+        return self._update_metrics(terms, self._loss(terms, self.beta))
 
     def predict_step(self, data):
         """The model's outputs for one batch."""
         return self(_images_of(data), training=False)
 
-    def _update_metrics(self, log_likelihood, kl, counted=True):
+    def _update_metrics(self, terms: Terms, loss, counted=True):
         """Add a batch to the means, unless it is not counted; returns the means so far."""
-        elbo = objective.elbo(log_likelihood, kl)
-        values = {"loss": -elbo, "elbo": elbo, "log_likelihood": log_likelihood, "kl": kl}
+        log_likelihood = terms.mean_log_likelihood
+        kl = objective.kl_divergence(terms.mean, terms.log_variance)
+        values = {
+            "loss": ops.broadcast_to(loss, ops.shape(kl)),
+            "elbo": objective.elbo(log_likelihood, kl),
+            "log_likelihood": log_likelihood,
+            "kl": kl,
+        }
         weight = ops.cast(counted, "float32")
         for metric in self.term_metrics:
             # Weight zero alone would not do: zero times NaN is NaN.
@@ -143,10 +308,25 @@ class VAE(keras.Model):
             **super().get_config(),
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
+            "network": self.network,
             "filters": self.filters,
+            "depth": self.depth,
             "hidden_units": self.hidden_units,
+            "likelihood": self.likelihood,
+            "binarize": self.binarize,
+            "objective": self.objective,
+            "samples": self.samples,
+            "beta": self.beta,
+            "kl_warmup_steps": self.kl_warmup_steps,
+            "free_bits": self.free_bits,
+            "gradient_limit": self.gradient_limit,
             "seed": self.seed,
         }
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
 
 
 def _images_of(data):

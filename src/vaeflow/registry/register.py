@@ -16,6 +16,8 @@ CHALLENGER = "challenger"
 BOUND = "importance_weighted_bound"
 SHA256_TAG = "bundle_sha256"
 JUDGED_TAG = "judged"
+# What decides what the bound is of, and was always so before versions carried these tags.
+MEASURE = {"likelihood": "bernoulli", "binarize": "none"}
 ARTIFACTS = "bundle"
 
 
@@ -69,6 +71,7 @@ def _find_or_create_version(client: MlflowClient, workspace: Workspace, manifest
     artifacts = client.get_run(run.run_id).info.artifact_uri
     tags = {SHA256_TAG: digest, **manifest.lineage}
     tags |= {name: str(value) for name, value in manifest.metrics.items()}
+    tags |= {name: getattr(manifest, name) for name in MEASURE}
     created = client.create_model_version(
         manifest.name, f"{artifacts}/{folder}", run_id=run.run_id, tags=tags
     )
@@ -108,6 +111,9 @@ def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str | Non
         better, reason = True, "it was made champion"
     elif champion is None:
         better, reason = True, f"there was no champion; its bound is {bound:.3f} nats"
+    elif (ours := _measure(client, name, version)) != (theirs := _measure(client, name, champion)):
+        better = False
+        reason = f"its bound, of {ours}, does not compare with version {champion}'s, of {theirs}"
     else:
         to_beat = _bound(client, name, champion)
         better = bound > to_beat
@@ -122,6 +128,14 @@ def _set_alias(client: MlflowClient, name: str, version: str) -> tuple[str | Non
 def _version_of(client: MlflowClient, name: str, alias: str) -> str | None:
     version = client.get_registered_model(name).aliases.get(alias)
     return None if version is None else str(version)
+
+
+def _measure(client: MlflowClient, name: str, version: str) -> str:
+    """What a version's bound is of, in words: only bounds of the same can be compared."""
+    tags = {**MEASURE, **client.get_model_version(name, version).tags}
+    # Static or dynamic, the test images are drawn alike.
+    images = "images as they are" if tags["binarize"] == "none" else "binarised images"
+    return f"{images} under likelihood {tags['likelihood']}"
 
 
 def _bound(client: MlflowClient, name: str, version: str) -> float:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import keras
 
-from vaeflow.config import Parameters
+from vaeflow.config import Parameters, Train
 from vaeflow.data.batches import batches
 from vaeflow.data.prepare import image_shape, load_split
 from vaeflow.device import use_gpu_if_any
-from vaeflow.errors import TrainingError
+from vaeflow.errors import ConfigError, TrainingError
 from vaeflow.files import atomic_directory, write_json
 from vaeflow.lineage import collect_lineage
+from vaeflow.model.binarize import Binarized, binarized
+from vaeflow.model.likelihoods import why_it_does_not_fit
 from vaeflow.model.vae import VAE
 from vaeflow.training.stopping import StopBetweenSteps
 from vaeflow.training.tracking import Run, start_run
@@ -41,7 +44,8 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
         start_run(workspace, os.environ.get("DVC_EXP_NAME"), parameters.flat(), lineage) as run,
     ):
         report = EpochReport(run, parameters.train.epochs)
-        vae = fit(prepared, parameters, [report])
+        limit = parameters.train.skipped_steps_limit
+        vae = fit(prepared, parameters, [report, StopWhenSkipping(limit, workspace.stopped)])
         vae.save(folder / "model.keras")
         write_history(folder / "history.csv", report.rows)
         write_json(folder / "run.json", {"run_id": run.run_id, "lineage": lineage})
@@ -50,26 +54,103 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
 
 
 def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
-    """A VAE trained on the prepared images; the same seed gives the same weights."""
+    """A VAE trained on the prepared images; the same seed gives the same weights.
+
+    Raises:
+        ConfigError: the parameters ask for more memory than there is.
+    """
     settings = parameters.train
     keras.utils.set_random_seed(settings.seed)
-    vae = VAE(
-        image_shape=image_shape(prepared),
-        latent_dim=settings.latent_dim,
-        filters=settings.filters,
-        hidden_units=settings.hidden_units,
-        seed=settings.seed,
-    )
-    vae.compile(optimizer=keras.optimizers.Adam(settings.learning_rate), jit_compile=False)
+    images, validation = load_images(prepared, settings)
+    steps_per_epoch = math.ceil(len(images) / settings.batch_size)
+    vae = make_vae(image_shape(prepared), settings, steps_per_epoch)
+    check_memory(vae, settings.batch_size)
+    optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
+    vae.compile(optimizer=optimizer, jit_compile=False)
+    if settings.weight_average:
+        # Validates with the averaged weights, which are what is kept in the end.
+        callbacks = [keras.callbacks.SwapEMAWeights(), *callbacks]
     vae.fit(
-        batches(load_split(prepared, "train"), settings.batch_size, shuffle_seed=settings.seed),
-        validation_data=batches(load_split(prepared, "validation"), settings.batch_size),
+        batches(images, settings.batch_size, shuffle_seed=settings.seed),
+        validation_data=batches(validation, settings.batch_size),
         epochs=settings.epochs,
         callbacks=[StopBetweenSteps(), *callbacks],
         shuffle=False,  # the batches are shuffled already
         verbose=0,
     )
     return vae
+
+
+def load_images(prepared: Path, settings: Train):
+    """Training and validation images, uint8 and binarised where the settings ask for it.
+
+    Warns where the likelihood does not fit them.
+    """
+    images = load_split(prepared, "train")
+    if settings.binarize == "static":
+        images = Binarized(images, settings.seed)
+    validation = binarized(load_split(prepared, "validation"), settings.binarize, settings.seed)
+    # The validation images stand for all: they are few, and what the model will be judged on.
+    if reason := why_it_does_not_fit(settings.likelihood, validation):
+        print(f"warning: {reason}", flush=True)
+    return images, validation
+
+
+def make_vae(image_shape: tuple[int, int, int], settings: Train, steps_per_epoch: int) -> VAE:
+    """The model that the settings describe, untrained."""
+    return VAE(
+        image_shape=image_shape,
+        latent_dim=settings.latent_dim,
+        network=settings.network,
+        filters=settings.filters,
+        depth=settings.depth,
+        hidden_units=settings.hidden_units,
+        likelihood=settings.likelihood,
+        binarize=settings.binarize,
+        objective=settings.objective,
+        samples=settings.samples,
+        beta=settings.beta,
+        kl_warmup_steps=settings.kl_warmup_epochs * steps_per_epoch,
+        free_bits=settings.free_bits,
+        gradient_limit=settings.gradient_limit,
+        seed=settings.seed,
+    )
+
+
+def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
+    """Adam, with the learning rate and the weight average that the settings ask for.
+
+    Args:
+        settings: see `params.yaml`.
+        steps: of the whole training.
+    """
+    rate = settings.learning_rate
+    if settings.learning_rate_schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    average = settings.weight_average
+    return keras.optimizers.Adam(rate, use_ema=average > 0, ema_momentum=average)
+
+
+def check_memory(vae: VAE, batch_size: int) -> None:
+    """Refuse more draws at once than this machine's memory can hold.
+
+    Every value of the decoder is kept for every draw until the gradient has been found, and the
+    gradient is as large again.
+
+    Raises:
+        ConfigError: they would take more than all of it.
+    """
+    outputs = (layer.output.shape[1:] for layer in vae.decoder.layers)
+    bytes_a_draw = 2 * 4 * sum(map(math.prod, outputs))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fitting = memory // bytes_a_draw
+    if vae.samples * batch_size > fitting:
+        raise ConfigError(
+            f"train.samples is {vae.samples} and train.batch_size {batch_size}: the decoder would "
+            f"work on {vae.samples * batch_size} draws at once, and no more than {fitting} fit "
+            f"into this machine's memory. Set train.samples to {max(1, fitting // batch_size)} "
+            "or less, or train.batch_size lower."
+        )
 
 
 class EpochReport(keras.callbacks.Callback):
@@ -84,10 +165,6 @@ class EpochReport(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Called by Keras with the epoch's mean metrics; `val_` marks the validation split."""
         number = epoch + 1
-        if logs["skipped_steps"] == self.params["steps"]:
-            raise TrainingError(
-                f"epoch {number}: no step had a finite gradient. Lower train.learning_rate."
-            )
         metrics = {name.replace("val_", "validation_"): value for name, value in logs.items()}
         self.rows.append({"epoch": number, **metrics})
         self.run.log_metrics(metrics, step=number)
@@ -97,6 +174,38 @@ class EpochReport(keras.callbacks.Callback):
             + (f"  skipped {metrics['skipped_steps']:.0f} steps" * bool(metrics["skipped_steps"])),
             flush=True,
         )
+
+
+class StopWhenSkipping(keras.callbacks.Callback):
+    """End a training that makes no more steps, and keep the weights as they were before.
+
+    Args:
+        limit: how many steps left out in a row are too many; so is an epoch of nothing else.
+        keep: where the weights go. A step left out changes none, so they are the last good ones.
+    """
+
+    def __init__(self, limit: int, keep: Path):
+        super().__init__()
+        self.limit = limit
+        self.keep = keep
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the epoch, for the message."""
+        self.epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Count."""
+        skipped = int(self.model.skipped_in_a_row)
+        if skipped >= min(self.limit, self.params["steps"]):
+            self.keep.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save(self.keep)
+            raise TrainingError(
+                f"epoch {self.epoch}: {skipped} steps in a row had a gradient that is not finite "
+                f"or above train.gradient_limit. The weights as they were before are kept in "
+                f"{self.keep}. Lower train.learning_rate, or warm the KL term up "
+                "(train.kl_warmup_epochs)."
+            )
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:

@@ -1,0 +1,45 @@
+"""Anomaly scores, and what is usual among images that the model was not trained on.
+
+A score is minus the ELBO of an image as it comes, never binarised, in nats: what
+`vaeflow.bundle.runtime.Bundle.score` answers, so that its quantiles can go with the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vaeflow.bundle.runtime import SCORE_SAMPLES
+from vaeflow.evaluation.bounds import draws_at_once, scaled_blocks
+from vaeflow.model.vae import VAE
+
+LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+
+
+def compute_scores(vae: VAE, images: np.ndarray) -> np.ndarray:
+    """The score of each image, from the draws that a service makes by default.
+
+    Args:
+        vae: the model.
+        images: uint8, `(images, height, width, channels)`.
+
+    Returns:
+        Nats, float32 `(images,)`; larger is stranger.
+    """
+    import tensorflow as tf
+
+    # The same for every image, as in Bundle.score: a score does not depend on its neighbours.
+    shape = (SCORE_SAMPLES, 1, vae.latent_dim)
+    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    score = tf.function(
+        lambda pixels: -vae.terms(pixels, noise).elbo,
+        input_signature=[tf.TensorSpec((None, *vae.image_shape))],
+    )
+    at_once = max(1, draws_at_once(vae) // SCORE_SAMPLES)
+    return np.concatenate([score(pixels).numpy() for pixels in scaled_blocks(images, at_once)])
+
+
+def quantiles(scores: np.ndarray) -> Mapping[str, float]:
+    """Which score a share of the images stays below: share, "0" to "1", to score in nats."""
+    return {f"{level:g}": float(np.quantile(scores, level)) for level in LEVELS}

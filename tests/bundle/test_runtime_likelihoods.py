@@ -1,0 +1,61 @@
+"""The runtime against Keras for every likelihood, on untrained models."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from vaeflow.bundle.export import export_onnx
+from vaeflow.bundle.manifest import MANIFEST, ImageSpec, Manifest, describe_files, write_manifest
+from vaeflow.bundle.runtime import Bundle
+from vaeflow.errors import BundleError
+from vaeflow.model.likelihoods import LIKELIHOODS
+from vaeflow.model.vae import VAE
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=LIKELIHOODS)
+def pair(request, tmp_path_factory):
+    """A model, and the folder of a bundle of it."""
+    keras.utils.set_random_seed(0)
+    vae = VAE((9, 7, 3), 2, filters=(4,), hidden_units=8, likelihood=request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    export_onnx(folder, vae)
+    manifest = Manifest(
+        name="any",
+        image=ImageSpec(height=9, width=7, channels=3),
+        latent_dim=2,
+        likelihood=request.param,
+        run_id="none",
+        lineage={},
+        metrics={},
+        export_differences={},
+        files=describe_files(folder),
+    )
+    write_manifest(folder, manifest)
+    return vae, folder
+
+
+def test_answers_equal_keras(pair):
+    vae, folder = pair
+    images = np.random.default_rng(0).integers(0, 256, (6, 9, 7, 3), dtype=np.uint8)
+    expected = vae(images / np.float32(255))
+    model = Bundle(folder)
+    np.testing.assert_allclose(model.reconstruct(images), expected["reconstruction"], atol=1e-5)
+
+    noise = np.random.default_rng(4).standard_normal((5, 1, 2), dtype=np.float32)
+    elbo = ops.convert_to_numpy(vae.terms(images / np.float32(255), noise).elbo)
+    np.testing.assert_allclose(model.score(images, samples=5, seed=4), -elbo, rtol=1e-4)
+
+
+def test_a_decoder_of_another_likelihood_is_refused(pair):
+    vae, folder = pair
+    other = next(name for name in LIKELIHOODS if name != vae.likelihood)
+    path = folder / MANIFEST
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "likelihood": other}))
+    with pytest.raises(BundleError, match=rf"decoder\.onnx gives .*{other} takes"):
+        Bundle(folder)

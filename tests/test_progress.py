@@ -1,0 +1,47 @@
+import io
+
+import pytest
+
+from vaeflow import progress
+from vaeflow.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves when told."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_now_and_then(clock, capsys):
+    with Progress("bounds", 100) as bar:
+        for _ in range(100):
+            clock[0] += 1
+            bar.advance(1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "bounds  15%, 1:25 left"
+    assert len(lines) == 6
+
+
+def test_what_is_done_at_once_says_nothing(capsys):
+    with Progress("bounds", 10) as bar:
+        bar.advance(10)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_one_line_that_is_wiped_at_the_end(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    with Progress("bounds", 4) as bar:
+        clock[0] += 30
+        bar.advance(1)
+    written = terminal.getvalue()
+    assert "[######                  ] bounds  25%, 1:30 left" in written
+    assert written.endswith("\r\033[K")
+    assert "\n" not in written

@@ -1,0 +1,121 @@
+"""Fitting on prepared images, without DVC or MLflow."""
+
+import keras
+import numpy as np
+import pytest
+
+from vaeflow.config import Parameters
+from vaeflow.errors import ConfigError, TrainingError
+from vaeflow.files import write_json
+from vaeflow.model.vae import load_vae
+from vaeflow.training.train import StopWhenSkipping, check_memory, fit
+
+
+@pytest.fixture
+def prepared(digits, tmp_path):
+    """What `prepare` writes, as far as training reads it."""
+    write_json(tmp_path / "dataset.json", {"image_shape": [8, 8, 1]})
+    for name, rows in (("train", slice(0, 200)), ("validation", slice(200, 240))):
+        np.save(tmp_path / f"{name}.npy", digits[rows])
+    return tmp_path
+
+
+def settings(**train):
+    small = {"epochs": 2, "filters": [4], "hidden_units": 8, "latent_dim": 2, **train}
+    return Parameters.model_validate({"train": small})
+
+
+def test_the_models_settings_are_the_parameters(prepared):
+    vae = fit(prepared, settings(samples=3, objective="importance_weighted", kl_warmup_epochs=2))
+    assert (vae.samples, vae.objective) == (3, "importance_weighted")
+    assert vae.kl_warmup_steps == 2 * 4  # 200 images in batches of 64
+    assert float(vae.steps) == 8
+
+
+@pytest.mark.parametrize("binarize", ["static", "dynamic"])
+def test_binarised_images_are_validated_on_binarised_images(prepared, capsys, binarize):
+    vae = fit(prepared, settings(binarize=binarize))
+    assert vae.binarize == binarize
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_grey_pixels_under_bernoulli_are_warned_of_once(prepared, capsys):
+    fit(prepared, settings())
+    assert capsys.readouterr().out.count("warning: likelihood bernoulli on grey pixels") == 1
+
+
+def test_the_same_seed_gives_the_same_weights_when_binarised(prepared):
+    weights = [fit(prepared, settings(binarize="dynamic")).get_weights() for _ in range(2)]
+    for first, second in zip(*weights, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weights(
+    prepared, tmp_path
+):
+    class Explode(keras.callbacks.Callback):
+        """From the third step on, no gradient is small enough."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                self.model.gradient_limit = 0.0
+                self.model.make_train_function(force=True)
+                self.good = [weight.numpy() for weight in self.model.trainable_variables]
+
+    explode = Explode()
+    keep = tmp_path / "outputs" / "stopped" / "model.keras"
+    stop = StopWhenSkipping(3, keep)
+    with pytest.raises(TrainingError, match=r"epoch 2: 3 steps in a row .*stopped/model\.keras"):
+        fit(prepared, settings(epochs=9, batch_size=50), [explode, stop])
+    kept = load_vae(keep)
+    for variable, good in zip(kept.trainable_variables, explode.good, strict=True):
+        np.testing.assert_array_equal(variable, good)
+
+
+def test_skipping_every_step_of_an_epoch_stops_it_too(prepared, tmp_path):
+    stop = StopWhenSkipping(1000, tmp_path / "model.keras")
+    with pytest.raises(TrainingError, match=r"epoch 1: 4 steps in a row"):
+        fit(prepared, settings(gradient_limit=1e-9), [stop])
+
+
+def test_a_residual_network_is_built_from_the_parameters(prepared):
+    vae = fit(prepared, settings(network="residual", depth=2, epochs=1))
+    assert vae.encoder.get_layer("deepest_block_1").output.shape[1:] == (4, 4, 4)
+
+
+class Recorder(keras.callbacks.Callback):
+    """The weights and the learning rate after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.rates = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.weights.append([weight.numpy() for weight in self.model.trainable_variables])
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+
+def test_the_weights_kept_are_the_running_mean_of_all_steps(prepared):
+    recorder = Recorder()
+    vae = fit(prepared, settings(weight_average=0.8), [recorder])
+    expected, *rest = recorder.weights
+    for step in rest:
+        expected = [0.8 * old + 0.2 * new for old, new in zip(expected, step, strict=True)]
+    assert len(rest) == 7
+    for variable, mean in zip(vae.trainable_variables, expected, strict=True):
+        np.testing.assert_allclose(variable, mean, atol=1e-6)
+
+
+def test_the_learning_rate_falls_along_a_cosine(prepared):
+    recorder = Recorder()
+    fit(prepared, settings(learning_rate=0.01, learning_rate_schedule="cosine"), [recorder])
+    steps = np.arange(1, 9)
+    np.testing.assert_allclose(
+        recorder.rates, 0.005 * (1 + np.cos(np.pi * steps / 8)), rtol=1e-4, atol=1e-8
+    )
+
+
+def test_more_draws_than_fit_into_memory_are_refused_before_training(prepared):
+    with pytest.raises(ConfigError, match=r"Set train\.samples to \d+ or less"):
+        fit(prepared, settings(samples=10**9))
+    check_memory(fit(prepared, settings(epochs=1)), batch_size=64)
