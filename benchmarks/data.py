@@ -7,9 +7,10 @@ measures, side by side in one run:
 - an IDX file of 60,000 random images of 28x28 in `data/`, prepared, beside NumPy alone reading,
   hashing (SHA-256, image by image) and writing the same bytes; and `vaeflow data add` of that file,
   DVC's part included, then prepared;
-- a folder of 10,000 PNG files, colour crops of 128x128 from the two photographs that scikit-learn
-  ships: decoded, checked, hashed and written as `vaeflow data add` does, before DVC takes over,
-  beside a bare loop of Pillow's decoder in one process;
+- folders of 10,000 PNG files, colour crops from the two photographs that scikit-learn ships, of
+  256x256 brought to 32x32, and of 128x128 as they are: decoded, checked, hashed and written as
+  `vaeflow data add` does, before DVC takes over, beside a bare loop of Pillow's decoder in one
+  process;
 - the peak memory of preparing 1,000,000 images of 28x28, beside that of preparing 100.
 
 Writes `benchmarks/results/data.json`: a list of entries with `name`, `seconds` (the median of
@@ -37,6 +38,7 @@ from PIL import Image
 from vaeflow.config import Prepare
 from vaeflow.data.add import Addition, add, write_part
 from vaeflow.data.arrays import ArrayWriter
+from vaeflow.data.conversion import Conversion
 from vaeflow.data.prepare import prepare
 from vaeflow.data.survey import Report, Survey
 from vaeflow.workspace import Workspace
@@ -62,7 +64,7 @@ def read_hash_write(idx: Path, scratch: Path) -> None:
     np.save(scratch / "digests.npy", digests)
 
 
-def write_pictures(folder: Path) -> None:
+def write_pictures(folder: Path, edge: int) -> None:
     """10,000 colour crops as PNG."""
     from sklearn.datasets import load_sample_images
 
@@ -71,8 +73,8 @@ def write_pictures(folder: Path) -> None:
     generator = np.random.default_rng(0)
     for number in range(PICTURES):
         photograph = photographs[number % len(photographs)]
-        top, left = (generator.integers(0, edge - 128) for edge in photograph.shape[:2])
-        crop = photograph[top : top + 128, left : left + 128]
+        top, left = (generator.integers(0, length - edge) for length in photograph.shape[:2])
+        crop = photograph[top : top + edge, left : left + edge]
         Image.fromarray(crop).save(folder / f"{number:05}.png")
 
 
@@ -83,10 +85,11 @@ def decode_all(folder: Path) -> None:
             np.asarray(picture)
 
 
-def add_pictures(folder: Path, part: Path) -> None:
+def add_pictures(folder: Path, part: Path, size: tuple[int, int] | None) -> None:
     """`vaeflow data add`, up to where DVC takes over."""
     rule = Prepare()
-    write_part(part, Addition(str(folder)), rule, Report(Survey(rule)), set())
+    addition = Addition(str(folder), conversion=Conversion(size))
+    write_part(part, addition, rule, Report(Survey(rule)), set())
 
 
 def add_and_prepare(place: Workspace, idx: Path) -> None:
@@ -106,13 +109,14 @@ def dvc_workspace(root: Path) -> Workspace:
 def medians(tasks: dict[str, Callable], runs: int, output: Path | None = None) -> list[dict]:
     """Wall time of each task, interleaved; the first round warms up.
 
-    `output` is a folder that tasks write, removed beforehand.
+    `output` is a folder that tasks write, removed beforehand, and the disk left to rest.
     """
     seconds = {name: [] for name in tasks}
     for run in range(runs + 1):
         for name, task in tasks.items():
             if output:
                 shutil.rmtree(output, ignore_errors=True)
+                os.sync()
             start = time.perf_counter()
             task()
             if run:
@@ -145,6 +149,23 @@ def peak_memory(root: Path, count: int) -> dict:
     return {"name": f"prepare, {count:,} images of 28x28", "peak_memory_mb": megabytes}
 
 
+def measure_pictures(
+    scratch: Path, edge: int, size: tuple[int, int] | None, how: str
+) -> list[dict]:
+    """Adding a folder of pictures, and decoding it."""
+    folder, part = scratch / f"pictures-{edge}", scratch / "part"
+    write_pictures(folder, edge)
+    name = f"10,000 PNG files of {edge}x{edge}"
+    return medians(
+        {
+            f"{name} {how}": lambda: add_pictures(folder, part, size),
+            f"Pillow decodes {name}": lambda: decode_all(folder),
+        },
+        runs=3,
+        output=part,
+    )
+
+
 def measure(scratch: Path) -> list[dict]:
     """All entries; those of ratios last."""
     place = Workspace(scratch / "prepared")
@@ -161,22 +182,15 @@ def measure(scratch: Path) -> list[dict]:
     entries += medians(
         {"vaeflow data add IDX, then prepare": lambda: add_and_prepare(versioned, idx)}, runs=3
     )
-    folder, part = scratch / "pictures", scratch / "part"
-    write_pictures(folder)
-    entries += medians(
-        {
-            "folder of 10,000 PNG files": lambda: add_pictures(folder, part),
-            "Pillow decodes them, one process": lambda: decode_all(folder),
-        },
-        runs=5,
-        output=part,
-    )
-    prepared, numpy_alone, _, pictures, bare = (entry["seconds"] for entry in entries)
+    for edge, size, how in ((256, (32, 32), "to 32x32"), (128, None, "as they are")):
+        entries += measure_pictures(scratch, edge, size, how)
+    prepared, numpy_alone, _, resized, large_bare, plain, bare = (e["seconds"] for e in entries)
     small, large = (peak_memory(scratch / str(count), count) for count in (100, 1_000_000))
     more = large["peak_memory_mb"] - small["peak_memory_mb"]
     ratios = [
         ("time of IDX to splits / NumPy's", prepared / numpy_alone, "at most 2"),
-        ("rate of PNG files / (cores x Pillow's)", bare / pictures / CORES, "at least 0.8"),
+        ("rate of PNG to 32x32 / (cores x Pillow's)", large_bare / resized / CORES, "at least 0.8"),
+        ("rate of PNG as it is / (cores x Pillow's)", bare / plain / CORES, "at least 0.8"),
         ("MB of 1,000,000 images more than 100", more, "at most 300"),
     ]
     entries += [small, large]
@@ -197,7 +211,7 @@ def main() -> None:
     }
     RESULTS.write_text(json.dumps([{**entry, **machine} for entry in entries], indent=2) + "\n")
     for entry in entries:
-        print(" ".join(f"{value!s:<42}" for value in list(entry.values())[:3]))
+        print(" ".join(f"{value!s:<46}" for value in list(entry.values())[:3]))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,16 @@ def test_a_large_jpeg_is_read_at_less_than_full_size_to_nearly_the_same_pixels(t
     assert np.abs(jpeg - png).max() <= 2
 
 
+def test_a_large_picture_comes_out_nearly_as_filtered_whole():
+    from sklearn.datasets import load_sample_images
+
+    picture = Image.fromarray(load_sample_images().images[0])
+    for size in ((64, 43), (32, 21)):
+        whole = np.asarray(picture.resize(size, Image.Resampling.LANCZOS)).astype(int)
+        differences = np.abs(Conversion(size, "exact").of_picture(picture) - whole)
+        assert differences.mean() < 1
+
+
 def test_other_numbers_of_channels_stay_as_they_are_or_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (2, 9, 9, 5), np.uint8))
     (block,) = image_blocks(tmp_path)

@@ -153,6 +153,7 @@ def test_bad_files_are_passed_over_and_named_with_their_reasons(tmp_path):
     np.save(tmp_path / "short.npy", np.zeros((2, 16, 16), np.uint8))
     (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-1])
     os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.npy")
     blocks, bad = collected(tmp_path)
     # A file that cannot be read does not set the shape of the others, though it comes first.
     assert [len(block.pixels) for block in blocks] == [3]
@@ -162,7 +163,8 @@ def test_bad_files_are_passed_over_and_named_with_their_reasons(tmp_path):
         "other.png": "two shapes",
         "text.jpg": "not a readable image",
         "short.npy": "It is cut off or damaged",
-        "pipe.png": "not a plain file",
+        "pipe.png": "not a file",
+        "pipe.npy": "not a file",
     }
     assert bad.keys() == expected.keys()
     assert all(reason in bad[name] for name, reason in expected.items())

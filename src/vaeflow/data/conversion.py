@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vaeflow.errors import BadImageError, DataError
 
 Resize = Literal["fit", "crop", "exact"]
-METHODS = {"fit": ImageOps.pad, "crop": ImageOps.fit, "exact": Image.Image.resize}
+# A large picture is first reduced by averaging whole pixels, to no less than twice what is asked
+# for: the result is nearly the same, in a fraction of the time (Pillow makes thumbnails likewise).
+REDUCING_GAP = 2.0
 GREY_MODES = {"1", "L", "LA"}
 MODES = {1: "L", 3: "RGB"}
 
@@ -54,7 +56,7 @@ class Conversion:
         if picture.mode != mode:
             picture = picture.convert(mode)
         if self.size is not None and picture.size != self.size:
-            picture = METHODS[self.resize](picture, self.size, Image.Resampling.LANCZOS)
+            picture = METHODS[self.resize](picture, *self.size)
         pixels = np.asarray(picture)
         return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
 
@@ -89,6 +91,30 @@ class Conversion:
             return np.empty((0, height, width, channels), np.uint8)
         squeezed = pixels[..., 0] if channels == 1 else pixels
         return np.stack([self.of_picture(Image.fromarray(image)) for image in squeezed])
+
+
+def _exact(picture: Image.Image, width: int, height: int, box=None) -> Image.Image:
+    return picture.resize(
+        (width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP
+    )
+
+
+def _crop(picture: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(picture.width / width, picture.height / height)
+    left, top = (picture.width - scale * width) / 2, (picture.height - scale * height) / 2
+    box = (left, top, picture.width - left, picture.height - top)
+    return _exact(picture, width, height, box)
+
+
+def _fit(picture: Image.Image, width: int, height: int) -> Image.Image:
+    scale = max(picture.width / width, picture.height / height)
+    inner = max(1, round(picture.width / scale)), max(1, round(picture.height / scale))
+    sheet = Image.new(picture.mode, (width, height))
+    sheet.paste(_exact(picture, *inner), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return sheet
+
+
+METHODS = {"crop": _crop, "fit": _fit, "exact": _exact}
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -45,8 +45,6 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
     Raises:
         BadImageError: it is unreadable, beyond the limits, or refused by `check`.
     """
-    if not path.is_file():
-        raise BadImageError(path, "not a plain file.")  # a pipe would never answer
     try:
         with Image.open(path) as picture:
             # From the header, before anything is decoded.

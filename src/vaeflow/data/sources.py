@@ -131,7 +131,7 @@ def _list(source: Path, reading: Reading) -> Contents:
         _list_folder(source, source.resolve(), reading, contents)
         missing = "no images in this folder"
     else:
-        _sort_in(source, reading, contents)
+        _sort_in(source, source.is_file(), reading, contents)
         missing = "unknown kind of file"
     if not contents.arrays and not contents.pictures:
         expected = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -159,7 +159,7 @@ def _list_folder(folder: Path, root: Path, reading: Reading, contents: Contents)
         elif entry.is_dir(follow_symlinks=False):
             _list_folder(path, root, reading, contents)
         else:
-            _sort_in(path, reading, contents)
+            _sort_in(path, entry.is_file(), reading, contents)
 
 
 def _is_text(name: str) -> bool:
@@ -175,13 +175,20 @@ def _leads_inside(link: Path, root: Path) -> bool:
     return link.resolve().is_relative_to(root)
 
 
-def _sort_in(path: Path, reading: Reading, contents: Contents) -> None:
-    if is_array(path):
-        contents.arrays.append(path)
-    elif path.suffix.lower() in IMAGE_SUFFIXES:
-        contents.pictures.append(path)
-    else:
+def _sort_in(path: Path, is_file: bool, reading: Reading, contents: Contents) -> None:
+    kinds = ((contents.pictures, is_picture), (contents.arrays, is_array))
+    kind = next((files for files, is_one in kinds if is_one(path)), None)
+    if kind is None:
         reading.on_other(path)
+    elif is_file:
+        kind.append(path)
+    else:  # a pipe, say, would never answer
+        reading.on_bad(BadImageError(path, "not a file."))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the name is that of an image file."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 class _SameShape:
