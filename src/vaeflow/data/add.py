@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -200,6 +200,7 @@ def _clean_up(workspace: Workspace, scratch: Path) -> None:
             workspace.data.rename(scratch / "undone")
         if any(old.iterdir()):
             old.rename(workspace.data)
+        print("data/ is as it was: a command that was changing it did not come to its end")
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -246,30 +247,55 @@ def write_part(
     folder.mkdir()
     blocks, prefix = _blocks_of(addition, reading)
     dropped = 0
-    with (folder / INDEX).open("w", newline="", encoding="utf-8") as index:
-        rows = csv.writer(index, lineterminator="\n")
-        rows.writerow(COLUMNS)
-        writer: ArrayWriter | None = None
-        try:
-            for block in blocks:
-                if addition.drop_duplicates and (kept := _first_seen(block, seen)) is not None:
-                    dropped += len(block.pixels) - len(kept)
-                    block = select(block, kept)
-                    if not kept:
-                        continue
-                writer = writer or ArrayWriter(folder / IMAGES, block.pixels.shape[1:])
-                writer.write(block.pixels)
+    with closing(_PartWriter(folder, prefix)) as writer:
+        for block in blocks:
+            if addition.drop_duplicates:
+                kept = _first_seen(block, seen)
+                dropped += len(block.pixels) - len(kept)
+                block = select(block, kept)
+            if len(block.pixels):
+                writer.add(block)
                 report.survey.add(block)
-                names = (name.removeprefix(prefix) for name in block.names)
-                rows.writerows(zip(names, block.labels, strict=True))
-        finally:
-            if writer:
-                writer.close()
-    if writer is None:
+    if not writer.count:
         raise _nothing_left(addition, report, dropped)
     if report.rejected:
         _write_rejected(folder / REJECTED, report.rejected, prefix)
     return dropped
+
+
+class _PartWriter:
+    """`images.npy` and `index.csv` of one part, block by block.
+
+    Args:
+        folder: of the part.
+        prefix: what names of images begin with, and sources in the index do not.
+
+    Attributes:
+        count: images written so far.
+    """
+
+    def __init__(self, folder: Path, prefix: str):
+        self.count = 0
+        self._prefix = prefix
+        self._path = folder / IMAGES
+        self._images: ArrayWriter | None = None
+        self._index = (folder / INDEX).open("w", newline="", encoding="utf-8")
+        self._rows = csv.writer(self._index, lineterminator="\n")
+        self._rows.writerow(COLUMNS)
+
+    def add(self, block: Images) -> None:
+        """Write one or more images."""
+        self._images = self._images or ArrayWriter(self._path, block.pixels.shape[1:])
+        self._images.write(block.pixels)
+        names = (name.removeprefix(self._prefix) for name in block.names)
+        self._rows.writerows(zip(names, block.labels, strict=True))
+        self.count += len(block.pixels)
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._index.close()
+        if self._images:
+            self._images.close()
 
 
 def _stop(error: BadImageError) -> NoReturn:
@@ -292,14 +318,14 @@ def _keys(images: Images) -> list[bytes]:
     return images.digests[:, :16].copy().view("V16")[:, 0].tolist()
 
 
-def _first_seen(images: Images, seen: set[bytes]) -> list[int] | None:
-    """Rows whose digest is not in `seen`, which takes it in; None where these are all of them."""
+def _first_seen(images: Images, seen: set[bytes]) -> list[int]:
+    """Rows whose digest is not in `seen`, which takes it in."""
     kept = []
     for row, key in enumerate(_keys(images)):
         if key not in seen:
             seen.add(key)
             kept.append(row)
-    return None if len(kept) == len(images.pixels) else kept
+    return kept
 
 
 def _nothing_left(addition: Addition, report: Report, dropped: int) -> DataError:
