@@ -243,7 +243,7 @@ STOPPED = """
 import sys, time
 from pathlib import Path
 from vaeflow.config import Prepare
-from vaeflow.data import add as module
+from vaeflow.data import add as adding, replacing
 from vaeflow.workspace import Workspace
 
 root, source, where, append = sys.argv[1:]
@@ -260,14 +260,15 @@ def stop(function):
     return stopped
 
 name = where.split()[1]
+module = next(module for module in (adding, replacing) if hasattr(module, name))
 setattr(module, name, stop(getattr(module, name)))
-addition = module.Addition(source, append=bool(append))
+addition = adding.Addition(source, append=bool(append))
 thirds = Prepare(validation_fraction=0.3, test_fraction=0.3)
-module.add(Workspace(Path(root)), thirds, addition)
+adding.add(Workspace(Path(root)), thirds, addition)
 """
 
 MOMENTS = [
-    "after _link_tree",
+    "after link_tree",
     "after write_part",
     "before _swap",
     "after _swap",

@@ -5,10 +5,6 @@
 - `images.npy`: uint8 `(count, height, width, channels)`;
 - `index.csv`: a row an image, its `source` and its `label` (empty where it has none);
 - `rejected.csv`: `path` and `reason` of what could not be used, when there was any.
-
-The new `data/` is made beside the present one, under `.dvc/tmp`, and takes its place by renaming;
-then DVC versions it. What stood there before is kept until DVC is done: a command that is killed on
-the way is undone by the next one.
 """
 
 from __future__ import annotations
@@ -16,9 +12,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -27,11 +22,12 @@ from vaeflow.config import Prepare
 from vaeflow.data.arrays import ArrayWriter
 from vaeflow.data.conversion import Conversion
 from vaeflow.data.known import NAMES, known_blocks
+from vaeflow.data.replacing import link_tree, replacing_data
 from vaeflow.data.rows import COLUMNS, IMAGES, INDEX
 from vaeflow.data.sources import Images, Reading, image_blocks, select
 from vaeflow.data.survey import Report, Survey, reading_of
-from vaeflow.errors import BadImageError, DataError, WorkspaceError
-from vaeflow.versioning import data_is_versioned, data_md5, dvc
+from vaeflow.errors import BadImageError, DataError
+from vaeflow.versioning import data_is_versioned, data_md5
 from vaeflow.workspace import Workspace
 
 REJECTED = "rejected.csv"
@@ -110,12 +106,12 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
     """
     _check_options(addition)
     before = data_md5(workspace)
-    with _replacing_data(workspace) as fresh:
+    with replacing_data(workspace) as fresh:
         _refuse_unversioned(workspace, addition.append)
         survey = Survey(parameters)
         seen: set[bytes] = set()
         if addition.append and workspace.data.exists():
-            _link_tree(workspace.data, fresh)
+            link_tree(workspace.data, fresh)
             for block in image_blocks(workspace.data, reading=reading_of(parameters)):
                 seen.update(_keys(block) if addition.drop_duplicates else ())
                 survey.add(block)
@@ -150,70 +146,6 @@ def _refuse_unversioned(workspace: Workspace, append: bool) -> None:
         )
     if append and not workspace.data.exists() and workspace.data_pointer.is_file():
         raise DataError("data/ is missing. Fetch the images to add to: dvc pull")
-
-
-@contextmanager
-def _replacing_data(workspace: Workspace) -> Iterator[Path]:
-    """Yield an empty folder that becomes `data/`, and a version, when the block ends well."""
-    from filelock import FileLock, Timeout
-
-    folders = (folder / ".dvc" for folder in (workspace.root, *workspace.root.parents))
-    dvc_folder = next((folder for folder in folders if folder.is_dir()), None)
-    if dvc_folder is None:
-        raise WorkspaceError(f"{workspace.root} is not under DVC. Make it so: git init; dvc init")
-    scratch = dvc_folder / "tmp" / "vaeflow-data"
-    scratch.parent.mkdir(exist_ok=True)
-    try:
-        with FileLock(scratch.with_suffix(".lock"), timeout=0):
-            _clean_up(workspace, scratch)
-            try:
-                fresh = scratch / "new"
-                fresh.mkdir(parents=True)
-                yield fresh
-                _swap(workspace, scratch)
-                dvc(workspace, "add", "--quiet", "data")
-            except BaseException:
-                _clean_up(workspace, scratch)
-                raise
-            shutil.rmtree(scratch, ignore_errors=True)
-    except Timeout:
-        raise DataError("another vaeflow command is changing data/; try again later.") from None
-    except OSError as error:
-        raise DataError(f"data/ cannot be written: {error}. It is as it was.") from None
-
-
-def _swap(workspace: Workspace, scratch: Path) -> None:
-    """Put `new` in the place of `data/`, which is kept as `old`; an empty `old` is none."""
-    if workspace.data.exists():
-        workspace.data.rename(scratch / "old")
-    else:
-        (scratch / "old").mkdir()
-    (scratch / "new").rename(workspace.data)
-
-
-def _clean_up(workspace: Workspace, scratch: Path) -> None:
-    """Undo a replacement that DVC did not come to version, now or in a command that was killed."""
-    old = scratch / "old"
-    if old.exists() and not data_is_versioned(workspace):
-        if workspace.data.exists():
-            # Renamed first: half a folder must never stand at data/.
-            workspace.data.rename(scratch / "undone")
-        if any(old.iterdir()):
-            old.rename(workspace.data)
-        print("data/ is as it was: a command that was changing it did not come to its end")
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Copy a folder by hard links where the file system has them."""
-
-    def link(file: str, copy: str) -> None:
-        try:
-            os.link(file, copy)
-        except OSError:
-            shutil.copy2(file, copy)
-
-    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 
 def _part_folder(data: Path, addition: Addition) -> Path:
