@@ -192,7 +192,7 @@ def test_what_is_not_versioned_is_never_lost(place, tmp_path):
 def test_wrong_options_are_refused_with_the_valid_ones(place, tmp_path):
     pictures(tmp_path / "new", 30)
     new = tmp_path / "new"
-    refused(place, tmp_path / "absent", "absent does not exist")
+    refused(place, tmp_path / "absent", "absent does not exist, and no known set .* fashion-mnist")
     refused(place, new, "expected folders|files or folders", labels="names")
     refused(place, new, "--from is for the known sets: digits, mnist", copies=tmp_path)
     refused(place, new, "expected letters, digits", name="../outside")

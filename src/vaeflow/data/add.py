@@ -241,6 +241,9 @@ def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], 
         blocks = known_blocks(addition.source, reading, addition.copies, addition.verify)
         return blocks, ""
     source = Path(addition.source)
+    if not source.exists():
+        known = ", ".join(NAMES)
+        raise DataError(f"{source} does not exist, and no known set has this name ({known}).")
     folder = source if source.is_dir() else source.parent
     return image_blocks(source, reading=reading), "" if folder == Path() else f"{folder}{os.sep}"
 
