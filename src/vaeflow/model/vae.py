@@ -129,10 +129,9 @@ class VAE(keras.Model):
         self.seed = seed
 
         # === Networks ===
-        sizes = (network, self.image_shape, latent_dim, self.filters, depth, hidden_units)
-        self.encoder = build_encoder(*sizes)
         self.pixels = LIKELIHOODS[likelihood]
-        self.decoder = build_decoder(*sizes, self.pixels.parameters)
+        # The encoder first: gradients are put together in the order of `trainable_variables`.
+        self.encoder, self.decoder = self.build_networks()
 
         # === Noise, progress and metrics ===
         self.noise = keras.random.SeedGenerator(seed)
@@ -148,6 +147,13 @@ class VAE(keras.Model):
         # A model whose train_step never calls it counts as not built, and would then be saved
         # without its optimizer and refuse to export: call it once, symbolically.
         self(keras.KerasTensor((None, *self.image_shape), dtype="float32"))
+
+    def build_networks(self):
+        """Encoder and decoder, untrained; a subclass may have its own, of the same outputs."""
+        sizes = (self.network, self.image_shape, self.latent_dim, self.filters, self.depth)
+        encoder = build_encoder(*sizes, self.hidden_units)
+        decoder = build_decoder(*sizes, self.hidden_units, self.pixels.parameters)
+        return encoder, decoder
 
     def call(self, images, training=False):
         """Posterior parameters and the reconstruction from the posterior mean."""
@@ -249,7 +255,7 @@ class VAE(keras.Model):
         encoder = tape.gradient(
             terms.latents, self.encoder.trainable_variables, output_gradients=factor * in_latents
         )
-        # In the order of `trainable_variables`: the encoder was made first.
+        # In the order of `trainable_variables`: the encoder's come first.
         return terms, loss, [*encoder, *decoder]
 
     def _loss(self, terms: Terms, weight):

@@ -1,0 +1,309 @@
+"""How likely test images are under models that were trained for the same time.
+
+    python benchmarks/mnist_likelihood.py NAME [NAME ...] [--data FOLDER] [--minutes 60]
+        [--samples 5000] [--images 10000] [--seed 0] [--evaluate-only] [--results FILE]
+
+Names:
+
+- `vaeflow-cpu`, `vaeflow-residual`: `presets/mnist.yaml` and `presets/mnist-residual.yaml`;
+- `keras-io-vae`, `pytorch-examples-vae`: the VAEs of keras.io's and PyTorch's examples, see
+  `benchmarks/peers.py`;
+- `colour`: crops of 32x32 from the two photographs that scikit-learn ships, in bits per dimension,
+  beside PNG and lossless WebP of the same test crops. Training crops come from the left of each
+  photograph and test crops from the right, so that they share no pixel.
+
+The other four are trained on MNIST's 60,000 training images, drawn black and white anew in every
+step, and judged by the importance-weighted bound of its 10,000 test images, drawn once. All train
+for `--minutes` of wall-clock time, the making of the graph included. The preset's number of epochs
+gives way to that: its learning rate falls with the time used up, so that it has fallen to nothing
+when the time is over, however fast the machine.
+
+Results go into `benchmarks/results/mnist_likelihood.json`, those of other names stay. The trained
+model and what has been evaluated so far are kept in `benchmarks/work/NAME`: an evaluation that was
+killed goes on there with `--evaluate-only`.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import peers
+import tensorflow as tf
+from crops import bits_of_files, photograph_crops
+
+from vaeflow.config import Train, load_parameters
+from vaeflow.data.batches import batches
+from vaeflow.data.sources import read_images
+from vaeflow.device import use_full_precision, use_gpu_if_any
+from vaeflow.evaluation.bounds import compute_bounds
+from vaeflow.files import atomic_file, write_json
+from vaeflow.model.binarize import Binarized
+from vaeflow.model.vae import VAE, load_vae
+from vaeflow.training.train import make_optimizer, make_vae
+
+REPOSITORY = Path(__file__).parents[1]
+PRESETS = REPOSITORY / "presets"
+MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
+RESULTS = REPOSITORY / "benchmarks" / "results" / "mnist_likelihood.json"
+WORK = REPOSITORY / "benchmarks" / "work"
+FILES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"}
+BINARIZE_SEED = 0  # of the test images: one and the same test set whatever the seed of training
+IMAGES_AT_ONCE = 100  # evaluated between two writes of what has been found so far
+COLOUR = Train(
+    latent_dim=64,
+    filters=(64, 128),
+    depth=2,
+    hidden_units=512,
+    likelihood="discretized_logistic",
+    kl_warmup_epochs=1,
+    batch_size=64,
+    learning_rate=0.001,
+    learning_rate_schedule="cosine",
+    weight_average=0.999,
+)
+
+
+class Entry(NamedTuple):
+    """What is trained under a name.
+
+    Attributes:
+        settings: of the training, and of the model unless `model` is a peer's.
+        model: from the images' shape, the settings and the steps of an epoch to an untrained VAE.
+        images: `(data folder, "train" or "test")` to uint8 images.
+    """
+
+    settings: Train
+    model: Callable[[tuple[int, ...], Train, int], VAE]
+    images: Callable[[Path, str], np.ndarray]
+
+
+def main() -> None:
+    """Train all that are named, then evaluate them, then print."""
+    arguments = parse()
+    entries = make_entries()
+    device = use_gpu_if_any()
+    if not arguments.evaluate_only:
+        for name in arguments.names:
+            train(name, entries[name], arguments, device)
+    use_full_precision()
+    for name in arguments.names:
+        result = evaluate(name, entries[name], arguments)
+        merge(arguments.results, result)
+        print(json.dumps(result, indent=2))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    names = list(make_entries())
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--data", type=Path, default=MNIST, help="folder of MNIST's IDX files")
+    parser.add_argument("--minutes", type=float, default=60, help="of training, at most")
+    parser.add_argument("--samples", type=int, default=5_000, help="importance samples an image")
+    parser.add_argument("--images", type=int, default=10_000, help="test images, the first ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the training and the evaluation")
+    parser.add_argument("--evaluate-only", action="store_true", help="the model trained before")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results are merged")
+    return parser.parse_args()
+
+
+def make_entries() -> dict[str, Entry]:
+    """All that can be named."""
+    presets = {
+        name: load_parameters(PRESETS / file).train
+        for name, file in (
+            ("vaeflow-cpu", "mnist.yaml"),
+            ("vaeflow-residual", "mnist-residual.yaml"),
+        )
+    }
+    return {
+        **{name: Entry(settings, make_vae, mnist) for name, settings in presets.items()},
+        "keras-io-vae": Entry(peers.SETTINGS, peers.KerasIoVAE.of, mnist),
+        "pytorch-examples-vae": Entry(peers.SETTINGS, peers.PyTorchExamplesVAE.of, mnist),
+        "colour": Entry(COLOUR, make_vae, lambda _, split: photograph_crops(split)),
+    }
+
+
+def mnist(folder: Path, split: str) -> np.ndarray:
+    """MNIST's images; those to test on black and white."""
+    path = folder / FILES[split]
+    if not path.exists():
+        raise SystemExit(
+            f"{path} is missing. Download MNIST's {' and '.join(FILES.values())} "
+            "and say where they are: --data FOLDER"
+        )
+    pixels = read_images(path).pixels
+    return Binarized(pixels, BINARIZE_SEED)[:] if split == "test" else pixels
+
+
+# === Training ===
+
+
+class WithinTime(keras.callbacks.Callback):
+    """Ends the training when its time is over, the learning rate having followed a cosine to 0.
+
+    Args:
+        seconds: the time.
+        settings: the learning rate to begin with, and whether it falls.
+    """
+
+    def __init__(self, seconds: float, settings: Train):
+        super().__init__()
+        self.seconds = seconds
+        self.settings = settings
+        self.start = time.perf_counter()
+        self.steps = 0
+
+    @property
+    def share(self) -> float:
+        """How much of the time is used up."""
+        return (time.perf_counter() - self.start) / self.seconds
+
+    def on_train_begin(self, logs=None):
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Set the learning rate."""
+        if self.settings.learning_rate_schedule == "cosine":
+            cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.share))
+            self.model.optimizer.learning_rate = self.settings.learning_rate * cosine
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Stop in time."""
+        self.steps += 1
+        self.model.stop_training = self.share >= 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Tell how it goes."""
+        print(f"epoch {epoch + 1}, {self.share:.0%}: elbo {logs['elbo']:.2f} nats", flush=True)
+
+
+def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -> None:
+    """Train a model for the given time and keep it, with a record of how it was made."""
+    print(f"training {name} on {device}", flush=True)
+    shutil.rmtree(WORK / name, ignore_errors=True)
+    settings = entry.settings.model_copy(update={"seed": arguments.seed})
+    images = entry.images(arguments.data, "train")
+    keras.utils.set_random_seed(settings.seed)
+    vae = entry.model(images.shape[1:], settings, math.ceil(len(images) / settings.batch_size))
+    # The rate is the callback's to set; the schedule would need to know the number of steps.
+    constant = settings.model_copy(update={"learning_rate_schedule": "constant"})
+    vae.compile(optimizer=make_optimizer(constant, steps=1), jit_compile=False)
+    clock = WithinTime(60 * arguments.minutes, settings)
+    vae.fit(
+        batches(images, settings.batch_size, shuffle_seed=settings.seed),
+        epochs=1_000_000,
+        callbacks=[clock],
+        shuffle=False,  # the batches are shuffled already
+        verbose=0,
+    )
+    seconds = time.perf_counter() - clock.start
+    record = {
+        "train_seconds": round(seconds, 1),
+        "epochs": round(clock.steps * settings.batch_size / len(images), 2),
+        "train_images_per_second": round(clock.steps * settings.batch_size / seconds),
+        "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
+        "seed": settings.seed,
+        "minutes": arguments.minutes,
+        **machine(device),
+        "settings": settings.model_dump(mode="json", exclude_unset=True),
+    }
+    vae.save(folder_of(name) / "model.keras")
+    write_json(folder_of(name) / "training.json", record)
+
+
+def folder_of(name: str) -> Path:
+    """Where a trained model and its evaluation are kept."""
+    (WORK / name).mkdir(parents=True, exist_ok=True)
+    return WORK / name
+
+
+def machine(device: str) -> dict[str, object]:
+    """What the training ran on."""
+    return {
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+    }
+
+
+# === Evaluation ===
+
+
+def evaluate(name: str, entry: Entry, arguments: argparse.Namespace) -> dict[str, object]:
+    """The entry of the results file for a model that was trained before."""
+    path = WORK / name / "training.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: train {name} first, without --evaluate-only.")
+    training = json.loads(path.read_text())
+    images = entry.images(arguments.data, "test")[: arguments.images]
+    print(f"evaluating {name}", flush=True)
+    bounds = bounds_of(name, images, arguments.samples, arguments.seed)
+    nats = bounds["importance_weighted_bound"]
+    return {
+        "name": name,
+        "nll": round(-float(nats.mean()), 4),
+        "standard_error": round(float(nats.std(ddof=1) / math.sqrt(len(nats))), 4),
+        "elbo": round(float(bounds["elbo"].mean()), 4),
+        "kl": round(float(bounds["kl"].mean()), 4),
+        **(bits(nats, images) if entry.settings.likelihood == "discretized_logistic" else {}),
+        "importance_samples": arguments.samples,
+        "images": len(images),
+        "command": command(name, training, arguments),
+        **training,
+    }
+
+
+def bounds_of(name: str, images: np.ndarray, samples: int, seed: int) -> dict[str, np.ndarray]:
+    """Bounds of each image in nats; goes on from those found before by the same draws."""
+    vae = load_vae(WORK / name / "model.keras")
+    path = WORK / name / f"bounds-{samples}-samples-seed-{seed}.npz"
+    kept = ("importance_weighted_bound", "elbo", "kl")
+    done = dict(np.load(path)) if path.exists() else {key: np.empty(0) for key in kept}
+    for start in range(len(done["elbo"]), len(images), IMAGES_AT_ONCE):
+        block = compute_bounds(vae, images[start : start + IMAGES_AT_ONCE], samples, seed + start)
+        done = {key: np.concatenate([done[key], getattr(block, key)]) for key in kept}
+        with atomic_file(path) as fresh, fresh.open("wb") as file:
+            np.savez(file, **done)
+        nats = -done["importance_weighted_bound"].mean()
+        print(f"{len(done['elbo'])} of {len(images)} images: {nats:.3f} nats", flush=True)
+    return {key: values[: len(images)] for key, values in done.items()}
+
+
+def bits(nats: np.ndarray, images: np.ndarray) -> dict[str, object]:
+    """Bits per dimension of the model, and of files that hold the same images without loss."""
+    dimensions = math.prod(images.shape[1:]) * math.log(2)
+    own = {"bits_per_dimension": round(-float(nats.mean()) / dimensions, 4)}
+    return own | bits_of_files(images, "png") | bits_of_files(images, "webp")
+
+
+def command(name: str, training: dict, arguments: argparse.Namespace) -> str:
+    """What to run for the same again."""
+    return (
+        f"python benchmarks/mnist_likelihood.py {name} --minutes {training['minutes']:g} "
+        f"--samples {arguments.samples} --images {arguments.images} --seed {arguments.seed}"
+    )
+
+
+def merge(path: Path, result: dict[str, object]) -> None:
+    """Put a result in the place of the one of the same name, or after the others."""
+    results = json.loads(path.read_text()) if path.exists() else []
+    by_name = {other["name"]: other for other in results} | {result["name"]: result}
+    with atomic_file(path) as fresh:
+        write_json(fresh, list(by_name.values()))
+
+
+if __name__ == "__main__":
+    main()
