@@ -49,6 +49,8 @@ def main() -> None:
     """Run the command line. What a user can mend is one paragraph and exit status 2."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    # A file's name may be no text: better shown escaped than an error after the work is done.
+    sys.stdout.reconfigure(errors="backslashreplace")
     # By default these end a process on the spot: MLflow runs would stay open for ever, and
     # Prefect's temporary server and a stage's processes would go on without us.
     for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):

@@ -27,7 +27,8 @@ class _Section(BaseModel):
 class Limits(_Section):
     """What the header of an image file or array may declare; more is refused, not decoded."""
 
-    max_pixels: Positive = 2**26  # height x width: a few kilobytes of PNG can decode to gigabytes
+    # Height x width: a few kilobytes of PNG can decode to gigabytes. Above 89 million Pillow warns.
+    max_pixels: Annotated[int, Field(ge=1, le=89_478_485)] = 2**26
     # Unpacked to packed bytes of an array. Deflate can pack a thousandfold; images that are worth
     # anything pack nowhere near it.
     max_expansion: Positive = 250

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vaeflow.errors import StageError
+from vaeflow.errors import StageError, WorkspaceError
 from vaeflow.workspace import Workspace
 
 
@@ -50,9 +50,20 @@ def data_is_versioned(workspace: Workspace) -> bool:
 
 
 def data_md5(workspace: Workspace) -> str | None:
-    """The digest that stands for the data in `data.dvc`, or None where there is no such file."""
+    """The digest that stands for the data in `data.dvc`, or None where there is no such file.
+
+    Raises:
+        WorkspaceError: the file is damaged.
+    """
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     if not workspace.data_pointer.is_file():
         return None
-    return YAML(typ="safe", pure=True).load(workspace.data_pointer)["outs"][0].get("md5")
+    try:
+        return YAML(typ="safe", pure=True).load(workspace.data_pointer)["outs"][0].get("md5")
+    except (YAMLError, TypeError, KeyError, IndexError, AttributeError, UnicodeDecodeError):
+        raise WorkspaceError(
+            f"{workspace.data_pointer} is no DVC file (a merge that was not finished?). Choose one "
+            "version of it: git checkout --ours data.dvc, or --theirs."
+        ) from None

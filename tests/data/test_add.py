@@ -193,7 +193,8 @@ def test_wrong_options_are_refused_with_the_valid_ones(place, tmp_path):
     pictures(tmp_path / "new", 30)
     new = tmp_path / "new"
     refused(place, tmp_path / "absent", "absent does not exist, and no known set .* fashion-mnist")
-    refused(place, new, "expected folders|files or folders", labels="names")
+    refused(place, new, "expected files or folders", labels="names")
+    refused(place, "", "the source is empty")
     refused(place, new, "--from is for the known sets: digits, mnist", copies=tmp_path)
     refused(place, new, "expected letters, digits", name="../outside")
     refused(place, new, "expected letters, digits", name=".hidden")
@@ -302,10 +303,39 @@ def test_killed_at_any_step_the_next_command_finds_data_whole(place, tmp_path, m
     assert added.report.survey.duplicates == (40 if done else 0)
 
 
+def test_what_was_changed_after_a_kill_is_not_undone(place, tmp_path):
+    pictures(tmp_path / "new", 40)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, place.root, tmp_path / "new", "before dvc", ""],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "here\n"
+    process.kill()
+    process.wait()
+    (place.data / "mine.png").write_bytes(b"precious")
+    with pytest.raises(DataError, match="files in data/ were changed since"):
+        add_to(place, tmp_path / "new")
+    assert (place.data / "mine.png").read_bytes() == b"precious"
+    run(place.root, "dvc", "add", "--quiet", "data")
+    with pytest.raises(DataError, match=r"mine\.png: not a readable image"):
+        add_to(place, tmp_path / "new", append=True)
+    assert (place.data / "mine.png").read_bytes() == b"precious"
+
+
+def test_a_link_in_the_place_of_data_is_left_alone(place, tmp_path):
+    pictures(tmp_path / "new", 40)
+    place.data.rename(tmp_path / "elsewhere")
+    place.data.symlink_to(tmp_path / "elsewhere")
+    refused(place, tmp_path / "new", "data/ is a link")
+    assert place.data.is_symlink()
+
+
 def test_killed_between_the_two_renames_the_earlier_data_come_back(place, tmp_path):
     before = contents(place)
     scratch = place.root / ".dvc" / "tmp" / "vaeflow-data"
     scratch.mkdir(parents=True)
+    (scratch / "placed.json").write_text("{}")
     place.data.rename(scratch / "old")
     with pytest.raises(DataError, match="does not exist"):
         add_to(place, tmp_path / "absent")

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vaeflow.data.conversion import Conversion, parse_size
@@ -36,6 +38,15 @@ def test_crop_fills_the_size_and_cuts_evenly():
     assert cropped.shape == (10, 10)
     assert near(cropped[:, 1:4], 40)
     assert near(cropped[:, 6:9], 200)
+
+
+@given(width=st.integers(1, 400), height=st.integers(1, 400), size=st.integers(1, 100))
+@example(width=29, height=32, size=28)
+@settings(deadline=None)
+def test_any_picture_can_be_cropped_and_fitted(width, height, size):
+    picture = Image.new("L", (width, height))
+    for resize in ("crop", "fit", "exact"):
+        assert Conversion((size, size), resize).of_picture(picture).shape == (size, size, 1)
 
 
 def test_fit_shows_all_on_black():

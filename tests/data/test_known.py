@@ -10,6 +10,7 @@ import pytest
 from helpers import MNIST
 
 from vaeflow.data import known
+from vaeflow.data.conversion import Conversion
 from vaeflow.data.known import FILES, IDX_SETS, IdxSet, known_blocks
 from vaeflow.data.sources import Reading
 from vaeflow.errors import DataError
@@ -103,6 +104,13 @@ def test_digits_are_those_of_scikit_learn(digits):
     (block,) = read("digits")
     np.testing.assert_array_equal(block.pixels, digits)
     assert block.labels[:10] == [str(label) for label in range(10)]
+
+
+def test_digits_too_are_checked():
+    bad = []
+    reading = Reading(Conversion((1, 1)), allow_constant=False, on_bad=bad.append)
+    assert sum(len(block.pixels) for block in known_blocks("digits", reading)) == 0
+    assert len(bad) == 1797
 
 
 def test_every_set_has_four_digests():

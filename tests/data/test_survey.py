@@ -69,8 +69,23 @@ def test_check_finds_what_is_wrong(workspace, digits):
     assert "1,798 images" in done.stdout
     assert "wrong: " in done.stderr
     shutil.rmtree(place.data)
-    assert "dvc pull" in run(workspace, "vaeflow", "data", "check", status=2).stderr
+    assert "dvc pull" in run(workspace, "vaeflow", "data", "check", status=1).stderr
     assert "dvc pull" in run(workspace, "vaeflow", "data", "show", status=2).stderr
+
+
+@pytest.mark.slow
+def test_check_tells_of_a_damaged_index_and_a_damaged_pointer(workspace):
+    index = workspace / "data" / "digits" / "index.csv"
+    rows = index.read_text().splitlines(keepends=True)
+    index.unlink()
+    index.write_text("".join(rows[:-3]))
+    pointer = workspace / "data.dvc"
+    pointer.write_text(f"<<<<<<< ours\n{pointer.read_text()}=======\n>>>>>>> theirs\n")
+    wrong = run(workspace, "vaeflow", "data", "check", status=1).stderr
+    assert "index.csv has not as many rows" in wrong
+    assert "data.dvc" in wrong
+    again = run(workspace, "vaeflow", "data", "add", "digits", status=2).stderr
+    assert "data.dvc is no DVC file" in again
 
 
 @pytest.mark.slow

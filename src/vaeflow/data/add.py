@@ -125,6 +125,8 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
 
 
 def _check_options(addition: Addition) -> None:
+    if not addition.source:
+        raise DataError("the source is empty; for the folder you are in, give '.'")
     if addition.copies is not None and addition.source not in NAMES:
         raise DataError(f"--from is for the known sets: {', '.join(NAMES)}.")
     if addition.labels not in {"files", "folders"}:

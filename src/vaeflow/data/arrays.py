@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +29,7 @@ LARGEST_NPY_HEADER = 10_000  # NumPy's own limit
 
 NPY_MAGIC = b"\x93NUMPY"
 GZIP_MAGIC = b"\x1f\x8b"
-IDX_NAME = re.compile(r"(^|[-._])idx\d?([-._]|$)", re.IGNORECASE)
+IDX_NAME = re.compile(r"(^|[-._])idx[1-9]([-._]|$)|\.idx(\.gz)?$", re.IGNORECASE)
 # The magic number is two zeros, the type and the number of dimensions; then each dimension, as
 # four bytes. All is big-endian (http://yann.lecun.com/exdb/mnist).
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -47,12 +47,14 @@ class ArrayFile:
     Attributes:
         shape: as declared; the first axis counts the rows.
         dtype: as declared.
+        packed: whether it is compressed, so that damage shows only when all of it was read.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype
     stream: BinaryIO
+    packed: bool = False
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The rows in order, some megabytes at a time; to be called once.
@@ -169,7 +171,8 @@ def _npz(
         raise BadImageError(path, f"{asked}. It has: {', '.join(sorted(members)) or 'none'}.")
     member = members[key]
     _check_expansion(path, member.file_size, member.compress_size, expansion)
-    return _npy(path, stack.enter_context(archive.open(member)), member.file_size)
+    array = _npy(path, stack.enter_context(archive.open(member)), member.file_size)
+    return replace(array, packed=True)
 
 
 def _idx(path: Path, file: BinaryIO, size: int, expansion: int, stack: ExitStack) -> ArrayFile:
@@ -187,7 +190,7 @@ def _idx(path: Path, file: BinaryIO, size: int, expansion: int, stack: ExitStack
         _check_expansion(path, pixels, size, expansion)
     else:
         _check_size(path, shape, dtype, size - len(start) - len(declared))
-    return ArrayFile(path, shape, dtype, stream)
+    return ArrayFile(path, shape, dtype, stream, packed)
 
 
 def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype, available: int) -> None:

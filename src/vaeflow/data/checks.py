@@ -85,14 +85,20 @@ def out_of_range(images: np.ndarray) -> dict[int, str]:
 
 
 def constant(images: np.ndarray) -> np.ndarray:
-    """Which images have one value everywhere, in all channels: indices, `(found,)`.
+    """Which images have one colour everywhere: indices, `(found,)`.
 
     Args:
         images: uint8, `(count, height, width, channels)`.
     """
-    rows = images.reshape(len(images), -1)
+    pixels = images.reshape(len(images), -1, images.shape[-1])
     # Almost every image differs within a few pixels: only what does not is compared whole.
-    sparse = rows[:, :: max(1, rows.shape[1] // 16)]
-    candidates = np.flatnonzero((sparse == sparse[:, :1]).all(axis=1))
-    whole = rows[candidates]
-    return candidates[(whole == whole[:, :1]).all(axis=1)]
+    sparse = pixels[:, :: max(1, pixels.shape[1] // 16)]
+    candidates = np.flatnonzero((sparse == sparse[:, :1]).all(axis=(1, 2)))
+    whole = pixels[candidates]
+    return candidates[(whole == whole[:, :1]).all(axis=(1, 2))]
+
+
+def constant_error(name: object, image: np.ndarray) -> BadImageError:
+    """What is wrong with an image of one colour, `(height, width, channels)`."""
+    colour = ", ".join(str(value) for value in image[0, 0])
+    return BadImageError(name, f"every pixel is {colour}.")

@@ -101,7 +101,9 @@ def _exact(picture: Image.Image, width: int, height: int, box=None) -> Image.Ima
 
 def _crop(picture: Image.Image, width: int, height: int) -> Image.Image:
     scale = min(picture.width / width, picture.height / height)
-    left, top = (picture.width - scale * width) / 2, (picture.height - scale * height) / 2
+    # Rounding must not put the box outside.
+    left = max(0.0, (picture.width - scale * width) / 2)
+    top = max(0.0, (picture.height - scale * height) / 2)
     box = (left, top, picture.width - left, picture.height - top)
     return _exact(picture, width, height, box)
 

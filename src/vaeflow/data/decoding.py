@@ -15,11 +15,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vaeflow.config import Limits
 from vaeflow.data.arrays import BYTES_PER_BLOCK
-from vaeflow.data.checks import check_declared
+from vaeflow.data.checks import check_declared, constant, constant_error
 from vaeflow.data.conversion import Conversion
 from vaeflow.data.splits import as_digests, pixel_digest
 from vaeflow.errors import BadImageError
 
+# JPEG stands for MPO too, several of them in one file: the first is taken.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"})
 ORIENTATION = 0x0112  # Exif 2.32, section 4.6.4: 1 is upright, 5 to 8 lie on their side
 # Where Pillow keeps what may hold one: EXIF proper, EXIF as old PNG files have it, XMP.
@@ -46,15 +48,17 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
         BadImageError: it is unreadable, beyond the limits, or refused by `check`.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             # From the header, before anything is decoded.
             if picture.mode not in EIGHT_BIT_MODES:
                 raise ValueError(f"pixel mode {picture.mode}; expected 8-bit grey or colour")
             width, height = picture.size
             check_declared((1, height, width), np.dtype(np.uint8), str(path), limits)
             orientation = _orientation(picture)
-            turned = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
-            check(path, conversion.shape_of(*turned, picture.mode))
+            # Of a TIFF, Pillow tells the upright size.
+            if orientation in (5, 6, 7, 8) and picture.format != "TIFF":
+                width, height = height, width
+            check(path, conversion.shape_of(width, height, picture.mode))
             if conversion.size:
                 # JPEG decodes at an eighth to a half for less; twice what is asked for is left.
                 edge = 2 * max(conversion.size)
@@ -89,11 +93,16 @@ class Decoded(NamedTuple):
 
 
 def decode_all(
-    paths: Sequence[Path], conversion: Conversion, limits: Limits, check: CheckShape
+    paths: Sequence[Path],
+    conversion: Conversion,
+    limits: Limits,
+    check: CheckShape,
+    allow_constant: bool = True,
 ) -> Iterator[Decoded]:
     """Decode files in their order, on all cores where that is worth it; see `decode`.
 
-    Once one file was sound, `check` must refuse those that come to another shape.
+    Images of one colour are faults unless `allow_constant`. Once one file was sound, `check` must
+    refuse those that come to another shape.
     """
 
     def run(task: list[Path]) -> Decoded:
@@ -101,6 +110,8 @@ def decode_all(
         for path in task:
             try:
                 image = decode(path, conversion, limits, check)
+                if not allow_constant and len(constant(image[np.newaxis])):
+                    raise constant_error(path, image)
             except BadImageError as error:
                 faults.append(error)
                 continue

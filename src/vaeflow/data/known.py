@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaeflow.data.sources import Images, Reading, image_blocks
+from vaeflow.data.sources import Images, Reading, image_blocks, varied
 from vaeflow.data.splits import pixel_digests
 from vaeflow.errors import DataError
 from vaeflow.files import cache_folder, sha256_of
@@ -87,7 +87,7 @@ def known_blocks(
         DataError: the files cannot be had, or are not the published ones.
     """
     if name == DIGITS:
-        yield _digits(reading)
+        yield varied(_digits(reading), reading)
         return
     known = IDX_SETS[name]
     folder = _download(name, known) if folder is None else folder

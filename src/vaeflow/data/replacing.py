@@ -7,6 +7,7 @@ the way is undone by the next one.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vaeflow.errors import DataError, WorkspaceError
+from vaeflow.files import write_json
 from vaeflow.versioning import data_is_versioned, dvc
 from vaeflow.workspace import Workspace
+
+PLACED = "placed.json"  # what was put at data/: sizes by path
 
 
 @contextmanager
@@ -27,6 +31,8 @@ def replacing_data(workspace: Workspace) -> Iterator[Path]:
     dvc_folder = next((folder for folder in folders if folder.is_dir()), None)
     if dvc_folder is None:
         raise WorkspaceError(f"{workspace.root} is not under DVC. Make it so: git init; dvc init")
+    if workspace.data.is_symlink():
+        raise DataError("data/ is a link, which a folder would replace: put the folder here.")
     scratch = dvc_folder / "tmp" / "vaeflow-data"
     scratch.parent.mkdir(exist_ok=True)
     try:
@@ -38,10 +44,10 @@ def replacing_data(workspace: Workspace) -> Iterator[Path]:
                 yield fresh
                 _swap(workspace, scratch)
                 dvc(workspace, "add", "--quiet", "data")
-            except BaseException:
+                # Deleting takes its time: half of what was there must not be taken for all of it.
+                (scratch / "old").rename(scratch / "done")
+            finally:
                 _clean_up(workspace, scratch)
-                raise
-            shutil.rmtree(scratch, ignore_errors=True)
     except Timeout:
         raise DataError("another vaeflow command is changing data/; try again later.") from None
     except OSError as error:
@@ -50,6 +56,7 @@ def replacing_data(workspace: Workspace) -> Iterator[Path]:
 
 def _swap(workspace: Workspace, scratch: Path) -> None:
     """Put `new` in the place of `data/`, which is kept as `old`; an empty `old` is none."""
+    write_json(scratch / PLACED, _sizes(scratch / "new"))
     if workspace.data.exists():
         workspace.data.rename(scratch / "old")
     else:
@@ -58,16 +65,32 @@ def _swap(workspace: Workspace, scratch: Path) -> None:
 
 
 def _clean_up(workspace: Workspace, scratch: Path) -> None:
-    """Undo a replacement that DVC did not come to version, now or in a command that was killed."""
+    """Undo a replacement that DVC did not come to version, now or in a command that was killed.
+
+    Raises:
+        DataError: somebody has changed `data/` since.
+    """
     old = scratch / "old"
     if old.exists() and not data_is_versioned(workspace):
         if workspace.data.exists():
+            if _sizes(workspace.data) != json.loads((scratch / PLACED).read_text()):
+                raise DataError(
+                    "a command that was changing data/ was killed, and files in data/ were changed "
+                    "since. Keep them (dvc add data) or go back to the versioned images "
+                    "(dvc checkout --force data.dvc)."
+                )
             # Renamed first: half a folder must never stand at data/.
             workspace.data.rename(scratch / "undone")
         if any(old.iterdir()):
             old.rename(workspace.data)
         print("data/ is as it was: a command that was changing it did not come to its end")
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file, by its path."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 
 
 def link_tree(source: Path, target: Path) -> None:

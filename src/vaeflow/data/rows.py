@@ -74,9 +74,8 @@ class Rows:
             return None
         file = self._stack.enter_context(path.open(newline="", encoding="utf-8"))
         reader = csv.reader(file)
-        if next(reader, None) != COLUMNS:
-            raise self._damaged(f"does not begin with the columns {', '.join(COLUMNS)}")
-        return reader
+        # Another header is somebody else's file of that name.
+        return reader if next(reader, None) == COLUMNS else None
 
     def _damaged(self, fault: str) -> DataError:
         return DataError(

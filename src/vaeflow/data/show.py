@@ -96,6 +96,9 @@ def show(workspace: Workspace, parameters: Prepare, out: Path, shown: int, seed:
         f"{name}: {len(glance.images)} of {glance.count:,}": grid(glance.images)
         for name, glance in glances.items()
     }
-    with atomic_file(out) as fresh:
-        write_png(fresh, sections(sheets))
+    try:
+        with atomic_file(out) as fresh:
+            write_png(fresh, sections(sheets))
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}") from None
     return [HEADER, *(line for name, glance in glances.items() for line in glance.lines(name))]

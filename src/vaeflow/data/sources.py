@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from vaeflow.config import Limits
 from vaeflow.data.arrays import BYTES_PER_BLOCK, is_array, open_array
-from vaeflow.data.checks import as_bytes, check_declared, constant, out_of_range
+from vaeflow.data.checks import as_bytes, check_declared, constant, constant_error, out_of_range
 from vaeflow.data.conversion import Conversion
 from vaeflow.data.decoding import decode_all
 from vaeflow.data.rows import Rows, labels_path
@@ -48,7 +48,7 @@ class Reading:
         shape: `(height, width, channels)` that all must have; by default, that of the first.
         label_folders: whether the first folder below a source is the label of what lies in it.
         follow_links: whether links may lead out of the folder that is read.
-        allow_constant: whether an image may have one value everywhere; nothing is learnt from one.
+        allow_constant: whether an image may be of one colour; nothing is learnt from one.
         on_bad: called with each file or row that cannot be used; unless it raises, the rest is
             read.
         on_other: called with each file of a folder that is no image, and is left alone.
@@ -87,18 +87,9 @@ def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterat
         reading: how; by default the first bad file ends it.
 
     Raises:
-        DataError: a source is missing, unreadable, empty, or of another shape than the first. An
-            array that turns out to be damaged after its header ends the reading in any case: what
-            was read of it is not to be trusted.
+        DataError: a source is missing, unreadable, empty, or of another shape than the first.
     """
     reading = reading or Reading()
-    for block in _all_blocks(sources, reading):
-        sound = block if reading.allow_constant else _varied(block, reading)
-        if len(sound.pixels):
-            yield sound
-
-
-def _all_blocks(sources: Iterable[Path | str], reading: Reading) -> Iterator[Images]:
     same = _SameShape(reading.shape)
     for source in map(Path, sources):
         contents = _list(source, reading)
@@ -107,12 +98,11 @@ def _all_blocks(sources: Iterable[Path | str], reading: Reading) -> Iterator[Ima
         yield from _picture_blocks(source, contents.pictures, reading, same)
 
 
-def _varied(images: Images, reading: Reading) -> Images:
-    """The images that do not have one value everywhere."""
-    rows = set(constant(images.pixels).tolist())
+def varied(images: Images, reading: Reading) -> Images:
+    """The images that are not of one colour, unless those are allowed."""
+    rows = set() if reading.allow_constant else set(constant(images.pixels).tolist())
     for row in sorted(rows):
-        value = images.pixels[row].flat[0]
-        reading.on_bad(BadImageError(images.names[row], f"every pixel is {value}."))
+        reading.on_bad(constant_error(images.names[row], images.pixels[row]))
     if not rows:
         return images
     return select(images, [row for row in range(len(images.pixels)) if row not in rows])
@@ -130,6 +120,8 @@ def _list(source: Path, reading: Reading) -> Contents:
     if source.is_dir():
         _list_folder(source, source.resolve(), reading, contents)
         missing = "no images in this folder"
+    elif not _is_text(source.name):
+        raise _nameless(source)
     else:
         _sort_in(source, source.is_file(), reading, contents)
         missing = "unknown kind of file"
@@ -153,7 +145,7 @@ def _list_folder(folder: Path, root: Path, reading: Reading, contents: Contents)
         if entry.name.startswith("."):  # what systems and editors keep beside a person's files
             reading.on_other(path)
         elif not _is_text(entry.name):
-            reading.on_bad(BadImageError(ascii(entry.path), "its name is not UTF-8; rename it."))
+            reading.on_bad(_nameless(path))
         elif entry.is_symlink() and not (reading.follow_links or _leads_inside(path, root)):
             reading.on_bad(BadImageError(path, "a link that leads out of the folder."))
         elif entry.is_dir(follow_symlinks=False):
@@ -163,16 +155,24 @@ def _list_folder(folder: Path, root: Path, reading: Reading, contents: Contents)
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name can be written into an index: Linux allows any bytes."""
+    """Whether a file's name can be written into an index: Linux allows almost any bytes."""
     try:
-        name.encode()
+        return min(name.encode()) >= 32
     except UnicodeEncodeError:
         return False
-    return True
+
+
+def _nameless(path: Path) -> BadImageError:
+    return BadImageError(
+        ascii(str(path)), "its name is not UTF-8, or holds control characters; rename it."
+    )
 
 
 def _leads_inside(link: Path, root: Path) -> bool:
-    return link.resolve().is_relative_to(root)
+    try:
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # it leads in a circle
+        return False
 
 
 def _sort_in(path: Path, is_file: bool, reading: Reading, contents: Contents) -> None:
@@ -215,14 +215,15 @@ class _SameShape:
 
 
 def _array_blocks(source: Path, path: Path, reading: Reading, same: _SameShape) -> Iterator[Images]:
-    header_is_sound = False
+    sound = False
     try:
+        _check_to_the_end(path, reading)
         with open_array(path, reading.key, reading.limits) as array:
             shape = check_declared(array.shape, array.dtype, str(path), reading.limits)
             same.check(path, reading.conversion.shape_of_array(path, shape[1:]))
             label = _folder_label(source, path, reading)
             with Rows(path, shape[0]) as rows:
-                header_is_sound = True
+                sound = True
                 for block in array.blocks():
                     names, labels = rows.take(len(block))
                     labels = labels if label is None else [label] * len(block)
@@ -230,11 +231,22 @@ def _array_blocks(source: Path, path: Path, reading: Reading, same: _SameShape) 
                     images = _sound_rows(block, names, labels, reading)
                     if len(images.pixels):
                         same.fix(path, images.pixels.shape[1:])
-                    yield images
+                        yield images
     except BadImageError as error:
-        if header_is_sound:
+        if sound:
             raise
         reading.on_bad(error)
+
+
+def _check_to_the_end(path: Path, reading: Reading) -> None:
+    """Read a compressed array once for nothing: damage shows late, and must not leave half of it.
+
+    A plain one whose size is right is whole.
+    """
+    with open_array(path, reading.key, reading.limits) as array:
+        check_declared(array.shape, array.dtype, str(path), reading.limits)
+        for _ in array.blocks() if array.packed else ():
+            pass
 
 
 def _sound_rows(
@@ -248,7 +260,7 @@ def _sound_rows(
         block = block[kept]
         names, labels = [names[row] for row in kept], [labels[row] for row in kept]
     pixels = reading.conversion.of_array(as_bytes(block))
-    return Images(pixels, pixel_digests(pixels), names, labels)
+    return varied(Images(pixels, pixel_digests(pixels), names, labels), reading)
 
 
 def select(images: Images, rows: Sequence[int]) -> Images:
@@ -273,7 +285,13 @@ def _picture_blocks(
     parts: list[Images] = []
     # Closed with the loop: files that were read ahead are then dropped.
     with closing(
-        decode_all(list(labels), reading.conversion, reading.limits, same.check)
+        decode_all(
+            list(labels),
+            reading.conversion,
+            reading.limits,
+            same.check,
+            reading.allow_constant,
+        )
     ) as decoding:
         for decoded in decoding:
             for fault in decoded.faults:

@@ -10,7 +10,7 @@ import numpy as np
 from vaeflow.config import Prepare
 from vaeflow.data.sources import Images, Reading, image_blocks, refuse
 from vaeflow.data.splits import SPLITS, assign_splits
-from vaeflow.errors import BadImageError, DataError
+from vaeflow.errors import BadImageError, DataError, StageError
 from vaeflow.versioning import data_is_versioned
 from vaeflow.workspace import Workspace
 
@@ -151,25 +151,25 @@ def check(workspace: Workspace, parameters: Prepare) -> tuple[Report, list[str]]
     """Look through what is in `data/` now.
 
     Returns:
-        The report, and what is wrong, a sentence each: bad files, too few images, images that
-        `data.dvc` does not stand for.
-
-    Raises:
-        DataError: `data/` is missing, holds no images, or an array in it is damaged.
+        The report, and what is wrong, a sentence each: bad or damaged files, too few images, images
+        that `data.dvc` does not stand for.
     """
-    if not workspace.data.exists():
-        raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
     report = Report(Survey(parameters))
-    reading = reading_of(parameters, on_bad=report.rejected.append)
-    for block in image_blocks(workspace.data, reading=reading):
-        report.survey.add(block)
+    if not workspace.data.exists():
+        return report, ["data/ is missing. Fetch the versioned images: dvc pull"]
     wrong = []
-    if report.rejected:
-        wrong.append("Some images cannot be used: add them again, with --skip-bad.")
+    reading = reading_of(parameters, on_bad=report.rejected.append)
     try:
+        for block in image_blocks(workspace.data, reading=reading):
+            report.survey.add(block)
         report.survey.check_splits()
     except DataError as error:
         wrong.append(str(error))
-    if not data_is_versioned(workspace):
-        wrong.append("data/ differs from data.dvc: version it (dvc add data), or dvc checkout.")
+    if report.rejected:
+        wrong.append("Some images cannot be used: add them again, with --skip-bad.")
+    try:
+        if not data_is_versioned(workspace):
+            wrong.append("data/ differs from data.dvc: version it (dvc add data), or dvc checkout.")
+    except StageError as error:  # data.dvc is damaged
+        wrong.append(str(error))
     return report, wrong
