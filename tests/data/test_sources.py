@@ -314,7 +314,7 @@ def test_photographs_are_turned_upright(tmp_path, ending):
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        how = {"lossless": True} if ending == "webp" else {}
+        how = {"webp": {"lossless": True}, "tif": {"compression": "tiff_lzw"}}.get(ending, {})
         Image.fromarray(pixels).save(tmp_path / f"{orientation}.{ending}", exif=exif, **how)
     upright = {  # Exif 2.32, section 4.6.4: where the stored rows and columns belong
         1: pixels,
@@ -333,6 +333,14 @@ def test_photographs_are_turned_upright(tmp_path, ending):
         read = read_images(*files).pixels[..., 0].astype(int)
         expected = np.stack([upright[number] for number in of_shape])
         assert np.abs(read - expected).max() <= (6 if ending == "jpg" else 0)
+
+
+def test_an_uncompressed_tiff_on_its_side_is_refused_rather_than_scrambled(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)).save(tmp_path / "a.tif", exif=exif)
+    with pytest.raises(DataError, match="an uncompressed TIFF that lies on its side"):
+        read_images(tmp_path)
 
 
 def test_files_read_on_all_cores_keep_their_order_and_their_faults(tmp_path, monkeypatch):

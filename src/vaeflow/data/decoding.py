@@ -23,7 +23,8 @@ from vaeflow.errors import BadImageError
 # JPEG stands for MPO too, several of them in one file: the first is taken.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"})
-ORIENTATION = 0x0112  # Exif 2.32, section 4.6.4: 1 is upright, 5 to 8 lie on their side
+ORIENTATION = 0x0112  # Exif 2.32, section 4.6.4: 1 is upright
+QUARTER_TURNS = frozenset({5, 6, 7, 8})
 # Where Pillow keeps what may hold one: EXIF proper, EXIF as old PNG files have it, XMP.
 ORIENTED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 FILES_PER_TASK = 64
@@ -52,13 +53,10 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
             # From the header, before anything is decoded.
             if picture.mode not in EIGHT_BIT_MODES:
                 raise ValueError(f"pixel mode {picture.mode}; expected 8-bit grey or colour")
-            width, height = picture.size
-            check_declared((1, height, width), np.dtype(np.uint8), str(path), limits)
+            check_declared((1, *picture.size[::-1]), np.dtype(np.uint8), str(path), limits)
             orientation = _orientation(picture)
-            # Of a TIFF, Pillow tells the upright size.
-            if orientation in (5, 6, 7, 8) and picture.format != "TIFF":
-                width, height = height, width
-            check(path, conversion.shape_of(width, height, picture.mode))
+            upright = picture.size[::-1] if orientation in QUARTER_TURNS else picture.size
+            check(path, conversion.shape_of(*upright, picture.mode))
             if conversion.size:
                 # JPEG decodes at an eighth to a half for less; twice what is asked for is left.
                 edge = 2 * max(conversion.size)
@@ -76,11 +74,18 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
 
 def _orientation(picture: Image.Image) -> int:
     """How the camera was held. Asking costs as much as opening the file: only where it may say."""
+    if picture.format == "TIFF":
+        turned = picture.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
+        if turned and picture.tile[0].codec_name == "raw":
+            # Pillow (seen with 13.0) reads its rows with the width that it has when upright.
+            raise ValueError("an uncompressed TIFF that lies on its side; save it again upright")
+        picture.load()  # which turns it
+        return 1
     if picture.format == "PNG":
-        picture.load()  # what it says of itself may come after its pixels
-    if picture.format == "TIFF" or not ORIENTED.isdisjoint(picture.info):
-        return picture.getexif().get(ORIENTATION, 1)
-    return 1
+        picture.load()  # it may say so after its pixels
+    if ORIENTED.isdisjoint(picture.info):
+        return 1
+    return picture.getexif().get(ORIENTATION, 1)
 
 
 class Decoded(NamedTuple):
