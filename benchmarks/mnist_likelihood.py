@@ -19,8 +19,8 @@ gives way to that: its learning rate falls with the time used up, so that it has
 when the time is over, however fast the machine.
 
 Results go into `benchmarks/results/mnist_likelihood.json`, those of other names stay. The trained
-model and what has been evaluated so far are kept in `benchmarks/work/NAME`: an evaluation that was
-killed goes on there with `--evaluate-only`.
+model and what has been evaluated so far are kept in `benchmarks/work/NAME`, until the same name has
+been trained again: an evaluation that was killed goes on there with `--evaluate-only`.
 """
 
 import argparse
@@ -28,7 +28,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +44,7 @@ from vaeflow.data.batches import batches
 from vaeflow.data.sources import read_images
 from vaeflow.device import use_full_precision, use_gpu_if_any
 from vaeflow.evaluation.bounds import compute_bounds
-from vaeflow.files import atomic_file, write_json
+from vaeflow.files import atomic_directory, atomic_file, write_json
 from vaeflow.model.binarize import Binarized
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.training.train import make_optimizer, make_vae
@@ -59,9 +58,8 @@ FILES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.
 BINARIZE_SEED = 0  # of the test images: one and the same test set whatever the seed of training
 IMAGES_AT_ONCE = 100  # evaluated between two writes of what has been found so far
 COLOUR = Train(
-    latent_dim=64,
-    filters=(64, 128),
-    depth=2,
+    latent_dim=128,
+    filters=(32, 64, 128),
     hidden_units=512,
     likelihood="discretized_logistic",
     kl_warmup_epochs=1,
@@ -191,7 +189,6 @@ class WithinTime(keras.callbacks.Callback):
 def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -> None:
     """Train a model for the given time and keep it, with a record of how it was made."""
     print(f"training {name} on {device}", flush=True)
-    shutil.rmtree(WORK / name, ignore_errors=True)
     settings = entry.settings.model_copy(update={"seed": arguments.seed})
     images = entry.images(arguments.data, "train")
     keras.utils.set_random_seed(settings.seed)
@@ -216,16 +213,13 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
         "seed": settings.seed,
         "minutes": arguments.minutes,
         **machine(device),
-        "settings": settings.model_dump(mode="json", exclude_unset=True),
+        "settings": settings.model_dump(
+            mode="json", exclude_unset=True, exclude={"epochs", "seed"}
+        ),
     }
-    vae.save(folder_of(name) / "model.keras")
-    write_json(folder_of(name) / "training.json", record)
-
-
-def folder_of(name: str) -> Path:
-    """Where a trained model and its evaluation are kept."""
-    (WORK / name).mkdir(parents=True, exist_ok=True)
-    return WORK / name
+    with atomic_directory(WORK / name) as folder:
+        vae.save(folder / "model.keras")
+        write_json(folder / "training.json", record)
 
 
 def machine(device: str) -> dict[str, object]:
