@@ -21,7 +21,6 @@ machine; entries of ratios have `ratio` and the `aim`.
 import hashlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import struct
@@ -33,6 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from machine import CORES, machine
 from PIL import Image
 
 from vaeflow.config import Prepare
@@ -44,7 +44,6 @@ from vaeflow.data.survey import Report, Survey
 from vaeflow.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
-CORES = len(os.sched_getaffinity(0))
 IDX = "images-idx3-ubyte"
 IMAGES, PICTURES = 60_000, 10_000
 
@@ -203,13 +202,7 @@ def main() -> None:
     """Measure, print, write the JSON."""
     with tempfile.TemporaryDirectory() as scratch:
         entries = measure(Path(scratch))
-    machine = {
-        "cores": CORES,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "device": "CPU",
-    }
-    RESULTS.write_text(json.dumps([{**entry, **machine} for entry in entries], indent=2) + "\n")
+    RESULTS.write_text(json.dumps([{**entry, **machine()} for entry in entries], indent=2) + "\n")
     for entry in entries:
         print(" ".join(f"{value!s:<46}" for value in list(entry.values())[:3]))
 

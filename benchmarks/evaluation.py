@@ -10,14 +10,13 @@ of the runs), and the machine; the last entry is the ratio of the two.
 """
 
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from machine import machine
 
 from vaeflow.config import load_parameters
 from vaeflow.evaluation.bounds import compute_bounds, draws_at_once
@@ -57,19 +56,13 @@ def main() -> None:
             draws = task()
             rates[name].append(draws / (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    machine = {
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "device": "CPU",
-    }
     entries = [
         {"name": name, "draws_per_second": round(rate), "runs": RUNS}
         for name, rate in medians.items()
     ]
     first, second = medians.values()
     entries.append({"name": "bound / decoder", "ratio": round(first / second, 3)})
-    RESULTS.write_text(json.dumps([{**entry, **machine} for entry in entries], indent=2) + "\n")
+    RESULTS.write_text(json.dumps([{**entry, **machine()} for entry in entries], indent=2) + "\n")
     for entry in entries:
         print(" ".join(f"{value!s:<42}" for value in list(entry.values())[:2]))
 

@@ -10,13 +10,14 @@ median), `runs`, and the machine.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from machine import machine
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "main_job.json"
@@ -52,14 +53,8 @@ def main() -> None:
             measure("dvc repro, nothing to do", "dvc repro", clone, runs=5),
             measure("vaeflow --help", "vaeflow --help", clone, runs=9),
         ]
-    machine = {
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "device": "CPU",
-    }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([{**entry, **machine} for entry in entries], indent=2) + "\n")
+    RESULTS.write_text(json.dumps([{**entry, **machine()} for entry in entries], indent=2) + "\n")
 
 
 if __name__ == "__main__":

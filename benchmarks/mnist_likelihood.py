@@ -26,8 +26,6 @@ been trained again: an evaluation that was killed goes on there with `--evaluate
 import argparse
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +36,7 @@ import numpy as np
 import peers
 import tensorflow as tf
 from crops import bits_of_files, photograph_crops
+from machine import machine
 
 from vaeflow.config import Train, load_parameters
 from vaeflow.data.batches import batches
@@ -213,6 +212,7 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
         "seed": settings.seed,
         "minutes": arguments.minutes,
         **machine(device),
+        "tensorflow": tf.__version__,
         "settings": settings.model_dump(
             mode="json", exclude_unset=True, exclude={"epochs", "seed"}
         ),
@@ -220,17 +220,6 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
     with atomic_directory(WORK / name) as folder:
         vae.save(folder / "model.keras")
         write_json(folder / "training.json", record)
-
-
-def machine(device: str) -> dict[str, object]:
-    """What the training ran on."""
-    return {
-        "device": device,
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-    }
 
 
 # === Evaluation ===

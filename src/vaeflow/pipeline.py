@@ -13,7 +13,7 @@ from graphlib import TopologicalSorter
 from vaeflow.config import load_parameters
 from vaeflow.errors import DataError, StageError
 from vaeflow.processes import process_group
-from vaeflow.versioning import data_is_versioned, dvc, dvc_command, dvc_environment
+from vaeflow.versioning import data_is_versioned, dvc, dvc_command, dvc_environment, require_data
 from vaeflow.workspace import Workspace
 
 EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
@@ -47,8 +47,7 @@ def check_inputs(workspace: Workspace) -> None:
         DataError: `data/` is missing or differs from `data.dvc`.
     """
     load_parameters(workspace.parameters)
-    if not workspace.data.exists():
-        raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
+    require_data(workspace)
     if not data_is_versioned(workspace):
         raise DataError(
             "data/ differs from data.dvc. Version the new images (dvc add data) "

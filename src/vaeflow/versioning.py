@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vaeflow.errors import StageError, WorkspaceError
+from vaeflow.errors import DataError, StageError, WorkspaceError
 from vaeflow.workspace import Workspace
 
 
@@ -40,6 +40,16 @@ def dvc(workspace: Workspace, *arguments: str) -> str:
         command = " ".join(("dvc", *arguments))
         raise StageError(f"`{command}` failed in {workspace.root}:\n{done.stderr.strip()}")
     return done.stdout
+
+
+def require_data(workspace: Workspace) -> None:
+    """Refuse to go on without images.
+
+    Raises:
+        DataError: `data/` is missing.
+    """
+    if not workspace.data.exists():
+        raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
 
 
 def data_is_versioned(workspace: Workspace) -> bool:

@@ -45,7 +45,7 @@ def server(published, monkeypatch, tmp_path):
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
         address = f"http://127.0.0.1:{serving.server_port}/"
-        monkeypatch.setitem(IDX_SETS, "mnist", IdxSet(address, digests, ""))
+        monkeypatch.setitem(IDX_SETS, "mnist", IdxSet(address, digests))
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
         yield serving
@@ -73,7 +73,7 @@ def test_another_file_than_the_published_one_is_refused_and_not_kept(server, pub
 
 def test_without_a_network_the_files_and_the_way_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path))
-    nowhere = IdxSet("http://127.0.0.1:9/", IDX_SETS["kmnist"].sha256, "")
+    nowhere = IdxSet("http://127.0.0.1:9/", IDX_SETS["kmnist"].sha256)
     monkeypatch.setitem(IDX_SETS, "kmnist", nowhere)
     with pytest.raises(DataError) as raised:
         read("kmnist")
@@ -84,7 +84,7 @@ def test_without_a_network_the_files_and_the_way_are_named(monkeypatch, tmp_path
 
 def test_copies_on_disk_must_be_the_published_ones_unless_trusted(published, monkeypatch, capsys):
     folder, digests, images = published
-    monkeypatch.setitem(IDX_SETS, "mnist", IdxSet("", digests, ""))
+    monkeypatch.setitem(IDX_SETS, "mnist", IdxSet("", digests))
     assert len(read("mnist", folder=folder)) == 2
     altered = images.copy()
     altered[0, 0, 0] ^= 1

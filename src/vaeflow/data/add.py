@@ -25,7 +25,8 @@ from vaeflow.data.known import NAMES, known_blocks
 from vaeflow.data.replacing import link_tree, replacing_data
 from vaeflow.data.rows import COLUMNS, IMAGES, INDEX
 from vaeflow.data.sources import Images, Reading, image_blocks, select
-from vaeflow.data.survey import Report, Survey, reading_of
+from vaeflow.data.splits import digest_keys
+from vaeflow.data.survey import Report, Survey, data_blocks, reading_of
 from vaeflow.errors import BadImageError, DataError
 from vaeflow.versioning import data_is_versioned, data_md5
 from vaeflow.workspace import Workspace
@@ -112,8 +113,8 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
         seen: set[bytes] = set()
         if addition.append and workspace.data.exists():
             link_tree(workspace.data, fresh)
-            for block in image_blocks(workspace.data, reading=reading_of(parameters)):
-                seen.update(_keys(block) if addition.drop_duplicates else ())
+            for block in data_blocks(workspace, parameters):
+                seen.update(digest_keys(block.digests).tolist() if addition.drop_duplicates else ())
                 survey.add(block)
         report = Report(survey)
         part = _part_folder(fresh, addition)
@@ -250,15 +251,10 @@ def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], 
     return image_blocks(source, reading=reading), "" if folder == Path() else f"{folder}{os.sep}"
 
 
-def _keys(images: Images) -> list[bytes]:
-    """Half a digest each: it tells images apart as surely, in half the memory."""
-    return images.digests[:, :16].copy().view("V16")[:, 0].tolist()
-
-
 def _first_seen(images: Images, seen: set[bytes]) -> list[int]:
     """Rows whose digest is not in `seen`, which takes it in."""
     kept = []
-    for row, key in enumerate(_keys(images)):
+    for row, key in enumerate(digest_keys(images.digests).tolist()):
         if key not in seen:
             seen.add(key)
             kept.append(row)

@@ -21,12 +21,10 @@ class IdxSet:
     Attributes:
         address: the folder they are published in.
         sha256: digest by file name.
-        reference: the publication that asks to be cited.
     """
 
     address: str
     sha256: dict[str, str]
-    reference: str
 
 
 FILES = (
@@ -37,31 +35,31 @@ FILES = (
 )
 
 
-def _set(address: str, reference: str, *digests: str) -> IdxSet:
-    return IdxSet(address, dict(zip(FILES, digests, strict=True)), reference)
+def _set(address: str, *digests: str) -> IdxSet:
+    return IdxSet(address, dict(zip(FILES, digests, strict=True)))
 
 
 IDX_SETS = {
-    # The authors' page no longer serves the files; the Common Visual Data Foundation does.
+    # LeCun, Bottou, Bengio and Haffner 1998, whose page no longer serves the files; the Common
+    # Visual Data Foundation does.
     "mnist": _set(
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        "LeCun, Bottou, Bengio and Haffner 1998",
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
         "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
         "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     ),
+    # Xiao, Rasul and Vollgraf 2017
     "fashion-mnist": _set(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "Xiao, Rasul and Vollgraf 2017",
         "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
         "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
         "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
         "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     ),
+    # Clanuwat et al. 2018
     "kmnist": _set(
         "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
-        "Clanuwat et al. 2018",
         "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
         "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
         "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",

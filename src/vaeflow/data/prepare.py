@@ -13,10 +13,9 @@ import numpy as np
 
 from vaeflow.config import Prepare
 from vaeflow.data.arrays import ArrayWriter
-from vaeflow.data.sources import Images, image_blocks
+from vaeflow.data.sources import Images
 from vaeflow.data.splits import SPLITS
-from vaeflow.data.survey import Survey, reading_of
-from vaeflow.errors import DataError
+from vaeflow.data.survey import Survey, data_blocks
 from vaeflow.files import atomic_directory, write_json
 from vaeflow.workspace import Workspace
 
@@ -45,10 +44,8 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
     Raises:
         DataError: the data are missing or refused, or a split would be empty.
     """
-    if not workspace.data.exists():
-        raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
     with atomic_directory(workspace.prepared) as folder:
-        survey = _write_splits(folder, workspace.data, parameters)
+        survey = _write_splits(folder, workspace, parameters)
         survey.check_splits()
         prepared = Prepared(dict(survey.splits), survey.duplicates)
         about = {"image_shape": list(survey.image_shape), **prepared._asdict()}
@@ -56,15 +53,15 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
     return prepared
 
 
-def _write_splits(folder: Path, data: Path, parameters: Prepare) -> Survey:
+def _write_splits(folder: Path, workspace: Workspace, parameters: Prepare) -> Survey:
     """Write the arrays and the index, block by block."""
     survey = Survey(parameters)
     writer: SplitWriter | None = None
     with ExitStack() as stack:
-        for block in image_blocks(data, reading=reading_of(parameters)):
+        for block in data_blocks(workspace, parameters):
             if writer is None:
                 shape = block.pixels.shape[1:]
-                writer = stack.enter_context(closing(SplitWriter(folder, shape, data)))
+                writer = stack.enter_context(closing(SplitWriter(folder, shape, workspace.data)))
             writer.add(block, survey.add(block))
     return survey
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from vaeflow.config import Prepare
-from vaeflow.data.sources import image_blocks
 from vaeflow.data.splits import SPLITS
-from vaeflow.data.survey import Survey, reading_of
+from vaeflow.data.survey import Survey, data_blocks
 from vaeflow.errors import DataError
 from vaeflow.files import atomic_file
 from vaeflow.pictures import grid, sections, write_png
@@ -80,12 +79,10 @@ def show(workspace: Workspace, parameters: Prepare, out: Path, shown: int, seed:
     Returns:
         A table of pixel statistics, line by line.
     """
-    if not workspace.data.exists():
-        raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
     survey = Survey(parameters)
     generator = np.random.default_rng(seed)
     glances: dict[str, Glance] = {}
-    for block in image_blocks(workspace.data, reading=reading_of(parameters)):
+    for block in data_blocks(workspace, parameters):
         splits = survey.add(block)
         for name in SPLITS:
             if name not in glances:

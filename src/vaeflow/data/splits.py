@@ -34,6 +34,11 @@ def as_digests(digests: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
+def digest_keys(digests: np.ndarray) -> np.ndarray:
+    """Half of each digest, `(count,)` of 16 bytes: tells images apart as surely, in less memory."""
+    return digests[:, :16].copy().view("V16")[:, 0]
+
+
 def assign_splits(
     digests: np.ndarray, seed: int, validation_fraction: float, test_fraction: float
 ) -> np.ndarray:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from vaeflow.config import Prepare
 from vaeflow.data.sources import Images, Reading, image_blocks, refuse
-from vaeflow.data.splits import SPLITS, assign_splits
+from vaeflow.data.splits import SPLITS, assign_splits, digest_keys
 from vaeflow.errors import BadImageError, DataError, StageError
-from vaeflow.versioning import data_is_versioned
+from vaeflow.versioning import data_is_versioned, require_data
 from vaeflow.workspace import Workspace
 
 SHOWN_REJECTED = 5
@@ -21,6 +22,16 @@ SHOWN_LABELS = 12
 def reading_of(parameters: Prepare, on_bad=refuse, **options) -> Reading:
     """How images of a data set are read: no constant ones, within the limits of params.yaml."""
     return Reading(limits=parameters, allow_constant=False, on_bad=on_bad, **options)
+
+
+def data_blocks(workspace: Workspace, parameters: Prepare, on_bad=refuse) -> Iterator[Images]:
+    """The images in `data/`, some megabytes at a time.
+
+    Raises:
+        DataError: it is missing, or what is in it cannot be used.
+    """
+    require_data(workspace)
+    yield from image_blocks(workspace.data, reading=reading_of(parameters, on_bad))
 
 
 class Survey:
@@ -41,7 +52,7 @@ class Survey:
         self.labels: Counter[str] = Counter()
         self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
         self._parameters = parameters
-        self._digests: list[np.ndarray] = []
+        self._keys: list[np.ndarray] = []
 
     def add(self, images: Images) -> np.ndarray:
         """Count a block.
@@ -71,19 +82,18 @@ class Survey:
         self.largest = max(self.largest, int(images.pixels.max()))
         self.labels.update(label for label in images.labels if label is not None)
         self.splits.update({name: int(np.count_nonzero(splits == name)) for name in SPLITS})
-        # Half a digest tells images apart as surely, in half the memory.
-        self._digests.append(images.digests[:, :16].copy())
+        self._keys.append(digest_keys(images.digests))
         return splits
 
     @property
     def duplicates(self) -> int:
         """How many images are exact copies of an earlier one."""
-        if not self._digests:
+        if not self._keys:
             return 0
-        digests = np.concatenate(self._digests)
-        if len(np.unique(digests[:, :8].copy().view(np.uint64))) == self.count:
+        keys = np.concatenate(self._keys)
+        if len(np.unique(keys.view(np.uint64)[::2])) == self.count:
             return 0  # the common case, sooner known
-        return self.count - len(np.unique(digests.view("V16")))
+        return self.count - len(np.unique(keys))
 
     def check_splits(self) -> None:
         """Refuse a set that leaves a split empty.
@@ -155,12 +165,9 @@ def check(workspace: Workspace, parameters: Prepare) -> tuple[Report, list[str]]
         that `data.dvc` does not stand for.
     """
     report = Report(Survey(parameters))
-    if not workspace.data.exists():
-        return report, ["data/ is missing. Fetch the versioned images: dvc pull"]
     wrong = []
-    reading = reading_of(parameters, on_bad=report.rejected.append)
     try:
-        for block in image_blocks(workspace.data, reading=reading):
+        for block in data_blocks(workspace, parameters, report.rejected.append):
             report.survey.add(block)
         report.survey.check_splits()
     except DataError as error:
@@ -168,7 +175,7 @@ def check(workspace: Workspace, parameters: Prepare) -> tuple[Report, list[str]]
     if report.rejected:
         wrong.append("Some images cannot be used: add them again, with --skip-bad.")
     try:
-        if not data_is_versioned(workspace):
+        if workspace.data.exists() and not data_is_versioned(workspace):
             wrong.append("data/ differs from data.dvc: version it (dvc add data), or dvc checkout.")
     except StageError as error:  # data.dvc is damaged
         wrong.append(str(error))

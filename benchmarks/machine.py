@@ -1,0 +1,16 @@
+"""What a benchmark ran on, as every results file says it."""
+
+import os
+import platform
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def machine(device: str = "CPU") -> dict[str, object]:
+    """Cores that may be used, system, Python, and the device in words."""
+    return {
+        "cores": CORES,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "device": device,
+    }
