@@ -62,6 +62,13 @@ def test_every_section_is_a_stage_of_dvc_yaml():
             "or choose objective: elbo",
         ),
         ("train: {epochs: 3, kl_warmup_epochs: 4}", "kl_warmup_epochs must be at most epochs"),
+        ("train: {epochs: 3, finish_epochs: 4}", "finish_epochs must be at most epochs"),
+        ("train: {finish_epochs: 1, free_bits: 0.1}", "finish_epochs must be 0 unless"),
+        (
+            "train: {finish_epochs: 1, objective: importance_weighted}",
+            "finish_epochs must be 0 unless objective is elbo",
+        ),
+        ("train: {finish_samples: 1}", "train.finish_samples: Input should be greater than or"),
         ("train: {beta: -1.0}", "train.beta: Input should be greater than or equal to 0"),
         ("train: {latent_dim: -1}", "train.latent_dim: Input should be greater than or equal"),
         ("train: {filters: [32, '64']}", "train.filters.1: Input should be a valid integer"),

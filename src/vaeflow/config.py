@@ -69,6 +69,8 @@ class Train(_Section):
     kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
     free_bits: Annotated[float, Field(ge=0)] = 0.0
     epochs: Positive = 60
+    finish_epochs: Annotated[int, Field(ge=0)] = 0
+    finish_samples: Annotated[int, Field(ge=2)] = 8
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
@@ -88,8 +90,15 @@ class Train(_Section):
                 f"free_bits must be 0 with objective {self.objective}, which has no KL term to "
                 "floor; or choose objective: elbo"
             )
+        if self.finish_epochs and (self.free_bits or self.objective != "elbo"):
+            raise ValueError(
+                "finish_epochs must be 0 unless objective is elbo and free_bits is 0: it is from "
+                "there that they change to importance_weighted"
+            )
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError("kl_warmup_epochs must be at most epochs")
+        if self.finish_epochs > self.epochs:
+            raise ValueError("finish_epochs must be at most epochs")
         return self
 
 

@@ -32,6 +32,31 @@ def test_the_models_settings_are_the_parameters(prepared):
     assert float(vae.steps) == 8
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_the_last_epochs_maximise_the_tighter_bound_and_go_on_from_the_others(prepared, average):
+    epochs = {}
+
+    class Keep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            epochs[epoch] = logs
+
+    vae = fit(
+        prepared,
+        settings(epochs=3, finish_epochs=1, finish_samples=5, weight_average=average),
+        [Keep()],
+    )
+    assert list(epochs) == [0, 1, 2]
+    for before in (epochs[0], epochs[1]):
+        assert before["loss"] == pytest.approx(-before["elbo"], rel=1e-6)
+    last = epochs[2]
+    assert last["loss"] < -last["elbo"] - 0.001  # several draws: the bound is above the elbo
+    assert last["val_loss"] < -last["val_elbo"] - 0.001
+    assert last["elbo"] > epochs[1]["elbo"]  # weights went on from where they were
+    assert (vae.objective, vae.samples) == ("importance_weighted", 5)
+    # So did Adam, with its moments and its learning rate: 200 images in batches of 64.
+    assert int(vae.optimizer.iterations) == int(vae.steps) == 3 * 4
+
+
 @pytest.mark.parametrize("binarize", ["static", "dynamic"])
 def test_binarised_images_are_validated_on_binarised_images(prepared, capsys, binarize):
     vae = fit(prepared, settings(binarize=binarize))
@@ -118,4 +143,7 @@ def test_the_learning_rate_falls_along_a_cosine(prepared):
 def test_more_draws_than_fit_into_memory_are_refused_before_training(prepared):
     with pytest.raises(ConfigError, match=r"Set train\.samples to \d+ or less"):
         fit(prepared, settings(samples=10**9))
-    check_memory(fit(prepared, settings(epochs=1)), batch_size=64)
+    with pytest.raises(ConfigError, match=r"Set train\.finish_samples to \d+ or less"):
+        fit(prepared, settings(finish_epochs=1, finish_samples=10**9))
+    small = settings(epochs=1)
+    check_memory(fit(prepared, small), small.train)

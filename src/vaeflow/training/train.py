@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -64,20 +65,26 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
     images, validation = load_images(prepared, settings)
     steps_per_epoch = math.ceil(len(images) / settings.batch_size)
     vae = make_vae(image_shape(prepared), settings, steps_per_epoch)
-    check_memory(vae, settings.batch_size)
+    check_memory(vae, settings)
     optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
     vae.compile(optimizer=optimizer, jit_compile=False)
     if settings.weight_average:
         # Validates with the averaged weights, which are what is kept in the end.
         callbacks = [keras.callbacks.SwapEMAWeights(), *callbacks]
-    vae.fit(
+    run = functools.partial(
+        vae.fit,
         batches(images, settings.batch_size, shuffle_seed=settings.seed),
         validation_data=batches(validation, settings.batch_size),
-        epochs=settings.epochs,
         callbacks=[StopBetweenSteps(), *callbacks],
         shuffle=False,  # the batches are shuffled already
         verbose=0,
     )
+    first = settings.epochs - settings.finish_epochs
+    if first:
+        run(epochs=first)
+    if settings.finish_epochs:
+        vae.tighten(settings.finish_samples)
+        run(initial_epoch=first, epochs=settings.epochs)
     return vae
 
 
@@ -131,7 +138,7 @@ def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, use_ema=average > 0, ema_momentum=average)
 
 
-def check_memory(vae: VAE, batch_size: int) -> None:
+def check_memory(vae: VAE, settings: Train) -> None:
     """Refuse more draws at once than this machine's memory can hold.
 
     Every value of the decoder is kept for every draw until the gradient has been found, and the
@@ -144,13 +151,16 @@ def check_memory(vae: VAE, batch_size: int) -> None:
     bytes_a_draw = 2 * 4 * sum(map(math.prod, outputs))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fitting = memory // bytes_a_draw
-    if vae.samples * batch_size > fitting:
-        raise ConfigError(
-            f"train.samples is {vae.samples} and train.batch_size {batch_size}: the decoder would "
-            f"work on {vae.samples * batch_size} draws at once, and no more than {fitting} fit "
-            f"into this machine's memory. Set train.samples to {max(1, fitting // batch_size)} "
-            "or less, or train.batch_size lower."
-        )
+    batch_size = settings.batch_size
+    for key in ("samples", "finish_samples") if settings.finish_epochs else ("samples",):
+        draws = getattr(settings, key) * batch_size
+        if draws > fitting:
+            raise ConfigError(
+                f"train.{key} is {getattr(settings, key)} and train.batch_size {batch_size}: the "
+                f"decoder would work on {draws} draws at once, and no more than {fitting} fit into "
+                f"this machine's memory. Set train.{key} to {max(1, fitting // batch_size)} or "
+                "less, or train.batch_size lower."
+            )
 
 
 class EpochReport(keras.callbacks.Callback):
