@@ -42,19 +42,21 @@ def test_the_last_epochs_maximise_the_tighter_bound_and_go_on_from_the_others(pr
 
     vae = fit(
         prepared,
-        settings(epochs=3, finish_epochs=1, finish_samples=5, weight_average=average),
+        settings(
+            epochs=20, finish_epochs=1, finish_samples=5, weight_average=average, learning_rate=0.01
+        ),
         [Keep()],
     )
-    assert list(epochs) == [0, 1, 2]
-    for before in (epochs[0], epochs[1]):
+    assert list(epochs) == list(range(20))
+    for before in (epochs[0], epochs[18]):
         assert before["loss"] == pytest.approx(-before["elbo"], rel=1e-6)
-    last = epochs[2]
-    assert last["loss"] < -last["elbo"] - 0.001  # several draws: the bound is above the elbo
-    assert last["val_loss"] < -last["val_elbo"] - 0.001
-    assert last["elbo"] > epochs[1]["elbo"]  # weights went on from where they were
+    last = epochs[19]
+    assert last["loss"] < -last["elbo"] - 0.01  # several draws: the bound is above the elbo
+    assert last["val_loss"] < -last["val_elbo"] - 0.01
+    assert last["elbo"] > epochs[0]["elbo"] + 1  # weights went on from where they were
     assert (vae.objective, vae.samples) == ("importance_weighted", 5)
     # So did Adam, with its moments and its learning rate: 200 images in batches of 64.
-    assert int(vae.optimizer.iterations) == int(vae.steps) == 3 * 4
+    assert int(vae.optimizer.iterations) == int(vae.steps) == 20 * 4
 
 
 @pytest.mark.parametrize("binarize", ["static", "dynamic"])
