@@ -2,6 +2,7 @@
 
     python benchmarks/mnist_likelihood.py NAME [NAME ...] [--data FOLDER] [--minutes 60]
         [--samples 5000] [--images 10000] [--seed 0] [--evaluate-only] [--results FILE]
+        [--work FOLDER]
 
 Names:
 
@@ -116,6 +117,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the training and the evaluation")
     parser.add_argument("--evaluate-only", action="store_true", help="the model trained before")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results are merged")
+    parser.add_argument("--work", type=Path, default=WORK, help="where models are kept")
     return parser.parse_args()
 
 
@@ -235,7 +237,7 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
             mode="json", exclude_unset=True, exclude={"epochs", "seed"}
         ),
     }
-    with atomic_directory(WORK / name) as folder:
+    with atomic_directory(arguments.work / name) as folder:
         vae.save(folder / "model.keras")
         write_json(folder / "training.json", record)
 
@@ -245,13 +247,13 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
 
 def evaluate(name: str, entry: Entry, arguments: argparse.Namespace) -> dict[str, object]:
     """The entry of the results file for a model that was trained before."""
-    path = WORK / name / "training.json"
+    path = arguments.work / name / "training.json"
     if not path.exists():
         raise SystemExit(f"{path} is missing: train {name} first, without --evaluate-only.")
     training = json.loads(path.read_text())
     images = entry.images(arguments.data, "test")[: arguments.images]
     print(f"evaluating {name}", flush=True)
-    bounds = bounds_of(name, images, arguments.samples, arguments.seed)
+    bounds = bounds_of(arguments.work / name, images, arguments.samples, arguments.seed)
     nats = bounds["importance_weighted_bound"]
     return {
         "name": name,
@@ -267,10 +269,13 @@ def evaluate(name: str, entry: Entry, arguments: argparse.Namespace) -> dict[str
     }
 
 
-def bounds_of(name: str, images: np.ndarray, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """Bounds of each image in nats; goes on from those found before by the same draws."""
-    vae = load_vae(WORK / name / "model.keras")
-    path = WORK / name / f"bounds-{samples}-samples-seed-{seed}.npz"
+def bounds_of(folder: Path, images: np.ndarray, samples: int, seed: int) -> dict[str, np.ndarray]:
+    """Bounds of each image in nats under the model in a folder.
+
+    Goes on from those found before by the same draws, which are kept there too.
+    """
+    vae = load_vae(folder / "model.keras")
+    path = folder / f"bounds-{samples}-samples-seed-{seed}.npz"
     kept = ("importance_weighted_bound", "elbo", "kl")
     done = dict(np.load(path)) if path.exists() else {key: np.empty(0) for key in kept}
     for start in range(len(done["elbo"]), len(images), IMAGES_AT_ONCE):

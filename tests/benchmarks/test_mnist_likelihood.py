@@ -1,0 +1,51 @@
+"""The benchmark as a command, on a training of seconds."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from helpers import MNIST, REPOSITORY, run
+
+NAME = "pytorch-examples-vae"
+OTHER = {"name": "another", "nll": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MNIST.exists(), reason=f"no copy of MNIST in {MNIST}")
+def test_trains_evaluates_goes_on_and_leaves_other_results(tmp_path):
+    results, work = tmp_path / "results.json", tmp_path / "work"
+    results.write_text(json.dumps([OTHER, {"name": NAME, "nll": math.inf}]))
+    command = [
+        *(sys.executable, REPOSITORY / "benchmarks" / "mnist_likelihood.py", NAME),
+        *("--minutes", "0.05", "--samples", "20", "--results", results, "--work", work),
+    ]
+    run(tmp_path, *command, "--images", "110")
+    other, own = json.loads(results.read_text())
+    assert other == OTHER
+    assert {"standard_error", "train_seconds", "device", "seed", "command"} <= set(own)
+    assert (own["importance_samples"], own["images"]) == (20, 110)
+    assert own["nll"] < 28 * 28 * math.log(2)  # better than a coin for every pixel
+    assert own["nll"] <= -own["elbo"]
+
+    # What has been evaluated is not evaluated again, and what is left gets the same model.
+    [kept] = (work / NAME).glob("bounds-20-*.npz")
+    before = dict(np.load(kept))
+    (model,) = (work / NAME).glob("model.keras")
+    modified = model.stat().st_mtime_ns
+    run(tmp_path, *command, "--images", "210", "--evaluate-only")
+    after = dict(np.load(kept))
+    for key, values in before.items():
+        np.testing.assert_array_equal(after[key][:110], values)
+        assert len(after[key]) == 210
+    assert model.stat().st_mtime_ns == modified
+    assert json.loads(results.read_text())[1]["images"] == 210
+
+
+def test_without_a_trained_model_there_is_nothing_to_evaluate(tmp_path):
+    script = REPOSITORY / "benchmarks" / "mnist_likelihood.py"
+    done = run(
+        tmp_path, sys.executable, script, NAME, "--evaluate-only", "--work", tmp_path, status=1
+    )
+    assert f"train {NAME} first" in done.stderr
