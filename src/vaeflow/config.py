@@ -71,6 +71,7 @@ class Train(_Section):
     epochs: Positive = 60
     finish_epochs: Annotated[int, Field(ge=0)] = 0
     finish_samples: Annotated[int, Field(ge=2)] = 8
+    patience: Annotated[int, Field(ge=0)] = 0
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"

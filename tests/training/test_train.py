@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vaeflow.config import Parameters
+from vaeflow.data.batches import batches
 from vaeflow.errors import ConfigError, TrainingError
 from vaeflow.files import write_json
 from vaeflow.model.vae import load_vae
@@ -57,6 +58,33 @@ def test_the_last_epochs_maximise_the_tighter_bound_and_go_on_from_the_others(pr
     assert (vae.objective, vae.samples) == ("importance_weighted", 5)
     # So did Adam, with its moments and its learning rate: 200 images in batches of 64.
     assert int(vae.optimizer.iterations) == int(vae.steps) == 20 * 4
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_training_without_progress_ends_with_the_weights_that_were_validated_best(
+    prepared, capsys, average
+):
+    losses = []
+
+    class Spoil(keras.callbacks.Callback):
+        """From the fourth epoch on, spoils what is trained."""
+
+        def on_test_end(self, logs=None):
+            losses.append(logs["loss"])
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch >= 3:
+                for variable in self.model.trainable_variables:
+                    variable.assign(variable + 1.0)
+
+    vae = fit(prepared, settings(epochs=50, patience=2, weight_average=average), [Spoil()])
+    best = int(np.argmin(losses))
+    assert best == 2
+    assert len(losses) == best + 1 + 2
+    assert f"epoch {len(losses)} was the last; the weights of epoch 3" in capsys.readouterr().out
+    validation = batches(np.load(prepared / "validation.npy"), batch_size=64)
+    again = vae.evaluate(validation, verbose=0, return_dict=True)
+    assert again["loss"] == pytest.approx(losses[2], rel=1e-6)
 
 
 @pytest.mark.parametrize("binarize", ["static", "dynamic"])

@@ -21,6 +21,7 @@ from vaeflow.lineage import collect_lineage
 from vaeflow.model.binarize import Binarized, binarized
 from vaeflow.model.likelihoods import why_it_does_not_fit
 from vaeflow.model.vae import VAE
+from vaeflow.training.patience import KeepBest
 from vaeflow.training.stopping import StopBetweenSteps
 from vaeflow.training.tracking import Run, start_run
 from vaeflow.workspace import Workspace
@@ -71,6 +72,8 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
     if settings.weight_average:
         # Validates with the averaged weights, which are what is kept in the end.
         callbacks = [keras.callbacks.SwapEMAWeights(), *callbacks]
+    if settings.patience:
+        callbacks = [KeepBest(settings.patience), *callbacks]
     run = functools.partial(
         vae.fit,
         batches(images, settings.batch_size, shuffle_seed=settings.seed),
