@@ -47,7 +47,7 @@ from machine import machine
 from vaeflow.config import Train, load_parameters
 from vaeflow.data.batches import batches
 from vaeflow.data.sources import read_images
-from vaeflow.device import use_full_precision, use_gpu_if_any
+from vaeflow.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
 from vaeflow.evaluation.bounds import compute_bounds
 from vaeflow.files import atomic_directory, atomic_file, write_json
 from vaeflow.model.binarize import Binarized
@@ -204,10 +204,11 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
     settings = entry.settings.model_copy(update={"seed": arguments.seed})
     images = entry.images(arguments.data, "train")
     keras.utils.set_random_seed(settings.seed)
-    vae = entry.model(images.shape[1:], settings, math.ceil(len(images) / settings.batch_size))
+    with layers_in(settings.precision):
+        vae = entry.model(images.shape[1:], settings, math.ceil(len(images) / settings.batch_size))
     # The rate is the callback's to set; the schedule would need to know the number of steps.
     constant = settings.model_copy(update={"learning_rate_schedule": "constant"})
-    vae.compile(optimizer=make_optimizer(constant, steps=1), jit_compile=False)
+    vae.compile(optimizer=make_optimizer(constant, steps=1), jit_compile=choose_jit(settings.jit))
     clock = WithinTime(60 * arguments.minutes, settings)
     fit = functools.partial(
         vae.fit,

@@ -69,6 +69,7 @@ def test_every_section_is_a_stage_of_dvc_yaml():
             "finish_epochs must be 0 unless objective is elbo",
         ),
         ("train: {finish_samples: 1}", "train.finish_samples: Input should be greater than or"),
+        ("train: {precision: float16}", "should be 'auto', 'float32' or 'mixed_bfloat16'"),
         ("train: {beta: -1.0}", "train.beta: Input should be greater than or equal to 0"),
         ("train: {latent_dim: -1}", "train.latent_dim: Input should be greater than or equal"),
         ("train: {filters: [32, '64']}", "train.filters.1: Input should be a valid integer"),

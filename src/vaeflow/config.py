@@ -72,6 +72,8 @@ class Train(_Section):
     finish_epochs: Annotated[int, Field(ge=0)] = 0
     finish_samples: Annotated[int, Field(ge=2)] = 8
     patience: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    jit: Literal["auto"] | bool = "auto"
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"

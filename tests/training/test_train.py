@@ -6,6 +6,7 @@ import pytest
 
 from vaeflow.config import Parameters
 from vaeflow.data.batches import batches
+from vaeflow.device import has_gpu
 from vaeflow.errors import ConfigError, TrainingError
 from vaeflow.files import write_json
 from vaeflow.model.vae import load_vae
@@ -58,6 +59,46 @@ def test_the_last_epochs_maximise_the_tighter_bound_and_go_on_from_the_others(pr
     assert (vae.objective, vae.samples) == ("importance_weighted", 5)
     # So did Adam, with its moments and its learning rate: 200 images in batches of 64.
     assert int(vae.optimizer.iterations) == int(vae.steps) == 20 * 4
+
+
+def test_trained_in_mixed_precision_it_is_kept_and_computes_in_full(prepared, tmp_path):
+    vae = fit(prepared, settings(precision="mixed_bfloat16", samples=2))
+    assert {layer.compute_dtype for layer in vae.encoder.layers} == {"float32", "bfloat16"}
+    assert {weights.dtype for weights in vae.get_weights()} == {np.dtype("float32")}
+    assert keras.config.dtype_policy().name == "float32"
+    vae.save(tmp_path / "model.keras")
+    again = load_vae(tmp_path / "model.keras")
+    layers = [*again.encoder.layers, *again.decoder.layers, again]
+    assert {layer.compute_dtype for layer in layers} == {"float32"}
+    image = np.load(prepared / "validation.npy")[:1].astype("float32") / 255
+    full, mixed = (np.array(model(image)["reconstruction"]) for model in (again, vae))
+    np.testing.assert_allclose(full, mixed, atol=0.02)
+    assert not np.array_equal(full, mixed)
+
+
+def test_compiled_with_xla_it_learns_as_much(prepared):
+    elbo = {}
+
+    class Keep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            elbo.setdefault(self.model.jit_compile, []).append(logs["val_elbo"])
+
+    for jit in (False, True):
+        fit(
+            prepared, settings(jit=jit, epochs=20, learning_rate=0.01, binarize="dynamic"), [Keep()]
+        )
+    learned = {jit: values[-1] - values[0] for jit, values in elbo.items()}
+    assert learned[False] > 5
+    # Its generator draws other numbers from the same seed: the two differ by that noise.
+    assert learned[True] == pytest.approx(learned[False], rel=0.2)
+
+
+def test_without_a_gpu_auto_is_full_precision_and_no_xla(prepared):
+    if has_gpu():
+        pytest.skip("TensorFlow sees a GPU")
+    vae = fit(prepared, settings(epochs=1))
+    assert vae.jit_compile is False
+    assert {layer.compute_dtype for layer in vae.decoder.layers} == {"float32"}
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])

@@ -102,7 +102,9 @@ class VAE(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # It casts nothing itself: the networks' layers do, as the global policy says when they are
+        # made. So a model trained in mixed precision computes in float32 once it has been loaded.
+        super().__init__(**{**kwargs, "dtype": "float32"})
         _check_choice("network", network, NETWORKS)
         _check_choice("likelihood", likelihood, LIKELIHOODS)
         _check_choice("binarize", binarize, BINARIZE)

@@ -14,7 +14,7 @@ import keras
 from vaeflow.config import Parameters, Train
 from vaeflow.data.batches import batches
 from vaeflow.data.prepare import image_shape, load_split
-from vaeflow.device import use_gpu_if_any
+from vaeflow.device import choose_jit, layers_in, use_gpu_if_any
 from vaeflow.errors import ConfigError, TrainingError
 from vaeflow.files import atomic_directory, write_json
 from vaeflow.lineage import collect_lineage
@@ -65,10 +65,11 @@ def fit(prepared: Path, parameters: Parameters, callbacks=()) -> VAE:
     keras.utils.set_random_seed(settings.seed)
     images, validation = load_images(prepared, settings)
     steps_per_epoch = math.ceil(len(images) / settings.batch_size)
-    vae = make_vae(image_shape(prepared), settings, steps_per_epoch)
+    with layers_in(settings.precision):
+        vae = make_vae(image_shape(prepared), settings, steps_per_epoch)
     check_memory(vae, settings)
     optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
-    vae.compile(optimizer=optimizer, jit_compile=False)
+    vae.compile(optimizer=optimizer, jit_compile=choose_jit(settings.jit))
     if settings.weight_average:
         # Validates with the averaged weights, which are what is kept in the end.
         callbacks = [keras.callbacks.SwapEMAWeights(), *callbacks]
