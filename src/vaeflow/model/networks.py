@@ -104,25 +104,45 @@ def build_decoder(network, image_shape, latent_dim, filters, depth, hidden_units
     x = layers.Dense(hidden_units, activation="silu", name="hidden")(latents)
     x = layers.Dense(math.prod(deepest), activation="silu", name="unflatten")(x)
     x = layers.Reshape(deepest, name="feature_map")(x)
-    x = NETWORKS[network].up(x, list(zip(heights, widths, strict=True)), filters, depth)
-    outputs = {name: _head(name, need, channels)(x) for name, need in parameters.items()}
+    sizes = list(zip(heights, widths, strict=True))
+    x = NETWORKS[network].up(x, sizes, filters, depth)
+    outputs = {name: _head(x, name, need, image_shape) for name, need in parameters.items()}
     for name, need in parameters.items():
         if need.bounds:
             outputs[name] = soft_bound(outputs[name], *need.bounds)
     return keras.Model(latents, outputs, name="decoder")
 
 
-def _head(name, need, channels):
-    """The layer that gives one parameter of the likelihood from the last feature map."""
+def _head(x, name, need, image_shape):
+    """One parameter of the likelihood, from a feature map of the image's size or of half of it.
+
+    From half, one convolution gives each place the four pixels it doubles to (sub-pixel
+    convolution, Shi et al. 2016): a layer of many channels and the image's size would cost as much
+    as all others together.
+    """
+    height, width, channels = image_shape
     if need.per == "channel":
-        return PerChannel(channels, need.start, dtype="float32", name=name)
-    start = keras.initializers.Constant(need.start)
-    return layers.Conv2D(
-        channels, 3, padding="same", bias_initializer=start, dtype="float32", name=name
-    )
+        return PerChannel(channels, need.start, dtype="float32", name=name)(x)
+    rows, columns = x.shape[1:3]
+    doubled = (rows, columns) != (height, width)
+    outputs = layers.Conv2D(
+        channels * (4 if doubled else 1),
+        3,
+        padding="same",
+        bias_initializer=keras.initializers.Constant(need.start),
+        dtype="float32",
+        name=name,
+    )(x)
+    if not doubled:
+        return outputs
+    outputs = layers.Reshape((rows, columns, 2, 2, channels), name=f"{name}_pixels")(outputs)
+    outputs = layers.Permute((1, 3, 2, 4, 5), name=f"{name}_interleave")(outputs)
+    outputs = layers.Reshape((2 * rows, 2 * columns, channels), name=f"{name}_image")(outputs)
+    return _crop(outputs, (height, width), f"{name}_crop")
 
 
-# === conv: a strided convolution a level, and more at the same size for depth above 1 ===
+# === conv: a strided convolution a level, and more at the same size for depth above 1. The decoder
+# leaves the last doubling to its head ===
 
 
 def _conv_down(x, filters, depth):
@@ -137,7 +157,8 @@ def _conv_up(x, sizes, filters, depth):
     for level in reversed(range(len(filters))):
         for index in range(1, depth):
             x = _conv(filters[level], f"up_{level}_{index}")(x)
-        x = _double(x, filters[level], sizes[level], level)
+        if level > 0:
+            x = _double(x, filters[level], sizes[level], level)
     return x
 
 
@@ -194,18 +215,22 @@ def _conv(channels, name, *, strides=1, activation="silu", start="glorot_uniform
 
 
 def _double(x, channels, size, level, activation="silu"):
-    """Twice as high and wide, then cropped to `size`, `(height, width)`.
-
-    A transposed convolution doubles exactly, the encoder halves rounding up; cropping one row or
-    column where the encoder rounded makes every size come back exactly.
-    """
+    """Twice as high and wide, then cropped to `size`, `(height, width)`."""
     x = layers.Conv2DTranspose(
         channels, 3, strides=2, padding="same", activation=activation, name=f"up_{level}"
     )(x)
+    return _crop(x, size, f"crop_{level}")
+
+
+def _crop(x, size, name):
+    """Without the last row or column, where `size` is smaller by one.
+
+    The decoder doubles exactly, the encoder halves rounding up: so every size comes back exactly.
+    """
     crop = tuple(doubled - edge for doubled, edge in zip(x.shape[1:3], size, strict=True))
-    if any(crop):
-        x = layers.Cropping2D(((0, crop[0]), (0, crop[1])), name=f"crop_{level}")(x)
-    return x
+    if not any(crop):
+        return x
+    return layers.Cropping2D(((0, crop[0]), (0, crop[1])), name=name)(x)
 
 
 class Network(NamedTuple):
