@@ -20,7 +20,7 @@ from machine import machine
 
 from vaeflow.config import load_parameters
 from vaeflow.evaluation.bounds import compute_bounds, draws_at_once
-from vaeflow.training.train import make_vae
+from vaeflow.training.setup import make_vae
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "evaluation.json"

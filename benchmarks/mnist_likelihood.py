@@ -45,14 +45,14 @@ from crops import bits_of_files, photograph_crops
 from machine import machine
 
 from vaeflow.config import Train, load_parameters
-from vaeflow.data.batches import batches
+from vaeflow.data.batches import Batches
 from vaeflow.data.sources import read_images
 from vaeflow.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
 from vaeflow.evaluation.bounds import compute_bounds
 from vaeflow.files import atomic_directory, atomic_file, write_json
 from vaeflow.model.binarize import Binarized
 from vaeflow.model.vae import VAE, load_vae
-from vaeflow.training.train import make_optimizer, make_vae
+from vaeflow.training.setup import make_optimizer, make_vae
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = REPOSITORY / "presets"
@@ -212,7 +212,7 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
     clock = WithinTime(60 * arguments.minutes, settings)
     fit = functools.partial(
         vae.fit,
-        batches(images, settings.batch_size, shuffle_seed=settings.seed),
+        Batches(images, settings.batch_size, shuffle_seed=settings.seed),
         epochs=1_000_000,
         callbacks=[clock],
         shuffle=False,  # the batches are shuffled already

@@ -45,3 +45,21 @@ def test_a_terminal_gets_one_line_that_is_wiped_at_the_end(clock, monkeypatch):
     assert "[######                  ] bounds  25%, 1:30 left" in written
     assert written.endswith("\r\033[K")
     assert "\n" not in written
+
+
+def test_rate_and_time_left_are_those_of_what_was_done_here(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    with Progress("epoch 3/4", 4000, done=2000, unit="images") as bar:
+        clock[0] += 10
+        bar.advance(1000, lambda: "elbo -23.10")
+    written = terminal.getvalue()
+    assert "] epoch 3/4  75%, 0:10 left, 100 images/s, elbo -23.10" in written
+
+
+def test_without_lines_a_log_gets_nothing(clock, capsys):
+    with Progress("epoch", 100, lines=False) as bar:
+        clock[0] += 1000
+        bar.advance(1)
+        bar.wipe()
+    assert capsys.readouterr().out == ""

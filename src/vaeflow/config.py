@@ -76,10 +76,13 @@ class Train(_Section):
     jit: Literal["auto"] | bool = "auto"
     batch_size: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.003
-    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    learning_rate_schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    plateau_epochs: Positive = 5
     weight_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_clip: Annotated[float, Field(ge=0)] = 0.0
     gradient_limit: Annotated[float, Field(gt=0)] = 1000.0
     skipped_steps_limit: Positive = 100
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
     def _fit_together(self) -> Train:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Callable
 
 WIDTH = 24
 SECONDS_BETWEEN_LINES = 15.0
@@ -13,40 +15,62 @@ class Progress:
     """A bar that is redrawn on a terminal; elsewhere a line now and then, for a log.
 
     Args:
-        label: what is being done.
+        label: what is being done; may be set anew at any time.
         total: how much there is of it, in whatever `advance` counts.
+        done: how much of it was done before.
+        unit: what `advance` counts, where its rate is to be shown.
+        lines: whether there are lines elsewhere.
 
     Example:
         >>> with Progress("bounds", 1000) as progress:
         ...     progress.advance(10)
     """
 
-    def __init__(self, label: str, total: int):
+    def __init__(
+        self, label: str, total: int, *, done: int = 0, unit: str | None = None, lines: bool = True
+    ):
         self.label = label
         self.total = total
-        self.done = 0
+        self.done = self.before = done
+        self.unit = unit
         self.live = sys.stdout.isatty()
+        self.seconds_between = 0.2 if self.live else SECONDS_BETWEEN_LINES if lines else math.inf
         self.start = self.shown = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_) -> None:
+        self.wipe()
+
+    def wipe(self) -> None:
+        """Clear the bar, for a line to be printed in its place; it comes again."""
         if self.live:
             print("\r\033[K", end="", flush=True)
 
-    def advance(self, amount: int) -> None:
-        """Count, and show it when the last time is long enough ago."""
+    def advance(self, amount: int, note: Callable[[], str] = str) -> None:
+        """Count, and show it when the last time is long enough ago.
+
+        Args:
+            amount: done since the last time.
+            note: gives what else to show; called only when something is shown.
+        """
         self.done += amount
         now = time.monotonic()
-        if now - self.shown < (0.2 if self.live else SECONDS_BETWEEN_LINES):
+        if now - self.shown < self.seconds_between:
             return
         self.shown = now
-        share = self.done / self.total
-        left = (now - self.start) * (1 - share) / share
-        text = f"{self.label} {share:4.0%}, {left // 60:.0f}:{left % 60:02.0f} left"
+        rate = (self.done - self.before) / (now - self.start)
+        left = (self.total - self.done) / rate
+        parts = [
+            f"{self.label} {self.done / self.total:4.0%}",
+            f"{left // 60:.0f}:{left % 60:02.0f} left",
+            f"{rate:,.0f} {self.unit}/s" * bool(self.unit),
+            note(),
+        ]
+        text = ", ".join(filter(None, parts))
         if self.live:
-            filled = round(share * WIDTH)
+            filled = round(self.done / self.total * WIDTH)
             print(f"\r\033[K[{'#' * filled:<{WIDTH}}] {text}", end="", flush=True)
         else:
             print(text, flush=True)

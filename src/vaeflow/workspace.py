@@ -71,6 +71,11 @@ class Workspace:
         return self.root / "outputs" / "stopped" / "model.keras"
 
     @property
+    def checkpoints(self) -> Path:
+        """What `train` can go on from: a folder a training. No stage's output."""
+        return self.root / "outputs" / "checkpoints"
+
+    @property
     def evaluation(self) -> Path:
         """Output of `evaluate`: `metrics.json`, tables, score quantiles and figures."""
         return self.root / "outputs" / "evaluation"

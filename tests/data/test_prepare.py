@@ -14,7 +14,6 @@ from pyarrow import parquet
 
 from vaeflow.config import Prepare
 from vaeflow.data import arrays
-from vaeflow.data.batches import batches
 from vaeflow.data.prepare import load_split, prepare
 from vaeflow.data.splits import SPLITS, assign_splits, pixel_digests
 from vaeflow.errors import DataError
@@ -178,21 +177,3 @@ def test_too_few_images_are_refused_and_earlier_outputs_kept(place, digits):
         prepare(place, Prepare())
     assert sorted(place.prepared.iterdir()) == before
     assert list(place.prepared.parent.iterdir()) == [place.prepared]
-
-
-def test_batches_are_a_seeded_permutation_scaled_to_one(digits):
-    def epochs(seed):
-        dataset = batches(digits, 256, shuffle_seed=seed)
-        return [np.concatenate(list(dataset.as_numpy_iterator())) for _ in range(2)]
-
-    first, second = epochs(1)
-    assert first.dtype == np.float32
-    np.testing.assert_array_equal(np.sort(first, axis=0), np.sort(digits / np.float32(255), axis=0))
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(epochs(1), [first, second])
-    assert not np.array_equal(epochs(2)[0], first)
-
-
-def test_batches_without_a_seed_keep_the_order(digits):
-    in_order = np.concatenate(list(batches(digits, 100).as_numpy_iterator()))
-    np.testing.assert_array_equal(in_order, digits / np.float32(255))

@@ -5,21 +5,13 @@ import numpy as np
 import pytest
 
 from vaeflow.config import Parameters
-from vaeflow.data.batches import batches
+from vaeflow.data.batches import Batches
 from vaeflow.device import has_gpu
 from vaeflow.errors import ConfigError, TrainingError
-from vaeflow.files import write_json
 from vaeflow.model.vae import load_vae
-from vaeflow.training.train import StopWhenSkipping, check_memory, fit
-
-
-@pytest.fixture
-def prepared(digits, tmp_path):
-    """What `prepare` writes, as far as training reads it."""
-    write_json(tmp_path / "dataset.json", {"image_shape": [8, 8, 1]})
-    for name, rows in (("train", slice(0, 200)), ("validation", slice(200, 240))):
-        np.save(tmp_path / f"{name}.npy", digits[rows])
-    return tmp_path
+from vaeflow.training.fit import fit
+from vaeflow.training.setup import check_memory, make_vae
+from vaeflow.training.skipping import StopWhenSkipping
 
 
 def settings(**train):
@@ -37,25 +29,20 @@ def test_the_models_settings_are_the_parameters(prepared):
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_the_last_epochs_maximise_the_tighter_bound_and_go_on_from_the_others(prepared, average):
     epochs = {}
-
-    class Keep(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            epochs[epoch] = logs
-
     vae = fit(
         prepared,
         settings(
             epochs=20, finish_epochs=1, finish_samples=5, weight_average=average, learning_rate=0.01
         ),
-        [Keep()],
+        report=lambda row: epochs.setdefault(row["epoch"], row),
     )
-    assert list(epochs) == list(range(20))
-    for before in (epochs[0], epochs[18]):
+    assert list(epochs) == list(range(1, 21))
+    for before in (epochs[1], epochs[19]):
         assert before["loss"] == pytest.approx(-before["elbo"], rel=1e-6)
-    last = epochs[19]
+    last = epochs[20]
     assert last["loss"] < -last["elbo"] - 0.01  # several draws: the bound is above the elbo
-    assert last["val_loss"] < -last["val_elbo"] - 0.01
-    assert last["elbo"] > epochs[0]["elbo"] + 1  # weights went on from where they were
+    assert last["validation_loss"] < -last["validation_elbo"] - 0.01
+    assert last["elbo"] > epochs[1]["elbo"] + 1  # weights went on from where they were
     assert (vae.objective, vae.samples) == ("importance_weighted", 5)
     # So did Adam, with its moments and its learning rate: 200 images in batches of 64.
     assert int(vae.optimizer.iterations) == int(vae.steps) == 20 * 4
@@ -77,15 +64,12 @@ def test_trained_in_mixed_precision_it_is_kept_and_computes_in_full(prepared, tm
 
 
 def test_compiled_with_xla_it_learns_as_much(prepared):
-    elbo = {}
-
-    class Keep(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            elbo.setdefault(self.model.jit_compile, []).append(logs["val_elbo"])
-
+    elbo = {True: [], False: []}
     for jit in (False, True):
         fit(
-            prepared, settings(jit=jit, epochs=20, learning_rate=0.01, binarize="dynamic"), [Keep()]
+            prepared,
+            settings(jit=jit, epochs=20, learning_rate=0.01, binarize="dynamic"),
+            report=lambda row, jit=jit: elbo[jit].append(row["validation_elbo"]),
         )
     learned = {jit: values[-1] - values[0] for jit, values in elbo.items()}
     assert learned[False] > 5
@@ -118,12 +102,14 @@ def test_a_training_without_progress_ends_with_the_weights_that_were_validated_b
                 for variable in self.model.trainable_variables:
                     variable.assign(variable + 1.0)
 
-    vae = fit(prepared, settings(epochs=50, patience=2, weight_average=average), [Spoil()])
+    vae = fit(
+        prepared, settings(epochs=50, patience=2, weight_average=average), callbacks=[Spoil()]
+    )
     best = int(np.argmin(losses))
     assert best == 2
     assert len(losses) == best + 1 + 2
     assert f"epoch {len(losses)} was the last; the weights of epoch 3" in capsys.readouterr().out
-    validation = batches(np.load(prepared / "validation.npy"), batch_size=64)
+    validation = Batches(np.load(prepared / "validation.npy"), batch_size=64)
     again = vae.evaluate(validation, verbose=0, return_dict=True)
     assert again["loss"] == pytest.approx(losses[2], rel=1e-6)
 
@@ -162,7 +148,7 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
     keep = tmp_path / "outputs" / "stopped" / "model.keras"
     stop = StopWhenSkipping(3, keep)
     with pytest.raises(TrainingError, match=r"epoch 2: 3 steps in a row .*stopped/model\.keras"):
-        fit(prepared, settings(epochs=9, batch_size=50), [explode, stop])
+        fit(prepared, settings(epochs=9, batch_size=50), callbacks=[explode, stop])
     kept = load_vae(keep)
     for variable, good in zip(kept.trainable_variables, explode.good, strict=True):
         np.testing.assert_array_equal(variable, good)
@@ -171,7 +157,7 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
 def test_skipping_every_step_of_an_epoch_stops_it_too(prepared, tmp_path):
     stop = StopWhenSkipping(1000, tmp_path / "model.keras")
     with pytest.raises(TrainingError, match=r"epoch 1: 4 steps in a row"):
-        fit(prepared, settings(gradient_limit=1e-9), [stop])
+        fit(prepared, settings(gradient_limit=1e-9), callbacks=[stop])
 
 
 def test_a_residual_network_is_built_from_the_parameters(prepared):
@@ -193,7 +179,7 @@ class Recorder(keras.callbacks.Callback):
 
 def test_the_weights_kept_are_the_running_mean_of_all_steps(prepared):
     recorder = Recorder()
-    vae = fit(prepared, settings(weight_average=0.8), [recorder])
+    vae = fit(prepared, settings(weight_average=0.8), callbacks=[recorder])
     expected, *rest = recorder.weights
     for step in rest:
         expected = [0.8 * old + 0.2 * new for old, new in zip(expected, step, strict=True)]
@@ -204,11 +190,52 @@ def test_the_weights_kept_are_the_running_mean_of_all_steps(prepared):
 
 def test_the_learning_rate_falls_along_a_cosine(prepared):
     recorder = Recorder()
-    fit(prepared, settings(learning_rate=0.01, learning_rate_schedule="cosine"), [recorder])
+    fit(
+        prepared,
+        settings(learning_rate=0.01, learning_rate_schedule="cosine"),
+        callbacks=[recorder],
+    )
     steps = np.arange(1, 9)
     np.testing.assert_allclose(
         recorder.rates, 0.005 * (1 + np.cos(np.pi * steps / 8)), rtol=1e-4, atol=1e-8
     )
+
+
+def test_on_a_plateau_the_learning_rate_is_halved(prepared):
+    recorder = Recorder()
+    losses = []
+    fit(
+        prepared,
+        settings(epochs=12, learning_rate=0.5, learning_rate_schedule="plateau", plateau_epochs=2),
+        report=lambda row: losses.append(row["validation_loss"]),
+        callbacks=[recorder],
+    )
+    expected, best, since = [0.5], np.inf, 0
+    for loss in losses[:-1]:
+        since = 0 if loss < best else since + 1
+        best = min(best, loss)
+        lower = since == 2
+        since = 0 if lower else since
+        expected.append(expected[-1] * (0.5 if lower else 1.0))
+    assert expected[-1] < 0.5  # it did come to that
+    np.testing.assert_allclose(recorder.rates[::4], expected)
+
+
+def test_a_clipped_gradient_has_its_direction_and_no_larger_norm(prepared):
+    moved = []
+    for clip in (0.0, 1e-3):
+        keras.utils.set_random_seed(0)
+        vae = make_vae((8, 8, 1), settings(gradient_clip=clip).train, 1)
+        vae.compile(keras.optimizers.SGD(1.0))
+        before = [variable.numpy() for variable in vae.trainable_variables]
+        vae.fit(Batches(np.load(prepared / "train.npy"), 200), verbose=0)
+        after = [variable.numpy() for variable in vae.trainable_variables]
+        steps = [np.ravel(new - old) for old, new in zip(before, after, strict=True)]
+        moved.append(np.concatenate(steps))
+    whole, clipped = moved
+    limit = 1e-3 * 8 * 8
+    assert np.linalg.norm(whole) > limit
+    np.testing.assert_allclose(clipped, whole * limit / np.linalg.norm(whole), atol=1e-6)
 
 
 def test_more_draws_than_fit_into_memory_are_refused_before_training(prepared):

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import math
+
+import keras
 import numpy as np
 
 
-def batches(images: np.ndarray, batch_size: int, *, shuffle_seed: int | None = None):
-    """A `tf.data.Dataset` of float32 batches in [0, 1], read from `images` as they are needed.
+class Batches(keras.utils.PyDataset):
+    """Batches of uint8 images, read from `images` as they are needed; the model scales them.
+
+    With a seed, each epoch has a permutation of its own, which depends on seed and epoch alone: so
+    a training can go on in the middle of an epoch in the order that it began in.
 
     Args:
         images: uint8, `(count, height, width, channels)`, typically memory-mapped.
         batch_size: images per batch; the last batch of an epoch may be smaller.
-        shuffle_seed: when given, each epoch is a fresh permutation, the same in every run.
+        shuffle_seed: of the permutations; without it the images keep their order.
+
+    Example:
+        >>> vae.fit(Batches(images, 128, shuffle_seed=0), epochs=10, shuffle=False)
     """
-    import tensorflow as tf
 
-    def gather(indices):
-        return images[indices]
+    def __init__(self, images: np.ndarray, batch_size: int, *, shuffle_seed: int | None = None):
+        super().__init__()
+        self.images = images
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.at(epoch=0)
 
-    def scale(indices):
-        pixels = tf.numpy_function(gather, [indices], tf.uint8, stateful=False)
-        pixels = tf.ensure_shape(pixels, (None, *images.shape[1:]))
-        return tf.cast(pixels, tf.float32) / 255.0
+    def at(self, epoch: int, first: int = 0) -> Batches:
+        """Itself, giving the batches of an epoch from the one with that index on.
 
-    dataset = tf.data.Dataset.range(len(images))
-    if shuffle_seed is not None:
-        dataset = dataset.shuffle(len(images), seed=shuffle_seed)
-    return dataset.batch(batch_size).map(scale).prefetch(tf.data.AUTOTUNE)
+        Inside `fit`, later epochs follow by themselves.
+        """
+        self.epoch, self.first, self.begun = epoch, first, False
+        self.order = None
+        if self.shuffle_seed is not None:
+            generator = np.random.default_rng([self.shuffle_seed, epoch])
+            self.order = generator.permutation(np.arange(len(self.images), dtype=np.uint32))
+        return self
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size) - self.first
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = (self.first + index) * self.batch_size
+        rows = slice(start, start + self.batch_size)
+        return np.asarray(self.images[rows if self.order is None else self.order[rows]])
+
+    def on_epoch_begin(self) -> None:
+        """Called by Keras."""
+        if self.begun:
+            self.at(self.epoch + 1)
+        self.begun = True

@@ -97,7 +97,7 @@ def build_decoder(network, image_shape, latent_dim, filters, depth, hidden_units
         A functional model, latents `(batch, latent_dim)` to a dict of those parameters,
         `(batch, height, width, channels)`, or `(batch, 1, 1, channels)` for one number a channel.
     """
-    height, width, channels = image_shape
+    height, width, _ = image_shape
     heights, widths = level_sizes(height, len(filters)), level_sizes(width, len(filters))
     deepest = (heights[-1], widths[-1], filters[-1])
     latents = keras.Input((latent_dim,), name="latents")
@@ -135,10 +135,13 @@ def _head(x, name, need, image_shape):
     )(x)
     if not doubled:
         return outputs
-    outputs = layers.Reshape((rows, columns, 2, 2, channels), name=f"{name}_pixels")(outputs)
-    outputs = layers.Permute((1, 3, 2, 4, 5), name=f"{name}_interleave")(outputs)
-    outputs = layers.Reshape((2 * rows, 2 * columns, channels), name=f"{name}_image")(outputs)
-    return _crop(outputs, (height, width), f"{name}_crop")
+    for layer in (
+        layers.Reshape((rows, columns, 2, 2, channels), dtype="float32", name=f"{name}_pixels"),
+        layers.Permute((1, 3, 2, 4, 5), dtype="float32", name=f"{name}_interleave"),
+        layers.Reshape((2 * rows, 2 * columns, channels), dtype="float32", name=f"{name}_image"),
+    ):
+        outputs = layer(outputs)
+    return _crop(outputs, (height, width), f"{name}_crop", dtype="float32")
 
 
 # === conv: a strided convolution a level, and more at the same size for depth above 1. The decoder
@@ -222,7 +225,7 @@ def _double(x, channels, size, level, activation="silu"):
     return _crop(x, size, f"crop_{level}")
 
 
-def _crop(x, size, name):
+def _crop(x, size, name, dtype=None):
     """Without the last row or column, where `size` is smaller by one.
 
     The decoder doubles exactly, the encoder halves rounding up: so every size comes back exactly.
@@ -230,7 +233,7 @@ def _crop(x, size, name):
     crop = tuple(doubled - edge for doubled, edge in zip(x.shape[1:3], size, strict=True))
     if not any(crop):
         return x
-    return layers.Cropping2D(((0, crop[0]), (0, crop[1])), name=name)(x)
+    return layers.Cropping2D(((0, crop[0]), (0, crop[1])), dtype=dtype, name=name)(x)
 
 
 class Network(NamedTuple):

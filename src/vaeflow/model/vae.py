@@ -68,6 +68,8 @@ class VAE(keras.Model):
         beta: weight of the KL term.
         kl_warmup_steps: training steps over which that weight rises from 0.
         free_bits: nats per latent dimension that cost nothing; for `elbo` only.
+        gradient_clip: a gradient with a larger norm is scaled down to it, in the unit of
+            `gradient_limit`; 0 for none.
         gradient_limit: a step is left out whose gradient has a norm larger than this, in nats per
             pixel and channel: so one limit serves images of any size.
         seed: of the noise drawn in training and validation.
@@ -98,6 +100,7 @@ class VAE(keras.Model):
         beta=1.0,
         kl_warmup_steps=0,
         free_bits=0.0,
+        gradient_clip=0.0,
         gradient_limit=1000.0,
         seed=0,
         **kwargs,
@@ -127,6 +130,7 @@ class VAE(keras.Model):
         self.beta = beta
         self.kl_warmup_steps = kl_warmup_steps
         self.free_bits = free_bits
+        self.gradient_clip = gradient_clip
         self.gradient_limit = gradient_limit
         self.seed = seed
 
@@ -173,11 +177,18 @@ class VAE(keras.Model):
             images: `(batch, height, width, channels)` in [0, 1].
             noise: draws of N(0, I), `(samples, batch, latent_dim)`.
         """
-        posterior = self.encoder(images, training=training)
-        mean, log_variance = posterior["mean"], posterior["log_variance"]
-        latents = objective.reparameterise(mean, log_variance, noise)
+        latents, posterior = self.draw(images, noise, training=training)
         log_likelihood = self.log_likelihood(images, latents, training=training)
-        return Terms(log_likelihood, latents, mean, log_variance)
+        return Terms(log_likelihood, latents, **posterior)
+
+    def draw(self, images, noise, training=False):
+        """Latents of images, `(samples, batch, latent_dim)`, and the posterior that they are from.
+
+        Args:
+            images, noise: as for `terms`.
+        """
+        posterior = self.encoder(images, training=training)
+        return objective.reparameterise(**posterior, noise=noise), posterior
 
     def log_likelihood(self, images, latents, training=False):
         """Log p(x|t) for several latents of each image.
@@ -196,40 +207,54 @@ class VAE(keras.Model):
         }
         return self.pixels.log_likelihood(images, **parameters)
 
-    def train_step(self, data):
-        """One step of stochastic gradient ascent; TensorFlow finds the gradient."""
-        import tensorflow as tf
+    def train_step(self, *arguments):
+        """One step of stochastic gradient ascent; the backend finds the gradient."""
+        return backend().run(self, self._train, *arguments)
 
-        images = _images_of(data)
-        if self.binarize == "dynamic":
-            draws = keras.random.uniform(ops.shape(images), seed=self.noise)
-            images = ops.cast(draws < images, "float32")
+    def test_step(self, *arguments):
+        """The same terms without a step, on the same noise at every call, so epochs compare."""
+        return backend().run(self, self._test, *arguments)
+
+    def _train(self, data):
+        images = self._observe(data)
         weight = objective.kl_weight(self.steps, self.kl_warmup_steps, self.beta)
         find = {
-            "elbo": self._elbo_gradients,
-            "importance_weighted": self._importance_weighted_gradients,
+            "elbo": backend().elbo_gradients,
+            "importance_weighted": backend().importance_weighted_gradients,
         }[self.objective]
-        terms, loss, gradients = find(images, self._draw_noise(images, self.noise), weight)
+        terms, loss, gradients = find(self, images, self._draw_noise(images, self.noise), weight)
 
         # Slots must exist before the optimizer is applied inside a condition.
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         # A single NaN applied to the weights, or kept in Adam's moments, ends a training for good;
         # a step left out costs nothing but is counted, as Child 2021 does.
-        norm = tf.linalg.global_norm(gradients)
-        largest = self.gradient_limit * math.prod(self.image_shape)
-        sound = tf.math.is_finite(loss) & tf.math.is_finite(norm) & (norm <= largest)
-        tf.cond(
-            sound,
-            lambda: self.optimizer.apply(gradients, self.trainable_variables),
-            lambda: None,
-        )
+        norm = backend().global_norm(gradients)
+        unit = math.prod(self.image_shape)
+        sound = ops.isfinite(loss) & ops.isfinite(norm) & (norm <= self.gradient_limit * unit)
+        if self.gradient_clip:
+            scale = ops.minimum(1.0, self.gradient_clip * unit / norm)
+            gradients = [scale * gradient for gradient in gradients]
+        backend().apply_if(sound, self.optimizer, gradients, self.trainable_variables)
         skipped = 1.0 - ops.cast(sound, "float32")
         self.steps.assign_add(1.0)
         self.skipped_in_a_row.assign(skipped * (self.skipped_in_a_row + 1.0))
         self.skipped_metric.update_state(skipped)
         results = self._update_metrics(terms, loss, counted=sound)
         return {**results, self.skipped_metric.name: self.skipped_metric.result()}
+
+    def _test(self, data):
+        images = _images_of(data)
+        terms = self.terms(images, self._draw_noise(images, self.seed))
+        return self._update_metrics(terms, self.loss_of(terms, self.beta))
+
+    def _observe(self, data):
+        """The images of a batch, drawn black and white where the model binarises."""
+        images = _images_of(data)
+        if self.binarize != "dynamic":
+            return images
+        draws = keras.random.uniform(ops.shape(images), seed=self.noise)
+        return ops.cast(draws < images, "float32")
 
     def tighten(self, samples: int) -> None:
         """Go on training with the importance-weighted bound, of so many draws an image.
@@ -242,43 +267,14 @@ class VAE(keras.Model):
         # The compiled step knows the objective it was made with: have another made.
         self.compile(optimizer=self.optimizer, jit_compile=self.jit_compile)
 
-    def _elbo_gradients(self, images, noise, weight):
-        """Terms, loss and its gradient in every trainable variable."""
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            terms = self.terms(images, noise, training=True)
-            loss = self._loss(terms, weight)
-        return terms, loss, tape.gradient(loss, self.trainable_variables)
-
-    def _importance_weighted_gradients(self, images, noise, weight):
-        """The same for the importance-weighted bound, doubly reparameterised for the encoder.
-
-        The chain rule is cut at the latents, where the gradient on its way to the encoder is
-        multiplied by `objective.doubly_reparameterised_factor`.
-        """
-        import tensorflow as tf
-
-        with tf.GradientTape(persistent=True) as tape:
-            terms = self.terms(images, noise, training=True)
-            log_weights = self._log_weights(terms, weight)
-            loss = -ops.mean(objective.importance_weighted_bound(log_weights))
-        decoder, in_latents = tape.gradient(loss, [self.decoder.trainable_variables, terms.latents])
-        factor = objective.doubly_reparameterised_factor(log_weights, weight)[..., None]
-        encoder = tape.gradient(
-            terms.latents, self.encoder.trainable_variables, output_gradients=factor * in_latents
-        )
-        # In the order of `trainable_variables`: the encoder's come first.
-        return terms, loss, [*encoder, *decoder]
-
-    def _loss(self, terms: Terms, weight):
+    def loss_of(self, terms: Terms, weight):
         """Minus what is maximised: nats per image, a scalar."""
         if self.objective == "importance_weighted":
-            return -ops.mean(objective.importance_weighted_bound(self._log_weights(terms, weight)))
+            return -ops.mean(objective.importance_weighted_bound(self.log_weights(terms, weight)))
         kl = objective.kl_per_dimension(terms.mean, terms.log_variance)
         return -objective.weighted_elbo(terms.mean_log_likelihood, kl, weight, self.free_bits)
 
-    def _log_weights(self, terms: Terms, weight):
+    def log_weights(self, terms: Terms, weight):
         """Log importance weights, q's parameters held fixed as the gradient's estimate needs it."""
         fixed = map(ops.stop_gradient, (terms.mean, terms.log_variance))
         return objective.log_importance_weights(
@@ -288,16 +284,6 @@ class VAE(keras.Model):
     def _draw_noise(self, images, seed):
         shape = (self.samples, ops.shape(images)[0], self.latent_dim)
         return keras.random.normal(shape, seed=seed)
-
-    def test_step(self, data):
-        """The same terms without a step, on the same noise at every call, so epochs compare."""
-        images = _images_of(data)
-        terms = self.terms(images, self._draw_noise(images, self.seed))
-        return self._update_metrics(terms, self._loss(terms, self.beta))
-
-    def predict_step(self, data):
-        """The model's outputs for one batch."""
-        return self(_images_of(data), training=False)
 
     def _update_metrics(self, terms: Terms, loss, counted=True):
         """Add a batch to the means, unless it is not counted; returns the means so far."""
@@ -338,9 +324,28 @@ class VAE(keras.Model):
             "beta": self.beta,
             "kl_warmup_steps": self.kl_warmup_steps,
             "free_bits": self.free_bits,
+            "gradient_clip": self.gradient_clip,
             "gradient_limit": self.gradient_limit,
             "seed": self.seed,
         }
+
+
+def backend():
+    """The functions of Keras's backend that a step is made with.
+
+    Raises:
+        ImportError: there are none for this one.
+    """
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        from vaeflow.model import step_tensorflow
+
+        return step_tensorflow
+    if name == "jax":
+        from vaeflow.model import step_jax
+
+        return step_jax
+    raise ImportError(f"KERAS_BACKEND is {name}; vaeflow trains with tensorflow or jax.")
 
 
 def _check_choice(name, value, choices):
@@ -349,8 +354,11 @@ def _check_choice(name, value, choices):
 
 
 def _images_of(data):
-    """`fit` hands over images alone, or a tuple `(images, labels, weights)`."""
-    return data[0] if isinstance(data, list | tuple) else data
+    """Images in [0, 1]; `fit` hands over these or uint8, or a tuple `(images, labels, weights)`."""
+    images = data[0] if isinstance(data, list | tuple) else data
+    if keras.backend.standardize_dtype(images.dtype) == "uint8":
+        return ops.cast(images, "float32") / 255.0
+    return images
 
 
 def load_vae(path: Path) -> VAE:

@@ -117,6 +117,16 @@ class Run:
         with clear_errors(self.client.tracking_uri):
             self.client.log_batch(self.run_id, metrics=points)
 
+    def parameters(self) -> dict[str, str]:
+        """What has been recorded of them."""
+        with clear_errors(self.client.tracking_uri):
+            return self.client.get_run(self.run_id).data.params
+
+    def steps_of(self, metric: str) -> set[int]:
+        """At which steps a metric has been recorded."""
+        with clear_errors(self.client.tracking_uri):
+            return {point.step for point in self.client.get_metric_history(self.run_id, metric)}
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Upload a file among the run's artifacts."""
         with clear_errors(self.client.tracking_uri):
@@ -129,20 +139,31 @@ def start_run(
     name: str | None,
     parameters: Mapping[str, object],
     tags: Mapping[str, str],
+    again: str | None = None,
 ) -> Iterator[Run]:
-    """A new run, closed as FINISHED, FAILED (an exception) or KILLED (interrupted)."""
+    """A new run, closed as FINISHED, FAILED (an exception) or KILLED (interrupted).
+
+    Args:
+        workspace: whose store.
+        name: of the run.
+        parameters, tags: recorded with it.
+        again: id of a run that is opened again instead, where this store still has it and its
+            parameters are the same.
+    """
     from mlflow.entities import Param, RunTag
     from mlflow.exceptions import MlflowException
 
-    client = connect(workspace)
-    with clear_errors(client.tracking_uri):
-        created = client.create_run(_experiment_id(client, workspace), run_name=name)
-    run = Run(client, created.info.run_id)
+    texts = {key: str(value) for key, value in parameters.items()}
+    run = find_run(workspace, again) if again else None
+    if run is None or run.parameters() != texts:
+        run = _create_run(workspace, name)
+    client = run.client
     status = "KILLED"
     try:
+        client.update_run(run.run_id, status="RUNNING")
         client.log_batch(
             run.run_id,
-            params=[Param(key, str(value)) for key, value in parameters.items()],
+            params=[Param(key, text) for key, text in texts.items()],
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         yield run
@@ -155,6 +176,13 @@ def start_run(
             client.set_terminated(run.run_id, status)
         except MlflowException as error:  # must not hide what ended the run
             print(f"run {run.run_id} could not be closed as {status}: {error.message}")
+
+
+def _create_run(workspace: Workspace, name: str | None) -> Run:
+    client = connect(workspace)
+    with clear_errors(client.tracking_uri):
+        created = client.create_run(_experiment_id(client, workspace), run_name=name)
+    return Run(client, created.info.run_id)
 
 
 def find_run(workspace: Workspace, run_id: str) -> Run | None:

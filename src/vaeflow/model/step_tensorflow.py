@@ -1,0 +1,53 @@
+"""What a training step needs of TensorFlow: gradients, and a step that can be left out.
+
+`step_jax` has the same functions for JAX.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from keras import ops
+
+from vaeflow.model import objective
+
+
+def run(vae, step, data):
+    """Make a step on a batch; TensorFlow changes variables in place."""
+    return step(data)
+
+
+def elbo_gradients(vae, images, noise, weight):
+    """Terms, loss and its gradient in every trainable variable."""
+    with tf.GradientTape() as tape:
+        terms = vae.terms(images, noise, training=True)
+        loss = vae.loss_of(terms, weight)
+    return terms, loss, tape.gradient(loss, vae.trainable_variables)
+
+
+def importance_weighted_gradients(vae, images, noise, weight):
+    """The same for the importance-weighted bound, doubly reparameterised for the encoder.
+
+    The chain rule is cut at the latents, where the gradient on its way to the encoder is
+    multiplied by `objective.doubly_reparameterised_factor`.
+    """
+    with tf.GradientTape(persistent=True) as tape:
+        terms = vae.terms(images, noise, training=True)
+        log_weights = vae.log_weights(terms, weight)
+        loss = -ops.mean(objective.importance_weighted_bound(log_weights))
+    decoder, in_latents = tape.gradient(loss, [vae.decoder.trainable_variables, terms.latents])
+    factor = objective.doubly_reparameterised_factor(log_weights, weight)[..., None]
+    encoder = tape.gradient(
+        terms.latents, vae.encoder.trainable_variables, output_gradients=factor * in_latents
+    )
+    # In the order of `trainable_variables`: the encoder's come first.
+    return terms, loss, [*encoder, *decoder]
+
+
+def global_norm(gradients):
+    """The Euclidean norm of all gradients together."""
+    return tf.linalg.global_norm(gradients)
+
+
+def apply_if(sound, optimizer, gradients, variables):
+    """Apply the gradients, or leave everything as it is."""
+    tf.cond(sound, lambda: optimizer.apply(gradients, variables), lambda: None)

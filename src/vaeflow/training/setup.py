@@ -1,0 +1,92 @@
+"""What a training begins with, made as the settings say: images, model and optimizer."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import keras
+
+from vaeflow.config import Train
+from vaeflow.data.prepare import load_split
+from vaeflow.errors import ConfigError
+from vaeflow.model.binarize import Binarized, binarized
+from vaeflow.model.likelihoods import why_it_does_not_fit
+from vaeflow.model.vae import VAE
+
+
+def load_images(prepared: Path, settings: Train):
+    """Training and validation images, uint8 and binarised where the settings ask for it.
+
+    Warns where the likelihood does not fit them.
+    """
+    images = load_split(prepared, "train")
+    if settings.binarize == "static":
+        images = Binarized(images, settings.seed)
+    validation = binarized(load_split(prepared, "validation"), settings.binarize, settings.seed)
+    # The validation images stand for all: they are few, and what the model will be judged on.
+    if reason := why_it_does_not_fit(settings.likelihood, validation):
+        print(f"warning: {reason}", flush=True)
+    return images, validation
+
+
+def make_vae(image_shape: tuple[int, int, int], settings: Train, steps_per_epoch: int) -> VAE:
+    """The model that the settings describe, untrained."""
+    return VAE(
+        image_shape=image_shape,
+        latent_dim=settings.latent_dim,
+        network=settings.network,
+        filters=settings.filters,
+        depth=settings.depth,
+        hidden_units=settings.hidden_units,
+        likelihood=settings.likelihood,
+        binarize=settings.binarize,
+        objective=settings.objective,
+        samples=settings.samples,
+        beta=settings.beta,
+        kl_warmup_steps=settings.kl_warmup_epochs * steps_per_epoch,
+        free_bits=settings.free_bits,
+        gradient_clip=settings.gradient_clip,
+        gradient_limit=settings.gradient_limit,
+        seed=settings.seed,
+    )
+
+
+def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
+    """Adam, with the learning rate and the weight average that the settings ask for.
+
+    Args:
+        settings: see `params.yaml`.
+        steps: of the whole training.
+    """
+    rate = settings.learning_rate
+    if settings.learning_rate_schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    average = settings.weight_average
+    return keras.optimizers.Adam(rate, use_ema=average > 0, ema_momentum=average)
+
+
+def check_memory(vae: VAE, settings: Train) -> None:
+    """Refuse more draws at once than this machine's memory can hold.
+
+    Every value of the decoder is kept for every draw until the gradient has been found, and the
+    gradient is as large again.
+
+    Raises:
+        ConfigError: they would take more than all of it.
+    """
+    outputs = (layer.output.shape[1:] for layer in vae.decoder.layers)
+    bytes_a_draw = 2 * 4 * sum(map(math.prod, outputs))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fitting = memory // bytes_a_draw
+    batch_size = settings.batch_size
+    for key in ("samples", "finish_samples") if settings.finish_epochs else ("samples",):
+        draws = getattr(settings, key) * batch_size
+        if draws > fitting:
+            raise ConfigError(
+                f"train.{key} is {getattr(settings, key)} and train.batch_size {batch_size}: the "
+                f"decoder would work on {draws} draws at once, and no more than {fitting} fit into "
+                f"this machine's memory. Set train.{key} to {max(1, fitting // batch_size)} or "
+                "less, or train.batch_size lower."
+            )

@@ -1,0 +1,41 @@
+"""Ending a training whose gradients are not to be used any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+
+from vaeflow.errors import TrainingError
+
+
+class StopWhenSkipping(keras.callbacks.Callback):
+    """End a training that makes no more steps, and keep the weights as they were before.
+
+    Args:
+        limit: how many steps left out in a row are too many; so is an epoch of nothing else.
+        keep: where the weights go. A step left out changes none, so they are the last good ones.
+    """
+
+    def __init__(self, limit: int, keep: Path):
+        super().__init__()
+        self.limit = limit
+        self.keep = keep
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the epoch, for the message."""
+        self.epoch = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Count."""
+        skipped = int(self.model.skipped_in_a_row)
+        if skipped >= min(self.limit, self.params["steps"]):
+            self.keep.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save(self.keep)
+            raise TrainingError(
+                f"epoch {self.epoch}: {skipped} steps in a row had a gradient that is not finite "
+                f"or above train.gradient_limit. The weights as they were before are kept in "
+                f"{self.keep}. Lower train.learning_rate, or warm the KL term up "
+                "(train.kl_warmup_epochs)."
+            )

@@ -1,0 +1,180 @@
+"""A training that was ended in the middle goes on as if it had not been."""
+
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from vaeflow.config import Parameters
+from vaeflow.errors import TrainingError
+from vaeflow.training.checkpoint import Checkpoints, training_key
+from vaeflow.training.fit import fit
+
+STEPS = 4  # an epoch: 200 images in batches of 64
+
+CASES = {
+    "plain": {},
+    "averaged, binarised and cosine": {
+        "weight_average": 0.9,
+        "binarize": "dynamic",
+        "learning_rate_schedule": "cosine",
+        "kl_warmup_epochs": 2,
+    },
+    "with a finish": {"finish_epochs": 2, "finish_samples": 3, "weight_average": 0.9},
+    "keeping the best": {"patience": 1, "learning_rate": 0.3, "weight_average": 0.5},
+    "on a plateau": {
+        "learning_rate": 0.3,
+        "learning_rate_schedule": "plateau",
+        "plateau_epochs": 1,
+    },
+}
+
+
+def settings(**train):
+    small = {"epochs": 6, "filters": [4], "hidden_units": 8, "latent_dim": 2, **train}
+    return Parameters.model_validate({"train": small})
+
+
+class TerminateAfter(keras.callbacks.Callback):
+    """Sends SIGTERM after so many steps, or at the first step of so many validations."""
+
+    def __init__(self, steps=None, validations=None):
+        super().__init__()
+        self.steps, self.validations = steps, validations
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.steps is not None:
+            self.steps -= 1
+            if self.steps == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if self.validations is not None:
+            self.validations -= 1
+            if self.validations == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupted(prepared, parameters, checkpoints, *terminations):
+    """Weights and rows of a training that was ended by each of these and begun again."""
+    rows = {}
+    keep = {"report": lambda row: rows.setdefault(row["epoch"], row)}
+    for termination in terminations:
+        with pytest.raises(SystemExit) as ended:
+            fit(prepared, parameters, checkpoints=checkpoints, callbacks=[termination], **keep)
+        assert ended.value.code == 128 + signal.SIGTERM
+    vae = fit(prepared, parameters, checkpoints=checkpoints, **keep)
+    return vae.get_weights(), list(rows.values())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ended_by_signals_and_begun_again_it_ends_with_the_same_weights(prepared, tmp_path, case):
+    parameters = settings(**CASES[case])
+    rows = []
+    expected = fit(prepared, parameters, report=rows.append).get_weights()
+    got, again = interrupted(
+        prepared,
+        parameters,
+        Checkpoints(tmp_path / "checkpoints"),
+        TerminateAfter(steps=1),
+        TerminateAfter(steps=STEPS + 1),
+        TerminateAfter(validations=1),
+        TerminateAfter(steps=STEPS),  # the last of an epoch
+        TerminateAfter(validations=2),
+    )
+    assert again == rows
+    for one, other in zip(expected, got, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_training_that_was_finished_is_finished_at_once(prepared, tmp_path):
+    parameters = settings(weight_average=0.9, checkpoint_minutes=0.0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    expected = fit(prepared, parameters, checkpoints=checkpoints).get_weights()
+    resumed = []
+    vae = fit(
+        prepared,
+        parameters,
+        checkpoints=checkpoints,
+        resumed=resumed.extend,
+        callbacks=[TerminateAfter(steps=1)],  # never comes to that
+    )
+    assert [row["epoch"] for row in resumed] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(expected, vae.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_last_two_are_kept_and_the_one_before_stands_in_for_a_damaged_one(
+    prepared, tmp_path, capsys
+):
+    parameters = settings(checkpoint_minutes=0.0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    expected = fit(prepared, parameters, checkpoints=checkpoints).get_weights()
+    _, newest = sorted(checkpoints.folder.iterdir())
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    resumed = []
+    vae = fit(prepared, parameters, checkpoints=checkpoints, resumed=resumed.extend)
+    assert len(resumed) == 5
+    assert f"{newest}: damaged; the checkpoint before it is taken" in capsys.readouterr().out
+    for one, other in zip(expected, vae.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+    for path in checkpoints.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-7])
+    assert checkpoints.load() is None
+
+
+def test_any_damage_of_one_byte_is_seen(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"a": np.arange(5)})
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 255]) + content[index + 1 :])
+        assert checkpoints.load() is None
+    path.write_bytes(content)
+    np.testing.assert_array_equal(checkpoints.load()["a"], np.arange(5))
+
+
+def test_another_parameter_or_other_images_are_another_training(prepared):
+    train = settings().train
+    key = training_key(prepared, train)
+    assert training_key(prepared, settings(checkpoint_minutes=7.0).train) == key
+    assert training_key(prepared, settings(epochs=7).train) != key
+    (prepared / "index.parquet").write_bytes(b"other images")
+    assert training_key(prepared, train) != key
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_clear_error_and_those_before_stay(
+    prepared, tmp_path
+):
+    """A file size limit stands for a full disk: both are errors of the write."""
+    import resource
+
+    parameters = settings(checkpoint_minutes=0.0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    class Fill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+
+    try:
+        with pytest.raises(TrainingError, match=r"00000004\.checkpoint: File too large.*before"):
+            fit(prepared, parameters, checkpoints=checkpoints, callbacks=[Fill()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in sorted(checkpoints.folder.iterdir())] == [
+        "00000002.checkpoint",
+        "00000003.checkpoint",
+    ]
+    resumed = []
+    fit(prepared, parameters, checkpoints=checkpoints, resumed=resumed.extend)
+    assert len(resumed) == 3
