@@ -1,39 +1,57 @@
-"""Where TensorFlow computes."""
+"""Where Keras's backend computes: on accelerators where it sees any, else on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+NAMES = {"tensorflow": "TensorFlow", "jax": "JAX"}
+
 
 def use_gpu_if_any() -> str:
-    """Take a GPU when TensorFlow sees one, reproducibly, and only as much memory as is needed.
+    """Take the GPUs that are seen, reproducibly, and only as much memory as is needed.
+
+    Under JAX they are taken as they are: it has no switch for either once it has been imported.
 
     Returns:
         What is used, in words.
     """
-    import tensorflow as tf
+    if _backend() == "tensorflow":
+        import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    tf.config.experimental.enable_op_determinism()
-    if not gpus:
-        return "the CPU (TensorFlow sees no GPU)"
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
-    return f"GPU: {names[0]}" + (f" (of {len(gpus)} seen)" if len(gpus) > 1 else "")
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.enable_op_determinism()
+    accelerators = _accelerators()
+    if not accelerators:
+        return f"the CPU ({NAMES[_backend()]} sees no GPU)"
+    several = f"{len(accelerators)} of " * (len(accelerators) > 1)
+    return f"GPU: {several}{accelerators[0]}"
 
 
 def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU."""
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
+    """Whether a GPU, or another accelerator, is seen."""
+    return bool(_accelerators())
 
 
 def choose_jit(setting: str | bool) -> bool:
-    """Whether to compile steps with XLA, as `train.jit` says."""
-    return has_gpu() if setting == "auto" else setting
+    """Whether to compile steps with XLA, as `train.jit` says.
+
+    `auto` does under JAX, which knows no other way of being fast, and on GPUs; on CPUs TensorFlow's
+    own kernels are faster.
+    """
+    return has_gpu() or _backend() == "jax" if setting == "auto" else setting
+
+
+def choose_steps_per_execution() -> int:
+    """Steps to make before anything else is looked at: about half a second of them, or less.
+
+    Between two calls of the program's own, TensorFlow spends 2 ms, which on a GPU is more than a
+    step; but a training that is told to end does so only between them.
+    """
+    if _backend() == "tensorflow" and count_devices() > 1:
+        return 1  # more at once it fails to make on several devices (TensorFlow 2.21)
+    return 32 if has_gpu() else 8
 
 
 @contextmanager
@@ -51,6 +69,31 @@ def layers_in(setting: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+def count_devices() -> int:
+    """How many `all_devices` trains on."""
+    return len(_devices())
+
+
+@contextmanager
+def all_devices() -> Iterator[None]:
+    """Inside, models are made, and trained, on every local device, each with its part of a batch.
+
+    Those are the GPUs, or the CPUs into which a machine without any has been split.
+    """
+    if count_devices() == 1:
+        yield
+    elif _backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.distribute.MirroredStrategy([device.name for device in _devices()]).scope():
+            yield
+    else:
+        import keras
+
+        with keras.distribution.DataParallel().scope():
+            yield
+
+
 def use_cpu() -> None:
     """Leave GPUs alone: exports are compared to 1e-4, which a GPU's TF32 products do not keep."""
     import tensorflow as tf
@@ -60,6 +103,41 @@ def use_cpu() -> None:
 
 def use_full_precision() -> None:
     """Multiply in float32 on GPUs too, which by default round to TF32: bounds are compared."""
-    import tensorflow as tf
+    if _backend() == "tensorflow":
+        import tensorflow as tf
 
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    else:
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def _backend() -> str:
+    import keras
+
+    return keras.backend.backend()
+
+
+def _accelerators() -> list[str]:
+    """The kind of each, in words; asks nothing that would end what may still be set."""
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        return [
+            tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+            for gpu in tf.config.list_physical_devices("GPU")
+        ]
+    import jax
+
+    return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+
+
+def _devices() -> list:
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    import jax
+
+    return jax.local_devices()

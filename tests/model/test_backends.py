@@ -1,6 +1,7 @@
 """One objective, two backends: a step on each, from the same weights and the same noise."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -15,53 +16,83 @@ CASES = {
     "residual and logistic": {"likelihood": "discretized_logistic", "network": "residual"},
     "left out": {"gradient_limit": 1e-9},
 }
-STEP = """
+STEPS = """
 import json, sys
 import vaeflow
 import keras, numpy as np
-from vaeflow.model.vae import VAE, load_vae
 from vaeflow.data.batches import Batches
+from vaeflow.model.vae import VAE, load_vae
 
-folder, settings, role = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-images = np.load(f"{folder}/images.npy")
-noise = np.load(f"{folder}/noise.npy")
-VAE._draw_noise = lambda self, images, seed: keras.ops.convert_to_tensor(noise)
-if role == "first":
-    keras.utils.set_random_seed(0)
-    vae = VAE((9, 8, 1), latent_dim=2, filters=(4, 6), hidden_units=8, **settings)
-    vae.compile(optimizer=keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5))
-    vae.save(f"{folder}/model.keras")
-vae = load_vae(f"{folder}/model.keras")
-assert keras.backend.backend() == ("tensorflow" if role == "first" else "jax")
-if role == "second":
-    assert "tensorflow" not in sys.modules
-for _ in range(2):
-    logs = vae.fit(Batches(images, len(images)), verbose=0).history
-evaluated = vae.evaluate(Batches(images, len(images)), verbose=0, return_dict=True)
-logs |= {f"validation_{name}": [value] for name, value in evaluated.items()}
-np.savez(f"{folder}/{role}.npz", *[variable.numpy() for variable in vae.trainable_variables])
-print(json.dumps({name: float(values[-1]) for name, values in logs.items()}))
+cases, role = json.loads(sys.argv[1]), sys.argv[2]
+images = np.load("images.npy")
+for name, settings in cases.items():
+    noise = np.load(f"{name}.noise.npy")
+    VAE._draw_noise = lambda self, images, seed: keras.ops.convert_to_tensor(noise)
+    if role == "tensorflow":
+        keras.utils.set_random_seed(0)
+        vae = VAE((9, 8, 1), latent_dim=2, filters=(4, 6), hidden_units=8, **settings)
+        vae.compile(optimizer=keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5))
+        vae.save(f"{name}.keras")
+    vae = load_vae(f"{name}.keras")
+    for _ in range(2):
+        logs = vae.fit(Batches(images, len(images)), verbose=0).history
+    logs = {key: values[-1] for key, values in logs.items()}
+    evaluated = vae.evaluate(Batches(images, len(images)), verbose=0, return_dict=True)
+    logs |= {f"validation_{key}": value for key, value in evaluated.items()}
+    with open(f"{name}.{role}.json", "w") as file:
+        json.dump({key: float(value) for key, value in logs.items()}, file)
+    np.savez(f"{name}.{role}.npz", *[variable.numpy() for variable in vae.trainable_variables])
+assert keras.backend.backend() == role
+others = {"tensorflow", "mlflow", "dvc", "prefect", "pydantic"} - {role}
+assert not others & set(sys.modules), others & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_step_on_jax_is_the_step_on_tensorflow(digits, tmp_path, monkeypatch, case):
-    settings = CASES[case]
+@pytest.fixture(scope="module")
+def stepped(digits, tmp_path_factory):
+    """A folder with what both backends have made of each case."""
+    folder = tmp_path_factory.mktemp("steps")
     taller = np.concatenate([digits[:32], digits[:32, :1]], axis=1)  # 9 x 8: is cropped
-    np.save(tmp_path / "images.npy", taller)
-    noise = np.random.default_rng(0).normal(size=(settings.get("samples", 1), 32, 2))
-    np.save(tmp_path / "noise.npy", noise.astype("float32"))
-
-    logs = {}
-    for role, backend in (("first", "tensorflow"), ("second", "jax")):
-        monkeypatch.setenv("KERAS_BACKEND", backend)
-        command = [sys.executable, "-c", STEP, str(tmp_path), json.dumps(settings), role]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    np.save(folder / "images.npy", taller)
+    for name, settings in CASES.items():
+        noise = np.random.default_rng(0).normal(size=(settings.get("samples", 1), 32, 2))
+        np.save(folder / f"{name}.noise.npy", noise.astype("float32"))
+    for backend in ("tensorflow", "jax"):
+        done = subprocess.run(
+            [sys.executable, "-c", STEPS, json.dumps(CASES), backend],
+            cwd=folder,
+            env={**os.environ, "KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         assert done.returncode == 0, done.stderr
-        logs[role] = json.loads(done.stdout.splitlines()[-1])
+    return folder
 
-    assert logs["second"] == pytest.approx(logs["first"], rel=1e-5, abs=1e-5)
-    assert logs["first"]["skipped_steps"] == (case == "left out")
-    first, second = (np.load(tmp_path / f"{role}.npz") for role in logs)
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_on_jax_is_the_step_on_tensorflow(stepped, case):
+    first, second = (
+        json.loads((stepped / f"{case}.{backend}.json").read_text())
+        for backend in ("tensorflow", "jax")
+    )
+    assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
+    assert first["skipped_steps"] == (case == "left out")
+    first, second = (np.load(stepped / f"{case}.{name}.npz") for name in ("tensorflow", "jax"))
     for name in first.files:
         np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_on_jax_goes_on_as_one_on_tensorflow_does():
+    test = "test_ended_and_begun_again_it_ends_with_the_same_weights"
+    test += "[averaged, binarised, with a finish]"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"tests/training/test_resume.py::{test}"],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout

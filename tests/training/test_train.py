@@ -19,6 +19,12 @@ def settings(**train):
     return Parameters.model_validate({"train": small})
 
 
+@pytest.fixture
+def one_step_at_a_time(monkeypatch):
+    """Callbacks are called after each step."""
+    monkeypatch.setattr("vaeflow.training.fit.choose_steps_per_execution", lambda: 1)
+
+
 def test_the_models_settings_are_the_parameters(prepared):
     vae = fit(prepared, settings(samples=3, objective="importance_weighted", kl_warmup_epochs=2))
     assert (vae.samples, vae.objective) == (3, "importance_weighted")
@@ -136,10 +142,10 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
     prepared, tmp_path
 ):
     class Explode(keras.callbacks.Callback):
-        """From the third step on, no gradient is small enough."""
+        """After the first steps, made at once, no gradient is small enough."""
 
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 1:
+            if batch == 7:
                 self.model.gradient_limit = 0.0
                 self.model.make_train_function(force=True)
                 self.good = [weight.numpy() for weight in self.model.trainable_variables]
@@ -147,8 +153,8 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
     explode = Explode()
     keep = tmp_path / "outputs" / "stopped" / "model.keras"
     stop = StopWhenSkipping(3, keep)
-    with pytest.raises(TrainingError, match=r"epoch 2: 3 steps in a row .*stopped/model\.keras"):
-        fit(prepared, settings(epochs=9, batch_size=50), callbacks=[explode, stop])
+    with pytest.raises(TrainingError, match=r"epoch 1: 8 steps in a row .*stopped/model\.keras"):
+        fit(prepared, settings(batch_size=10), callbacks=[explode, stop])
     kept = load_vae(keep)
     for variable, good in zip(kept.trainable_variables, explode.good, strict=True):
         np.testing.assert_array_equal(variable, good)
@@ -177,7 +183,7 @@ class Recorder(keras.callbacks.Callback):
         self.rates.append(float(self.model.optimizer.learning_rate))
 
 
-def test_the_weights_kept_are_the_running_mean_of_all_steps(prepared):
+def test_the_weights_kept_are_the_running_mean_of_all_steps(prepared, one_step_at_a_time):
     recorder = Recorder()
     vae = fit(prepared, settings(weight_average=0.8), callbacks=[recorder])
     expected, *rest = recorder.weights
@@ -188,7 +194,7 @@ def test_the_weights_kept_are_the_running_mean_of_all_steps(prepared):
         np.testing.assert_allclose(variable, mean, atol=1e-6)
 
 
-def test_the_learning_rate_falls_along_a_cosine(prepared):
+def test_the_learning_rate_falls_along_a_cosine(prepared, one_step_at_a_time):
     recorder = Recorder()
     fit(
         prepared,
@@ -201,7 +207,7 @@ def test_the_learning_rate_falls_along_a_cosine(prepared):
     )
 
 
-def test_on_a_plateau_the_learning_rate_is_halved(prepared):
+def test_on_a_plateau_the_learning_rate_is_halved(prepared, one_step_at_a_time):
     recorder = Recorder()
     losses = []
     fit(

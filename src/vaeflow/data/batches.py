@@ -18,16 +18,26 @@ class Batches(keras.utils.PyDataset):
         images: uint8, `(count, height, width, channels)`, typically memory-mapped.
         batch_size: images per batch; the last batch of an epoch may be smaller.
         shuffle_seed: of the permutations; without it the images keep their order.
+        multiple_of: of how many images batches must be, as devices that share one need it: the last
+            is filled up with the first images of the epoch.
 
     Example:
         >>> vae.fit(Batches(images, 128, shuffle_seed=0), epochs=10, shuffle=False)
     """
 
-    def __init__(self, images: np.ndarray, batch_size: int, *, shuffle_seed: int | None = None):
+    def __init__(
+        self,
+        images: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        multiple_of: int = 1,
+    ):
         super().__init__()
         self.images = images
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
+        self.multiple_of = multiple_of
         self.at(epoch=0)
 
     def at(self, epoch: int, first: int = 0) -> Batches:
@@ -47,7 +57,12 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> np.ndarray:
         start = (self.first + index) * self.batch_size
-        rows = slice(start, start + self.batch_size)
+        batch = self._read(start, start + self.batch_size)
+        missing = -len(batch) % self.multiple_of
+        return np.concatenate([batch, self._read(0, missing)]) if missing else batch
+
+    def _read(self, start: int, end: int) -> np.ndarray:
+        rows = slice(start, end)
         return np.asarray(self.images[rows if self.order is None else self.order[rows]])
 
     def on_epoch_begin(self) -> None:

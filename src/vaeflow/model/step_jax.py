@@ -37,6 +37,11 @@ def run(vae, step, state, data):
     return results, after
 
 
+def synchronise(vae):
+    """Have the variables say, inside `fit`, what the steps have made of them."""
+    vae.jax_state_sync()
+
+
 def elbo_gradients(vae, images, noise, weight):
     """Terms, loss and its gradient in every trainable variable."""
 
@@ -94,6 +99,21 @@ def apply_if(sound, optimizer, gradients, variables):
     optimizer.apply(gradients, variables)
     for variable, value in zip(changed, before, strict=True):
         variable.assign(jnp.where(sound, variable.value, value))
+
+
+def replicas() -> int:
+    """One: where several devices share a batch, JAX has the program see all of it."""
+    return 1
+
+
+def own_part(values, axis):
+    """All of them; see `replicas`."""
+    return values
+
+
+def average(values):
+    """As they are; see `replicas`."""
+    return values
 
 
 def _values_of(variables, values) -> keras.StatelessScope:

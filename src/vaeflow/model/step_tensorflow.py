@@ -16,6 +16,10 @@ def run(vae, step, data):
     return step(data)
 
 
+def synchronise(vae):
+    """Have the variables say, inside `fit`, what the steps have made of them; they always do."""
+
+
 def elbo_gradients(vae, images, noise, weight):
     """Terms, loss and its gradient in every trainable variable."""
     with tf.GradientTape() as tape:
@@ -50,4 +54,35 @@ def global_norm(gradients):
 
 def apply_if(sound, optimizer, gradients, variables):
     """Apply the gradients, or leave everything as it is."""
-    tf.cond(sound, lambda: optimizer.apply(gradients, variables), lambda: None)
+    if replicas() == 1:
+        tf.cond(sound, lambda: optimizer.apply(gradients, variables), lambda: None)
+        return
+    # Replicas may not meet inside a condition, as they do to apply gradients: choose afterwards.
+    changed = [variable.value for variable in (*variables, *optimizer.variables)]
+    before = [tf.identity(variable) for variable in changed]
+    # The optimizer adds up what it gets from the replicas.
+    optimizer.apply([gradient / replicas() for gradient in gradients], variables)
+    for variable, value in zip(changed, before, strict=True):
+        variable.assign(tf.where(sound, variable, value))
+
+
+def replicas() -> int:
+    """How many copies of the model, each on a device of its own, share every batch evenly."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def own_part(values, axis):
+    """Of values for all replicas' images, those for this one's."""
+    if replicas() == 1:
+        return values
+    index = tf.distribute.get_replica_context().replica_id_in_sync_group
+    size = ops.shape(values)[axis] // replicas()
+    return tf.gather(values, index * size + tf.range(size), axis=axis)
+
+
+def average(values):
+    """Means over the replicas."""
+    if replicas() == 1:
+        return values
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)

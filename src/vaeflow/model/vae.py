@@ -215,6 +215,9 @@ class VAE(keras.Model):
         """The same terms without a step, on the same noise at every call, so epochs compare."""
         return backend().run(self, self._test, *arguments)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: it is built. On several devices Keras would take a batch to build it with."""
+
     def _train(self, data):
         images = self._observe(data)
         weight = objective.kl_weight(self.steps, self.kl_warmup_steps, self.beta)
@@ -223,6 +226,7 @@ class VAE(keras.Model):
             "importance_weighted": backend().importance_weighted_gradients,
         }[self.objective]
         terms, loss, gradients = find(self, images, self._draw_noise(images, self.noise), weight)
+        loss, gradients = backend().average([loss, gradients])
 
         # Slots must exist before the optimizer is applied inside a condition.
         if not self.optimizer.built:
@@ -239,7 +243,7 @@ class VAE(keras.Model):
         skipped = 1.0 - ops.cast(sound, "float32")
         self.steps.assign_add(1.0)
         self.skipped_in_a_row.assign(skipped * (self.skipped_in_a_row + 1.0))
-        self.skipped_metric.update_state(skipped)
+        self.skipped_metric.update_state(skipped / backend().replicas())
         results = self._update_metrics(terms, loss, counted=sound)
         return {**results, self.skipped_metric.name: self.skipped_metric.result()}
 
@@ -253,8 +257,8 @@ class VAE(keras.Model):
         images = _images_of(data)
         if self.binarize != "dynamic":
             return images
-        draws = keras.random.uniform(ops.shape(images), seed=self.noise)
-        return ops.cast(draws < images, "float32")
+        draws = keras.random.uniform(_shape_of_all(images), seed=self.noise)
+        return ops.cast(backend().own_part(draws, axis=0) < images, "float32")
 
     def tighten(self, samples: int) -> None:
         """Go on training with the importance-weighted bound, of so many draws an image.
@@ -282,8 +286,8 @@ class VAE(keras.Model):
         )
 
     def _draw_noise(self, images, seed):
-        shape = (self.samples, ops.shape(images)[0], self.latent_dim)
-        return keras.random.normal(shape, seed=seed)
+        shape = (self.samples, _shape_of_all(images)[0], self.latent_dim)
+        return backend().own_part(keras.random.normal(shape, seed=seed), axis=1)
 
     def _update_metrics(self, terms: Terms, loss, counted=True):
         """Add a batch to the means, unless it is not counted; returns the means so far."""
@@ -346,6 +350,15 @@ def backend():
 
         return step_jax
     raise ImportError(f"KERAS_BACKEND is {name}; vaeflow trains with tensorflow or jax.")
+
+
+def _shape_of_all(images):
+    """The shape of the whole batch, of which the images are one replica's part.
+
+    Noise is drawn for all, so that it does not depend on how many devices there are.
+    """
+    count, *shape = ops.shape(images)
+    return (backend().replicas() * count, *shape)
 
 
 def _check_choice(name, value, choices):

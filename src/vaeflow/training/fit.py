@@ -15,13 +15,25 @@ import numpy as np
 from vaeflow.config import Parameters, Train
 from vaeflow.data.batches import Batches
 from vaeflow.data.prepare import image_shape
-from vaeflow.device import choose_jit, layers_in
+from vaeflow.device import (
+    all_devices,
+    choose_jit,
+    choose_steps_per_execution,
+    count_devices,
+    layers_in,
+)
 from vaeflow.errors import TrainingError
-from vaeflow.model.vae import VAE
+from vaeflow.model.vae import VAE, backend
 from vaeflow.progress import Progress
 from vaeflow.training.checkpoint import Checkpoints
 from vaeflow.training.progress import TrainingProgress
-from vaeflow.training.setup import check_memory, load_images, make_optimizer, make_vae
+from vaeflow.training.setup import (
+    check_devices,
+    check_memory,
+    load_images,
+    make_optimizer,
+    make_vae,
+)
 from vaeflow.training.stopping import Signals
 
 Row = Mapping[str, float]
@@ -53,21 +65,32 @@ def fit(
             the last step has been written.
     """
     settings = parameters.train
+    check_devices(settings)
     keras.utils.set_random_seed(settings.seed)
     images, validation = load_images(prepared, settings)
-    steps_per_epoch = math.ceil(len(images) / settings.batch_size)
+    with all_devices():
+        vae = make_compiled(image_shape(prepared), len(images), settings)
+        training = Training(vae, settings, images, validation, checkpoints, report, callbacks)
+        if training.resume():
+            resumed(training.progress.rows)
+        with training.signals, training.progress_bar(), clear_memory_errors(settings):
+            training.run()
+    return vae
+
+
+def make_compiled(shape: tuple[int, int, int], images: int, settings: Train) -> VAE:
+    """The model that the settings describe, untrained, with all that training needs."""
+    steps_per_epoch = math.ceil(images / settings.batch_size)
     with layers_in(settings.precision):
-        vae = make_vae(image_shape(prepared), settings, steps_per_epoch)
+        vae = make_vae(shape, settings, steps_per_epoch)
     check_memory(vae, settings)
     optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
-    vae.compile(optimizer=optimizer, jit_compile=choose_jit(settings.jit))
+    vae.compile(
+        optimizer=optimizer,
+        jit_compile=choose_jit(settings.jit),
+        steps_per_execution=choose_steps_per_execution(),
+    )
     optimizer.build(vae.trainable_variables)
-
-    training = Training(vae, settings, images, validation, checkpoints, report, callbacks)
-    if training.resume():
-        resumed(training.progress.rows)
-    with training.signals, training.progress_bar(), clear_memory_errors(settings):
-        training.run()
     return vae
 
 
@@ -88,9 +111,10 @@ class Training:
     ):
         self.vae = vae
         self.settings = settings
-        self.batches = Batches(images, settings.batch_size, shuffle_seed=settings.seed)
+        share = {"batch_size": settings.batch_size, "multiple_of": count_devices()}
+        self.batches = Batches(images, shuffle_seed=settings.seed, **share)
         self.steps_per_epoch = len(self.batches)
-        self.validation = Batches(validation, settings.batch_size)
+        self.validation = Batches(validation, **share)
         self.checkpoints = checkpoints
         self.saved_at = time.monotonic()
         self.report = report
@@ -167,6 +191,15 @@ class Training:
             shuffle=False,  # the batches are shuffled already
             verbose=0,
         )
+        self.unshare()
+
+    def unshare(self) -> None:
+        """Give the weights memory of their own.
+
+        Under JAX, Keras has them share that of their averages, which a validation then gives away.
+        """
+        if self.raw is not None:
+            _put(self.vae.trainable_variables, _weights(self.vae))
 
     def out_of_patience(self) -> bool:
         """Whether too many epochs were no better."""
@@ -210,7 +243,7 @@ class Training:
         """Write a checkpoint, where they are kept."""
         if self.checkpoints is None:
             return
-        _synchronise(self.vae)
+        backend().synchronise(self.vae)
         variables = {name: _values(group) for name, group in self.variables().items()}
         if self.raw is not None:
             variables["weights"] = self.raw
@@ -245,6 +278,7 @@ class Training:
         if self.progress.batch in (0, self.steps_per_epoch):
             self.raw = groups["weights"]
             self.vae.optimizer.finalize_variable_values(self.vae.trainable_variables)
+            self.unshare()
         return True
 
     def variables(self) -> dict[str, list[keras.Variable]]:
@@ -272,11 +306,12 @@ class BetweenSteps(keras.callbacks.Callback):
             _put(self.model.metrics_variables, self.training.metrics)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Note the step; leave, if told to."""
+        """Note the steps made since; leave, if told to."""
         training = self.training
-        training.progress.batch = self.first + batch + 1
+        # Of the last steps made together some may be missing, and Keras counts them.
+        training.progress.batch = min(self.first + batch + 1, training.steps_per_epoch)
         if training.progress.batch == training.steps_per_epoch:
-            _synchronise(self.model)
+            backend().synchronise(self.model)
             means = self.model.get_metrics_result().items()
             training.progress.means = {name: float(mean) for name, mean in means}
         bar = training.bar
@@ -307,12 +342,6 @@ def _values(variables) -> list[np.ndarray]:
 def _put(variables, values) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _synchronise(vae) -> None:
-    """Have the variables say what the steps have made of them; under JAX they do not always."""
-    if keras.backend.backend() == "jax":
-        vae.jax_state_sync()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import keras
 
 from vaeflow.config import Train
 from vaeflow.data.prepare import load_split
+from vaeflow.device import count_devices
 from vaeflow.errors import ConfigError
 from vaeflow.model.binarize import Binarized, binarized
 from vaeflow.model.likelihoods import why_it_does_not_fit
@@ -65,6 +66,20 @@ def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     average = settings.weight_average
     return keras.optimizers.Adam(rate, use_ema=average > 0, ema_momentum=average)
+
+
+def check_devices(settings: Train) -> None:
+    """Refuse batches that the devices at hand cannot share evenly.
+
+    Raises:
+        ConfigError: `batch_size` is no multiple of their number.
+    """
+    devices, size = count_devices(), settings.batch_size
+    if size % devices:
+        raise ConfigError(
+            f"train.batch_size is {size}, which {devices} devices cannot share evenly. Set it to "
+            f"{size + -size % devices}, or let fewer be seen (CUDA_VISIBLE_DEVICES)."
+        )
 
 
 def check_memory(vae: VAE, settings: Train) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 
 from vaeflow.errors import TrainingError
+from vaeflow.model.vae import backend
 
 
 class StopWhenSkipping(keras.callbacks.Callback):
@@ -24,11 +25,15 @@ class StopWhenSkipping(keras.callbacks.Callback):
         self.epoch = 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Note the epoch, for the message."""
-        self.epoch = epoch + 1
+        """Note the epoch, for the message; its count of steps left out begins anew."""
+        self.epoch, self.seen = epoch + 1, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        """Count."""
+        """Count, where a step has been left out since."""
+        if logs["skipped_steps"] == self.seen:
+            return
+        self.seen = logs["skipped_steps"]
+        backend().synchronise(self.model)
         skipped = int(self.model.skipped_in_a_row)
         if skipped >= min(self.limit, self.params["steps"]):
             self.keep.parent.mkdir(parents=True, exist_ok=True)
