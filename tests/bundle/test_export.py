@@ -22,10 +22,10 @@ def test_an_exported_form_that_differs_stops_the_export(finished, bundle):
     assert max(compare(bundle, vae, images).values()) <= 1e-4
 
     weight = vae.decoder.get_layer("logits").bias
-    weight.assign_add([1e-3])
+    weight.assign_add(np.full(weight.shape, 1e-3))
     with pytest.raises(BundleError, match=r"decoder\.onnx differs from the Keras model by 0\.00"):
         compare(bundle, vae, images)
-    weight.assign([np.nan])
+    weight.assign(np.full(weight.shape, np.nan))
     with pytest.raises(BundleError, match="nan"):
         compare(bundle, vae, images)
 
