@@ -1,0 +1,82 @@
+"""The server process: it becomes ready, answers, and on SIGTERM finishes what it accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+
+import uvicorn
+
+from vaeflow.errors import ServingError
+from vaeflow.serving.app import create_app
+from vaeflow.serving.follow import follow
+from vaeflow.serving.served import load
+from vaeflow.serving.service import Service
+from vaeflow.serving.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, which first answers what was accepted and then closes."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig, frame) -> None:
+        """Drain. A second signal ends the wait."""
+        if self._service.draining:
+            self.should_exit = True
+        self._service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if self._service.draining and not self._service.in_flight:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket.
+
+    Raises:
+        ServingError: the address is not to be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ServingError(f"{host}:{port} cannot be listened on: {error}.") from None
+    bound.set_inheritable(True)
+    return bound
+
+
+def run(settings: Settings, bound: socket.socket) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT.
+
+    Raises:
+        BundleError, RegistryError: see `vaeflow.serving.served.load`.
+    """
+    service = Service(load(settings.model), settings)
+    config = uvicorn.Config(
+        create_app(service),
+        access_log=False,
+        log_level="info",
+        # What is accepted is answered or refused within two deadlines: its body's, and its own.
+        timeout_graceful_shutdown=int(2 * settings.deadline) + 1,
+    )
+    asyncio.run(_serve(_Server(config, service), service, bound))
+
+
+async def _serve(server: _Server, service: Service, bound: socket.socket) -> None:
+    follower = asyncio.create_task(follow(service)) if service.settings.follow else None
+    try:
+        await server.serve(sockets=[bound])
+    finally:
+        if follower is not None:
+            follower.cancel()
+            with suppress(asyncio.CancelledError):
+                await follower
+        service.close()
