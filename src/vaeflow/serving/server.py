@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from contextlib import suppress
 
@@ -15,6 +16,8 @@ from vaeflow.serving.served import load
 from vaeflow.serving.service import Service
 from vaeflow.serving.settings import Settings
 
+log = logging.getLogger("uvicorn.error")
+
 
 class _Server(uvicorn.Server):
     """Uvicorn's server, which first answers what was accepted and then closes."""
@@ -22,6 +25,14 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
+
+    async def startup(self, sockets: list[socket.socket]) -> None:
+        """Say what is served where; where any free port would do, it is known only now."""
+        await super().startup(sockets)
+        served = self._service.served
+        host, port = sockets[0].getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        log.info("%s version %s running on http://%s:%d", served.name, served.version, host, port)
 
     def handle_exit(self, sig, frame) -> None:
         """Drain. A second signal ends the wait."""

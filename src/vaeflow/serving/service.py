@@ -77,8 +77,8 @@ class Service:
             Arrays by name, as many rows each.
 
         Raises:
-            RefusedError: 413 too many rows, 429 the queue is full, 504 too late, 422 when the numbers
-                are so large that the answer is not finite.
+            RefusedError: 413 too many rows, 429 the queue is full, 504 too late, 422 when the
+                numbers are so large that the answer is not finite.
         """
         self.check_rows(len(rows))
         function = partial(_apply, served, operation, options)
