@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro preset test test-all lint lock clean
+.PHONY: help setup repro preset test test-all fuzz lint lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: lint ## linter, formatter check and tests
 
 test-all: lint ## the same, with the tests that take over a minute each
 	VAEFLOW_TEST_ALL=1 pytest
+
+fuzz: $(READY) ## more than ten thousand generated requests to a server
+	VAEFLOW_FUZZ=12000 pytest tests/serving/test_fuzz.py
 
 lint: $(READY)
 	ruff check
