@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,7 +50,7 @@ def main() -> None:
     os.sched_setaffinity(0, server_core)  # the bare call, on the core that the server will have
     bare_bundle = Bundle(options.bundle)
     bare = {
-        rows: _latency(lambda images=_images(bundle, rows): bare_bundle.encode(images), options)
+        rows: _latency(partial(bare_bundle.encode, _images(bundle, rows)), options)
         for rows in (1, 256)
     }
     os.sched_setaffinity(0, load_cores)

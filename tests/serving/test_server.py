@@ -53,6 +53,7 @@ def test_sigterm_ends_it_well_after_what_was_accepted(folder, tmp_path):
             server.process.terminate()
             time.sleep(0.3)
             assert kept.get("/v2/health/ready").status_code == 503
+        assert statuses == [200] * 8
         assert httpx.post(f"{server.url}/sample").status_code == 503
         go_on.set()
         for thread in threads:
