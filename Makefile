@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro preset test test-all lint lock clean
+.PHONY: help setup repro preset test test-all fuzz lint lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: lint ## linter, formatter check and tests
 test-all: lint ## the same, with the tests that take over a minute each
 	VAEFLOW_TEST_ALL=1 pytest
 
+fuzz: $(READY) ## more than ten thousand generated requests to a server
+	VAEFLOW_FUZZ=12000 pytest tests/serving/test_fuzz.py
+
 lint: $(READY)
 	ruff check
 	ruff format --check
@@ -37,7 +40,7 @@ lint: $(READY)
 lock: $(UV) ## resolve pyproject.toml anew into requirements.txt
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url \
-	  --extra pipeline --extra dev pyproject.toml --output-file requirements.txt
+	  --extra pipeline --extra serve --extra dev pyproject.toml --output-file requirements.txt
 
 clean: ## remove the environment and everything a run has made, but not the data
 	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots

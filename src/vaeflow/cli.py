@@ -34,6 +34,8 @@ STAGES = "Stages (run by DVC; see dvc.yaml)"
 FLOWS = "Retraining"
 INFERENCE = "Inference"
 
+SERVING = {"fastapi", "uvicorn", "prometheus_client", "starlette"}
+
 Model = Annotated[
     str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
 ]
@@ -63,7 +65,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "vaeflow").startswith("vaeflow"):
             raise
-        _refuse(f"this needs the package {error.name}: pip install 'vaeflow[pipeline]'")
+        extra = "serve" if error.name in SERVING else "pipeline"
+        _refuse(f"this needs the package {error.name}: pip install 'vaeflow[{extra}]'")
 
 
 def _refuse(message: str) -> NoReturn:
@@ -273,6 +276,42 @@ def score(images: Sources, model: Model, out: Out) -> None:
     read = read_images(*images)
     write_scores(out, read.names, _load(model).score(read.pixels))
     print(f"{out}: {len(read.names)} images")
+
+
+@app.command(rich_help_panel=INFERENCE)
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    follow: Annotated[
+        str, typer.Option(help="How often to look for a new version, such as 30s or 5m; 0: never.")
+    ] = "0",
+    token: Annotated[
+        str,
+        typer.Option(envvar="VAEFLOW_TOKEN", help="Ask for it in Authorization: Bearer TOKEN."),
+    ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Images run together at most.")] = 64,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others.")] = 2,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = 2048,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds to answer within.")] = 10,
+    body: Annotated[int, typer.Option(min=1, help="MiB that a request may hold.")] = 16,
+) -> None:
+    """Answer over HTTP, until stopped; /docs shows how."""
+    from vaeflow.serving.server import listen, run
+    from vaeflow.serving.settings import Settings, parse_seconds
+
+    settings = Settings(
+        model=model,
+        follow=parse_seconds(follow),
+        token=token,
+        batch=batch,
+        wait=wait / 1000,
+        queue=queue,
+        rows=min(1024, queue),
+        deadline=deadline,
+        body=body << 20,
+    )
+    run(settings, listen(host, port))
 
 
 def _workspace():

@@ -50,3 +50,7 @@ class RegistryError(VaeflowError):
 
 class StageError(VaeflowError):
     """A DVC stage ended with an error."""
+
+
+class ServingError(VaeflowError):
+    """The server cannot start, or its settings are wrong."""

@@ -71,7 +71,7 @@ class Bundle:
 
     def encode(self, images: np.ndarray) -> Posterior:
         """Posterior of each image."""
-        return Posterior(*self._in_blocks(self._encode, self._pixels(images)))
+        return Posterior(*self._in_blocks(self._encode, self.as_pixels(images)))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixel means of p(x|t): float32 in [0, 1], `(count, height, width, channels)`.
@@ -80,7 +80,7 @@ class Bundle:
             latents: `(count, latent_dim)`.
         """
         (means,) = self._in_blocks(
-            lambda t: (self._likelihood.mean(**self._decode(t)),), self._latents(latents)
+            lambda t: (self._likelihood.mean(**self._decode(t)),), self.as_latents(latents)
         )
         return means
 
@@ -93,7 +93,11 @@ class Bundle:
 
         The first images of a larger sample are those of a smaller one with the same seed.
         """
-        return self.decode(_draw("count", (count, self.latent_dim), seed))
+        return self.decode(self.draw(count, seed))
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """`count` draws of the prior: float32 `(count, latent_dim)`."""
+        return _draw("count", (count, self.latent_dim), seed)
 
     def score(self, images: np.ndarray, samples: int = SCORE_SAMPLES, seed: int = 0) -> np.ndarray:
         """Anomaly score: minus the ELBO, in nats per image. Larger is less like the training data.
@@ -110,7 +114,7 @@ class Bundle:
         """
         noise = _draw("samples", (samples, 1, self.latent_dim), seed)
         (scores,) = self._in_blocks(
-            lambda pixels: (self._negative_elbo(pixels, noise),), self._pixels(images), samples
+            lambda pixels: (self._negative_elbo(pixels, noise),), self.as_pixels(images), samples
         )
         return scores
 
@@ -161,7 +165,12 @@ class Bundle:
         names = self._likelihood.parameters
         return dict(zip(names, self._decoder.run(names, {"latents": latents}), strict=True))
 
-    def _pixels(self, images: np.ndarray) -> np.ndarray:
+    def as_pixels(self, images: np.ndarray) -> np.ndarray:
+        """Images as this model takes them, `(count, height, width, channels)`.
+
+        Raises:
+            DataError: their type, shape or range is another.
+        """
         images = as_batch(np.asarray(images), "images")
         if images.shape[1:] != self.image_shape:
             raise DataError(
@@ -172,7 +181,12 @@ class Bundle:
             check_range(images, "images")
         return images
 
-    def _latents(self, latents: np.ndarray) -> np.ndarray:
+    def as_latents(self, latents: np.ndarray) -> np.ndarray:
+        """Latents as this model takes them, float32 `(count, latent_dim)`.
+
+        Raises:
+            DataError: their shape is another, or they are not all finite.
+        """
         latents = np.asarray(latents, dtype=np.float32)
         if latents.ndim != 2 or latents.shape[1] != self.latent_dim or not len(latents):
             raise DataError(

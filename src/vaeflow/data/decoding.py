@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -39,8 +39,21 @@ NOTHING = np.empty((0, 0, 0, 0), np.uint8)
 CheckShape = Callable[[Path, tuple[int, int, int]], None]
 
 
-def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape) -> np.ndarray:
+def decode(
+    path: Path,
+    conversion: Conversion,
+    limits: Limits,
+    check: CheckShape,
+    stream: BinaryIO | None = None,
+) -> np.ndarray:
     """Read one image file; a photograph is turned upright as its EXIF data say.
+
+    Args:
+        path: of the file; only its name in errors where there is a `stream`.
+        conversion: what is made of it.
+        limits: what its header may declare.
+        check: may refuse the shape its pixels will have.
+        stream: its bytes, where they are not in a file.
 
     Returns:
         uint8, `(height, width, channels)`.
@@ -49,7 +62,7 @@ def decode(path: Path, conversion: Conversion, limits: Limits, check: CheckShape
         BadImageError: it is unreadable, beyond the limits, or refused by `check`.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with Image.open(stream or path, formats=FORMATS) as picture:
             # From the header, before anything is decoded.
             if picture.mode not in EIGHT_BIT_MODES:
                 raise ValueError(f"pixel mode {picture.mode}; expected 8-bit grey or colour")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.bundle.manifest import bundle_sha256, read_verified
 from vaeflow.errors import BundleError, RegistryError
@@ -20,7 +20,23 @@ SHA256 = re.compile(r"^[0-9a-f]{64}$")
 URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))$")
 
 
+class Pulled(NamedTuple):
+    """A verified bundle on this machine, and the version of the registry that it is."""
+
+    folder: Path
+    version: str
+
+
 def pull(uri: str) -> Path:
+    """Fetch a registered bundle into the local cache; see `pull_version`.
+
+    Returns:
+        The bundle's folder.
+    """
+    return pull_version(uri).folder
+
+
+def pull_version(uri: str) -> Pulled:
     """Fetch a registered bundle into the local cache, unless it is there already.
 
     The cache is keyed by content, so two versions never mix; it lies in `VAEFLOW_CACHE`, by default
@@ -31,7 +47,7 @@ def pull(uri: str) -> Path:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Returns:
-        The bundle's folder.
+        The bundle's folder, and which version it is now.
 
     Raises:
         RegistryError: the registry cannot be reached, or has no such model.
@@ -61,7 +77,7 @@ def pull(uri: str) -> Path:
                 for path in folder.iterdir():
                     path.rename(staging / path.name)
                 folder.rmdir()
-    return target
+    return Pulled(target, str(version.version))
 
 
 def _holds(folder: Path, digest: str) -> bool:

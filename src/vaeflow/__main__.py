@@ -1,0 +1,5 @@
+"""`python -m vaeflow`."""
+
+from vaeflow.cli import main
+
+main()

@@ -1,0 +1,150 @@
+"""Requests that arrive together are run together, in one thread.
+
+A request that comes alone runs at once. What arrives while a batch runs makes the next one. It
+waits a moment longer only where the last batch says that more is to be expected: clients that
+were answered together ask again together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from vaeflow.serving.refusals import RefusedError
+
+Outputs = tuple[np.ndarray, ...]
+# Called with rows joined along the first axis; its outputs have as many.
+Function = Callable[[np.ndarray], Outputs]
+
+
+@dataclass
+class _Job:
+    key: Hashable
+    function: Function
+    inputs: np.ndarray
+    deadline: float  # time.monotonic()
+    answer: asyncio.Future
+
+
+class Batcher:
+    """A bounded queue before one thread.
+
+    Args:
+        batch: rows that are run together at most; a larger request runs alone.
+        wait: seconds that jobs wait for others where some are expected.
+        queue: rows that may wait.
+        on_batch: called with the rows of each batch before it runs.
+    """
+
+    def __init__(self, batch: int, wait: float, queue: int, on_batch: Callable[[int], None]):
+        self._batch, self._wait, self._queue, self._on_batch = batch, wait, queue, on_batch
+        self._waiting: deque[_Job] = deque()
+        self._rows = 0
+        self._running = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._expected = 1  # jobs in the last batch
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return self._rows
+
+    async def run(
+        self, key: Hashable, function: Function, inputs: np.ndarray, deadline: float
+    ) -> Outputs:
+        """Run a function on some rows, perhaps together with others of the same key.
+
+        Raises:
+            RefusedError: 429 when the queue is full, 504 when the deadline has passed.
+        """
+        if self._rows + len(inputs) > self._queue:
+            raise RefusedError(
+                429, "too many requests are waiting; try again later.", retry_after=1
+            )
+        loop = asyncio.get_running_loop()
+        job = _Job(key, function, inputs, deadline, loop.create_future())
+        self._waiting.append(job)
+        self._rows += len(inputs)
+        self._consider()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await job.answer
+        except TimeoutError:
+            raise RefusedError(
+                504, "not answered within the deadline; send less at once."
+            ) from None
+
+    def close(self) -> None:
+        """End the thread when it has finished what it runs."""
+        self._thread.shutdown(wait=True)
+
+    def _consider(self) -> None:
+        """Start a batch now, or when the wait is over."""
+        if self._running or not self._waiting:
+            return
+        enough = len(self._waiting) >= self._expected or self._rows >= self._batch
+        if enough or not self._wait:
+            self._start()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait, self._start)
+
+    def _start(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        jobs = self._take()
+        if not jobs:
+            self._expected = 1
+            return
+        self._expected = len(jobs)
+        self._running = True
+        asyncio.get_running_loop().create_task(self._run(jobs))
+
+    def _take(self) -> list[_Job]:
+        """The first job, and those of its key as far as the batch goes; others keep their place."""
+        jobs, kept, rows, now = [], [], 0, time.monotonic()
+        while self._waiting:
+            job = self._waiting.popleft()
+            if job.answer.done() or job.deadline <= now:  # nobody waits for it any more
+                self._rows -= len(job.inputs)
+            elif not jobs or (job.key == jobs[0].key and rows + len(job.inputs) <= self._batch):
+                jobs.append(job)
+                rows += len(job.inputs)
+                self._rows -= len(job.inputs)
+                if rows >= self._batch:
+                    break
+            else:
+                kept.append(job)
+        self._waiting.extendleft(reversed(kept))
+        return jobs
+
+    async def _run(self, jobs: list[_Job]) -> None:
+        inputs = jobs[0].inputs
+        if len(jobs) > 1:
+            inputs = np.concatenate([job.inputs for job in jobs])
+        self._on_batch(len(inputs))
+        try:
+            outputs = await asyncio.get_running_loop().run_in_executor(
+                self._thread, jobs[0].function, inputs
+            )
+        except Exception as error:  # told to each who waits for it
+            for job in jobs:
+                if not job.answer.done():
+                    job.answer.set_exception(error)
+        else:
+            start = 0
+            for job in jobs:
+                end = start + len(job.inputs)
+                if not job.answer.done():
+                    job.answer.set_result(tuple(values[start:end] for values in outputs))
+                start = end
+        finally:
+            self._running = False
+            self._consider()

@@ -1,0 +1,184 @@
+"""What a request may hold: limits first, then its header, then its numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic_core
+from starlette.requests import ClientDisconnect, Request
+
+from vaeflow.bundle.runtime import Bundle
+from vaeflow.config import Limits
+from vaeflow.data.conversion import Conversion
+from vaeflow.data.decoding import decode
+from vaeflow.errors import BadImageError, DataError
+from vaeflow.serving.refusals import RefusedError
+
+PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
+NPY = "application/x-npy"
+JSON = "application/json"
+NPY_MAGIC = b"\x93NUMPY"
+LARGEST_NPY_HEADER = 10_000
+DTYPES = {"uint8": np.uint8, "float32": np.float32}
+
+
+async def read(request: Request, limit: int, seconds: float) -> bytes:
+    """The body, received within the limits.
+
+    Raises:
+        RefusedError: 413 when it is larger than `limit` bytes, 408 when it takes longer.
+    """
+    too_large = RefusedError(413, f"the body may hold {limit} bytes at most.", "body")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise RefusedError(
+            408, f"the body did not arrive within {seconds:g} seconds.", "body"
+        ) from None
+    except ClientDisconnect:
+        raise RefusedError(400, "the body ended before it was whole.", "body") from None
+    return b"".join(parts)
+
+
+def images_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
+    """The images of a body: one PNG or JPEG, an array in `.npy`, or JSON.
+
+    Returns:
+        As `Bundle.as_pixels`.
+
+    Raises:
+        RefusedError: 415 for another type, 422 for what are no images for this model.
+    """
+    kind = media_type(content_type)
+    if kind in PICTURES:
+        return _picture(body, kind, bundle)
+    return checked(bundle.as_pixels, array_of(body, kind, "images"), "images")
+
+
+def latents_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
+    """The latents of a body: an array in `.npy`, or JSON; as `Bundle.as_latents`."""
+    latents = array_of(body, media_type(content_type), "latents")
+    return checked(bundle.as_latents, latents, "latents")
+
+
+def media_type(content_type: str) -> str:
+    """Without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def array_of(body: bytes, kind: str, field: str) -> np.ndarray:
+    """The array of a body of some media type."""
+    if kind == NPY:
+        return _npy(body, field)
+    if kind == JSON:
+        content = json_of(body)
+        if not isinstance(content, dict) or field not in content:
+            raise RefusedError(422, f"expected a JSON object with {field!r}.", field)
+        dtype = content.get("dtype", "float32")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise RefusedError(422, f"dtype: expected one of {', '.join(DTYPES)}.", "dtype")
+        return numbers(content[field], np.dtype(DTYPES[dtype]), field)
+    accepted = [*(PICTURES if field == "images" else ()), NPY, JSON]
+    raise RefusedError(415, f"Content-Type: expected one of {', '.join(accepted)}.", "content-type")
+
+
+def json_of(body: bytes) -> Any:
+    """Parsed JSON."""
+    try:
+        return pydantic_core.from_json(body)
+    except ValueError as error:
+        raise RefusedError(422, f"not JSON: {error}.", "body") from None
+
+
+def numbers(values: Any, dtype: np.dtype, field: str) -> np.ndarray:
+    """Nested lists of numbers as an array.
+
+    Raises:
+        RefusedError: 422 when they are ragged, no numbers, or do not fit into the type.
+    """
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError, RecursionError):
+        raise RefusedError(422, f"{field}: the lists differ in length.", field) from None
+    if array.dtype.kind not in "iuf":
+        raise RefusedError(
+            422, f"{field}: expected nested lists of numbers, of equal lengths.", field
+        )
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        whole = array.dtype.kind in "iu"
+        if not whole or (array.size and not info.min <= array.min() <= array.max() <= info.max):
+            raise RefusedError(422, f"{field}: expected integers {info.min}..{info.max}.", field)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused with its field
+        return array.astype(dtype)
+
+
+def checked(check, array: np.ndarray, field: str) -> np.ndarray:
+    """What a check of the bundle makes of an array; its errors name the field."""
+    try:
+        return check(array)
+    except DataError as error:
+        raise RefusedError(422, str(error), field) from None
+
+
+def _npy(body: bytes, field: str) -> np.ndarray:
+    """An array of NumPy's format, version 1 or 2; nothing is unpickled."""
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        reader = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = reader(stream, max_header_size=LARGEST_NPY_HEADER)
+    except Exception:  # the header is a Python literal, and can be wrong in as many ways
+        raise RefusedError(422, f"{field}: not an array in NumPy's .npy format.", field) from None
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        raise RefusedError(422, f"{field}: dtype {dtype}; expected uint8 or floating point.", field)
+    size = math.prod(shape) * dtype.itemsize
+    if any(edge < 0 for edge in shape) or size != len(body) - stream.tell():
+        raise RefusedError(
+            422,
+            f"{field}: the header declares {size} bytes, {len(body) - stream.tell()} follow.",
+            field,
+        )
+    values = np.frombuffer(body, dtype, offset=stream.tell())
+    array = values.reshape(shape, order="F" if fortran else "C")
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _picture(body: bytes, kind: str, bundle: Bundle) -> np.ndarray:
+    if not body.startswith(PICTURES[kind]):
+        raise RefusedError(422, f"images: the body is no {kind}.", "images")
+    height, width, channels = bundle.image_shape
+    if channels not in (1, 3):
+        raise RefusedError(415, f"images of {channels} channels: send {NPY} or {JSON}.", "images")
+
+    def same_shape(path: Path, shape: tuple[int, int, int]) -> None:
+        if shape != bundle.image_shape:
+            raise BadImageError(
+                path,
+                f"an image of {shape[1]}x{shape[0]} pixels (width x height); "
+                f"this model takes {width}x{height}.",
+            )
+
+    conversion = Conversion(channels=channels)
+    try:
+        pixels = decode(Path("images"), conversion, Limits(), same_shape, io.BytesIO(body))
+    except BadImageError as error:
+        raise RefusedError(422, str(error), "images") from None
+    return pixels[np.newaxis]

@@ -1,0 +1,64 @@
+"""What every request passes: is the server open, may it come in, how long did it take."""
+
+from __future__ import annotations
+
+import hmac
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+
+from vaeflow.serving.refusals import RefusedError
+from vaeflow.serving.service import Service
+
+ALWAYS = frozenset({"/v2/health/live", "/v2/health/ready"})  # answered to anyone, at any time
+WATCHED = ALWAYS | {"/metrics"}  # not work: answered while draining and under load
+
+
+class Gate:
+    """ASGI middleware before all routes."""
+
+    def __init__(self, app, service: Service):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Let a request in, or answer it with a refusal."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        service, start, status = self._service, time.perf_counter(), 500
+
+        async def note(message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status in (408, 413) or service.draining:
+                    # The rest of such a body is not worth reading.
+                    MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        working = scope["path"] not in WATCHED
+        service.in_flight += working
+        try:
+            self._check(scope, working)
+            await self._app(scope, receive, note)
+        except RefusedError as refusal:
+            response = JSONResponse(refusal.content(), refusal.status, refusal.headers)
+            await response(scope, receive, note)
+        finally:
+            service.in_flight -= working
+            # A path that is no route is a name that the client made up: not a label.
+            route = getattr(scope.get("route"), "path", "none")
+            service.metrics.request(route, status, time.perf_counter() - start)
+
+    def _check(self, scope, working: bool) -> None:
+        service = self._service
+        if working and service.draining:
+            raise RefusedError(503, "the server is about to end.", retry_after=1)
+        if service.settings.token and scope["path"] not in ALWAYS:
+            given = Headers(scope=scope).get("authorization", "").encode("latin-1")
+            expected = f"Bearer {service.settings.token}".encode()
+            if not hmac.compare_digest(given, expected):
+                raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")
+        if working and service.in_flight > service.settings.in_flight:
+            raise RefusedError(429, "too many requests at once; try again later.", retry_after=1)

@@ -1,0 +1,266 @@
+"""The Open Inference Protocol, version 2, over HTTP, with its binary tensor extension.
+
+The outputs that are asked for decide what is run: `mean` and `log_variance` (the default),
+`reconstruction`, `score` and `percentile` of the input `images`; `image` of the input `latents`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic_core
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field, ValidationError
+
+import vaeflow
+from vaeflow.serving import bodies
+from vaeflow.serving.openapi import ERRORS
+from vaeflow.serving.refusals import RefusedError
+from vaeflow.serving.served import Served
+from vaeflow.serving.service import Service
+
+HEADER_LENGTH = "inference-header-content-length"
+DATATYPES = {"UINT8": "u1", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
+# Output to the operation that gives it, and its name there.
+OUTPUTS = {
+    "images": {
+        "mean": ("encode", "mean"),
+        "log_variance": ("encode", "log_variance"),
+        "reconstruction": ("reconstruct", "images"),
+        "score": ("score", "score"),
+        "percentile": ("score", "percentile"),
+    },
+    "latents": {"image": ("decode", "images")},
+}
+DEFAULT = {"images": ("mean", "log_variance"), "latents": ("image",)}
+
+
+class _Tensor(BaseModel):
+    name: str
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: Any = None
+
+
+class _Output(BaseModel):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Inference(BaseModel):
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    inputs: Annotated[list[_Tensor], Field(min_length=1, max_length=1)]
+    outputs: list[_Output] = []
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Health, metadata and inference."""
+
+    @app.get("/v2/health/live", tags=["operation"])
+    async def live() -> dict[str, bool]:
+        """Whether the process answers at all."""
+        return {"live": True}
+
+    @app.get("/v2/health/ready", responses={503: ERRORS[503]}, tags=["operation"])
+    async def ready() -> JSONResponse:
+        """Whether it takes work."""
+        return JSONResponse({"ready": not service.draining}, 503 if service.draining else 200)
+
+    @app.get("/v2", tags=["inference protocol"])
+    async def server() -> dict[str, Any]:
+        """What the server is."""
+        return {
+            "name": "vaeflow",
+            "version": vaeflow.__version__,
+            "extensions": ["binary_tensor_data"],
+        }
+
+    failures = {404: {**ERRORS[422], "description": "No such model"}}
+
+    @app.get("/v2/models/{name}", responses=failures, tags=["inference protocol"])
+    async def metadata(name: str) -> dict[str, Any]:
+        """The tensors that the model takes and gives."""
+        return _metadata(_named(service, name))
+
+    @app.get("/v2/models/{name}/ready", responses=failures, tags=["inference protocol"])
+    async def model_ready(name: str) -> JSONResponse:
+        """Whether the model takes work."""
+        _named(service, name)
+        return JSONResponse({"ready": not service.draining}, 503 if service.draining else 200)
+
+    @app.post(
+        "/v2/models/{name}/infer",
+        response_class=Response,
+        responses={**ERRORS, **failures},
+        openapi_extra=_body(service.served),
+        tags=["inference protocol"],
+    )
+    async def infer(name: str, request: Request) -> Response:
+        """Run the model on one tensor; the outputs asked for decide what is computed."""
+        served, deadline = _named(service, name), service.deadline()
+        body = await bodies.read(request, service.settings.body, service.settings.deadline)
+        asked, binary = _parse(body, request.headers.get(HEADER_LENGTH))
+        tensor = asked.inputs[0]
+        rows = _rows(tensor, binary, served)
+        wanted = [output.name for output in asked.outputs] or list(DEFAULT[tensor.name])
+        arrays = await _compute(service, served, tensor.name, wanted, rows, deadline)
+        return _respond(asked, served, arrays)
+
+
+def _named(service: Service, name: str) -> Served:
+    if name != service.served.name:
+        raise RefusedError(404, f"no model of that name; this is {service.served.name}.", "name")
+    return service.served
+
+
+def _metadata(served: Served) -> dict[str, Any]:
+    image, latent = list(served.bundle.image_shape), [served.bundle.latent_dim]
+    shapes = {
+        "mean": latent,
+        "log_variance": latent,
+        "reconstruction": image,
+        "score": [],
+        "percentile": [],
+        "image": image,
+    }
+
+    def tensor(name: str, shape: list[int]) -> dict[str, Any]:
+        datatype = "FP64" if name == "percentile" else "FP32"
+        return {"name": name, "datatype": datatype, "shape": [-1, *shape]}
+
+    return {
+        "name": served.name,
+        "versions": [served.version],
+        "platform": "onnxruntime",
+        "inputs": [tensor("images", image), tensor("latents", latent)],
+        "outputs": [tensor(name, shape) for name, shape in shapes.items()],
+    }
+
+
+def _parse(body: bytes, header_length: str | None) -> tuple[_Inference, bytes]:
+    """The request's JSON, and the raw tensor after it."""
+    length = len(body)
+    if header_length is not None:
+        if not header_length.isdecimal() or int(header_length) > len(body):
+            raise RefusedError(422, f"{HEADER_LENGTH}: no length within the body.", HEADER_LENGTH)
+        length = int(header_length)
+    try:
+        return _Inference.model_validate_json(body[:length]), body[length:]
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(str(part) for part in fault["loc"]) or "body"
+        raise RefusedError(422, f"{field}: {fault['msg']}.", field) from None
+
+
+def _rows(tensor: _Tensor, binary: bytes, served: Served) -> np.ndarray:
+    """The input as an array that the bundle has checked."""
+    if tensor.name not in OUTPUTS:
+        raise RefusedError(422, f"inputs.0.name: expected {' or '.join(OUTPUTS)}.", "inputs.0.name")
+    if tensor.datatype not in DATATYPES:
+        known = ", ".join(DATATYPES)
+        raise RefusedError(422, f"inputs.0.datatype: expected {known}.", "inputs.0.datatype")
+    dtype = np.dtype(DATATYPES[tensor.datatype])
+    count = math.prod(tensor.shape)
+    size = tensor.parameters.get("binary_data_size")
+    if size is not None:
+        if type(size) is not int or size != len(binary) or size != count * dtype.itemsize:
+            raise RefusedError(
+                422,
+                f"binary_data_size: {count * dtype.itemsize} bytes make this shape and type; "
+                f"{len(binary)} follow the JSON.",
+                "inputs.0.parameters.binary_data_size",
+            )
+        array = np.frombuffer(binary, dtype)
+    else:
+        if binary or not isinstance(tensor.data, list):
+            raise RefusedError(422, "inputs.0.data: expected a list of numbers.", "inputs.0.data")
+        array = bodies.numbers(tensor.data, dtype, "inputs.0.data")
+        if array.size != count:
+            raise RefusedError(
+                422, f"inputs.0.data: {array.size} numbers; the shape has {count}.", "inputs.0.data"
+            )
+    check = served.bundle.as_pixels if tensor.name == "images" else served.bundle.as_latents
+    return bodies.checked(check, array.reshape(tensor.shape), f"inputs.0 ({tensor.name})")
+
+
+async def _compute(
+    service: Service,
+    served: Served,
+    takes: str,
+    wanted: list[str],
+    rows: np.ndarray,
+    deadline: float,
+) -> dict[str, np.ndarray]:
+    """Each wanted output; what several of them come from is run once."""
+    known = OUTPUTS[takes]
+    if unknown := [name for name in wanted if name not in known]:
+        index = wanted.index(unknown[0])
+        raise RefusedError(
+            422, f"outputs: of {takes} there are {', '.join(known)}.", f"outputs.{index}"
+        )
+    computed, arrays = {}, {}
+    for name in wanted:
+        operation, part = known[name]
+        if operation not in computed:
+            computed[operation] = await service.run(served, operation, rows, deadline)
+        if part not in computed[operation]:
+            raise RefusedError(422, f"outputs: this model was exported without {part}.", "outputs")
+        arrays[name] = computed[operation][part]
+    return arrays
+
+
+def _respond(asked: _Inference, served: Served, arrays: dict[str, np.ndarray]) -> Response:
+    """JSON, with those outputs behind it that were asked for in binary."""
+    everywhere = asked.parameters.get("binary_data_output") is True
+    binary = {
+        output.name: output.parameters.get("binary_data", everywhere) is True
+        for output in asked.outputs
+    }
+    outputs, raw = [], []
+    for name, array in arrays.items():
+        datatype = "FP64" if array.dtype == np.float64 else "FP32"
+        output = {"name": name, "datatype": datatype, "shape": array.shape}
+        if binary.get(name, everywhere):
+            raw.append(np.ascontiguousarray(array, DATATYPES[datatype]).tobytes())
+            output["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            output["data"] = array.ravel().tolist()
+        outputs.append(output)
+    content = {"model_name": served.name, "model_version": served.version, "outputs": outputs}
+    if asked.id is not None:
+        content["id"] = asked.id
+    header = pydantic_core.to_json(content)
+    headers = dict(served.headers)
+    if not raw:
+        return Response(header, media_type=bodies.JSON, headers=headers)
+    headers[HEADER_LENGTH] = str(len(header))
+    body = b"".join([header, *raw])
+    return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+def _body(served: Served) -> dict:
+    shape = [1, *served.bundle.image_shape]
+    tensor = {
+        "name": "images",
+        "shape": shape,
+        "datatype": "FP32",
+        "data": [0.0] * math.prod(shape),
+    }
+    content = {
+        "schema": {"type": "object", "required": ["inputs"]},
+        "example": {"inputs": [tensor], "outputs": [{"name": "score"}]},
+    }
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                bodies.JSON: content,
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    }

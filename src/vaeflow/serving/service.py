@@ -1,0 +1,110 @@
+"""The operations of the model, run in batches; what all routes share."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from vaeflow.serving.batching import Batcher, Outputs
+from vaeflow.serving.metrics import Metrics
+from vaeflow.serving.refusals import RefusedError
+from vaeflow.serving.served import Served
+from vaeflow.serving.settings import Settings
+
+MOST_SAMPLES = 128
+
+
+class Operation(NamedTuple):
+    """What it takes, `images` or `latents`, and the names of what it gives."""
+
+    takes: str
+    gives: tuple[str, ...]
+
+
+OPERATIONS = {
+    "encode": Operation("images", ("mean", "log_variance")),
+    "decode": Operation("latents", ("images",)),
+    "reconstruct": Operation("images", ("images",)),
+    "score": Operation("images", ("score",)),
+}
+
+
+class Service:
+    """A model behind a queue.
+
+    Attributes:
+        settings: its limits.
+        served: the model that answers new requests; `replace` changes it.
+        metrics: what it counts.
+        in_flight: requests received and not answered yet.
+        draining: whether new requests are refused because the server ends.
+    """
+
+    def __init__(self, served: Served, settings: Settings):
+        self.settings = settings
+        self.served = served
+        self.metrics = Metrics(lambda: self._batcher.waiting)
+        self._batcher = Batcher(settings.batch, settings.wait, settings.queue, self.metrics.batch)
+        self.metrics.model(served)
+        self.in_flight = 0
+        self.draining = False
+
+    def replace(self, served: Served) -> None:
+        """Answer new requests with another model; accepted ones are finished by the old."""
+        self.served = served
+        self.metrics.model(served)
+
+    def close(self) -> None:
+        """Free the inference thread."""
+        self._batcher.close()
+
+    async def run(
+        self, served: Served, operation: str, rows: np.ndarray, deadline: float, **options: int
+    ) -> dict[str, np.ndarray]:
+        """Run one of `OPERATIONS` on rows that the model's bundle has checked.
+
+        Args:
+            served: the model that checked them.
+            operation: its name.
+            rows: images or latents.
+            deadline: by `time.monotonic()`.
+            options: of `Bundle.score`.
+
+        Returns:
+            Arrays by name, as many rows each.
+
+        Raises:
+            RefusedError: 413 too many rows, 429 the queue is full, 504 too late, 422 when the
+                numbers are so large that the answer is not finite.
+        """
+        self.check_rows(len(rows))
+        function = partial(_apply, served, operation, options)
+        key = (id(served), operation, tuple(sorted(options.items())), rows.dtype.str)
+        outputs = await self._batcher.run(key, function, rows, deadline)
+        takes, gives = OPERATIONS[operation]
+        if not all(np.isfinite(values).all() for values in outputs):
+            raise RefusedError(422, f"{takes}: the model's answer to them is not finite.", takes)
+        arrays = dict(zip(gives, outputs, strict=True))
+        if operation == "score" and served.bundle.manifest.score_quantiles:
+            arrays["percentile"] = 100 * served.bundle.score_rank(arrays["score"])
+        return arrays
+
+    def check_rows(self, count: int) -> None:
+        """Refuse what is more than one request may ask for."""
+        if count > self.settings.rows:
+            raise RefusedError(
+                413, f"{count} rows; one request may have {self.settings.rows}.", "count"
+            )
+
+    def deadline(self) -> float:
+        """Of a request that arrives now."""
+        return time.monotonic() + self.settings.deadline
+
+
+def _apply(served: Served, operation: str, options: dict[str, int], rows: np.ndarray) -> Outputs:
+    with np.errstate(all="ignore"):  # what is not finite is refused afterwards
+        outputs = getattr(served.bundle, operation)(rows, **options)
+    return tuple(outputs) if isinstance(outputs, tuple) else (outputs,)

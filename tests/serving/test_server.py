@@ -1,0 +1,174 @@
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from helpers import REPOSITORY
+from serving_helpers import serving, together
+
+from vaeflow.bundle.runtime import Bundle
+from vaeflow.errors import BundleError
+
+pytestmark = pytest.mark.slow  # a real bundle has to be made first
+
+
+@pytest.fixture
+def folder(finished):
+    return finished / "outputs" / "bundle"
+
+
+def test_sigterm_ends_it_well_after_what_was_accepted(folder, tmp_path):
+    with serving(folder, tmp_path) as server:
+        statuses = []
+
+        def slow() -> None:
+            answer = httpx.post(f"{server.url}/sample?count=200&seed=1", timeout=30)
+            statuses.append(answer.status_code)
+
+        threads = [threading.Thread(target=slow) for _ in range(8)]
+        with httpx.Client(base_url=server.url) as kept:
+            kept.get("/v2/health/ready")
+            # A request whose body is still coming counts as accepted.
+            half_sent, go_on = threading.Event(), threading.Event()
+
+            def body():
+                yield b'{"latents": '
+                half_sent.set()
+                go_on.wait(10)
+                yield str(np.zeros((1, 8)).tolist()).encode() + b"}"
+
+            def send() -> None:
+                headers = {"Content-Type": "application/json"}
+                answer = httpx.post(f"{server.url}/decode", content=body(), headers=headers)
+                statuses.append(answer.status_code)
+
+            threads.append(threading.Thread(target=send))
+            for thread in threads:
+                thread.start()
+            half_sent.wait(10)
+            time.sleep(0.3)
+            server.process.terminate()
+            time.sleep(0.3)
+            assert kept.get("/v2/health/ready").status_code == 503
+        assert statuses == [200] * 8
+        assert httpx.post(f"{server.url}/sample").status_code == 503
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200] * 9
+        assert server.process.wait(10) == 0
+
+
+def test_a_full_queue_is_429_and_says_when_to_come_back(folder, tmp_path):
+    with serving(folder, tmp_path, "--queue", "4", "--batch", "1") as server:
+        answers = together(
+            48,
+            lambda index: httpx.post(
+                f"{server.url}/score?samples=128&count=1",
+                content=npy(4),
+                headers={"Content-Type": "application/x-npy"},
+                timeout=30,
+            ),
+        )
+        statuses = {answer.status_code for answer in answers}
+        assert statuses == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert httpx.post(f"{server.url}/sample").status_code == 200
+
+
+def npy(count: int) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((count, 8, 8, 1), np.uint8))
+    return stream.getvalue()
+
+
+def test_past_the_deadline_is_504(folder, tmp_path):
+    with serving(folder, tmp_path, "--deadline", "0.001") as server:
+        answer = httpx.post(f"{server.url}/sample?count=1024")
+        assert answer.status_code == 504
+
+
+def test_requests_that_arrive_together_run_together(folder, tmp_path):
+    with serving(folder, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        for _ in range(5):
+            together(32, lambda index: client.post(f"/sample?seed={index}"))
+        text = client.get("/metrics").text
+    rows = float(text.split("vaeflow_batch_rows_sum ")[1].split()[0])
+    batches = float(text.split("vaeflow_batch_rows_count ")[1].split()[0])
+    assert rows == 160
+    assert batches < 120
+
+
+def test_with_a_token_only_health_is_for_everyone(folder, tmp_path):
+    with serving(folder, tmp_path, VAEFLOW_TOKEN="secret") as server:
+        for path in ("/metrics", "/openapi.json"):
+            answer = httpx.get(server.url + path)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        wrong = {"Authorization": "Bearer secre"}
+        assert httpx.post(f"{server.url}/sample", headers=wrong).status_code == 401
+        right = {"Authorization": "Bearer secret"}
+        assert httpx.post(f"{server.url}/sample", headers=right).status_code == 200
+        assert "secret" not in server.log.read_text()
+
+
+def test_what_cannot_be_served_is_said_in_a_paragraph(folder, tmp_path):
+    for options, expected in (
+        (["--model", str(tmp_path)], "is no bundle"),
+        (["--model", str(folder), "--follow", "30s"], "only models:/"),
+        (["--model", str(folder), "--follow", "soon"], "30s"),
+        (["--model", str(folder), "--host", "256.0.0.1"], "cannot be listened on"),
+    ):
+        command = [sys.executable, "-m", "vaeflow", "serve", "--port", "0", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_any_flipped_byte_of_a_bundle_is_refused(bundle):
+    """A thousand of them, anywhere in the bundle, each refused before anything is loaded."""
+    from vaeflow.bundle.manifest import MANIFEST, bundle_sha256, read_verified
+
+    random = np.random.default_rng(7)
+    digest = bundle_sha256(bundle)
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    for trial in range(1000):
+        path = files[trial % len(files)]
+        content = path.read_bytes()
+        position = int(random.integers(len(content)))
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        if path.name == MANIFEST:  # it has no digest inside the bundle: the registry has it
+            assert bundle_sha256(bundle) != digest
+        else:
+            with pytest.raises(BundleError):
+                read_verified(bundle)
+        path.write_bytes(content)
+    Bundle(bundle)
+
+
+def test_the_extra_alone_serves_a_local_bundle(folder, tmp_path):
+    """In an environment of its own: no TensorFlow, no MLflow."""
+    environment = tmp_path / "environment"
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+    python = environment / "bin" / "python"
+    install = [*uv, "pip", "install", "--quiet", "--python", python, f"{REPOSITORY}[serve]"]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"packages cannot be fetched: {done.stderr.strip()[:200]}")
+    look = (
+        "import importlib.util as u; print([n for n in ('tensorflow', 'mlflow') if u.find_spec(n)])"
+    )
+    found = subprocess.run([python, "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    with serving(folder, tmp_path, python=python) as server:
+        assert httpx.post(f"{server.url}/sample").status_code == 200
+        assert server.stop() == 0
