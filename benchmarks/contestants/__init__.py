@@ -1,0 +1,1 @@
+"""Who trains in `benchmarks/train.py`, each a process of its own."""

@@ -1,0 +1,162 @@
+"""vaeflow, and a VAE as keras.io's example has it: its own step, `fit` on numpy arrays."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from vaeflow.data.batches import Batches
+from vaeflow.device import (
+    all_devices,
+    choose_jit,
+    choose_steps_per_execution,
+    count_devices,
+    layers_in,
+    use_gpu_if_any,
+)
+from vaeflow.model.vae import VAE
+
+# Of `presets/mnist.yaml`.
+NETWORK = {"latent_dim": 40, "filters": (32, 64), "hidden_units": 512}
+
+
+def make(name: str, batch_size: int, precision: str):
+    """The contestant of that name, its devices taken."""
+    device = use_gpu_if_any()
+    return {"vaeflow": Vaeflow, "keras-io": KerasIo}[name](batch_size, precision, device)
+
+
+class Vaeflow:
+    """The model, its batches and its choices as `vaeflow train` has them."""
+
+    def __init__(self, batch_size: int, precision: str, device: str):
+        self.batch_size, self.precision, self.device = batch_size, precision, device
+        self.reset()
+
+    def reset(self) -> None:
+        """Untrained, with the learning rate of the preset."""
+        keras.utils.set_random_seed(0)
+        with all_devices():
+            with layers_in(self.precision):
+                self.model = VAE((28, 28, 1), **NETWORK, binarize="dynamic")
+            self.model.compile(
+                optimizer=keras.optimizers.Adam(0.002),
+                jit_compile=choose_jit("auto"),
+                steps_per_execution=choose_steps_per_execution(),
+            )
+            self.model.optimizer.build(self.model.trainable_variables)
+
+    def train(self, images: np.ndarray, epochs: int) -> None:
+        """One `fit`."""
+        batches = self._batches(images, shuffle_seed=0)
+        self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
+
+    def images(self, images: np.ndarray, epochs: int) -> int:
+        """How many `train` has seen."""
+        return epochs * len(images)
+
+    def elbo(self, images: np.ndarray) -> float:
+        """Mean over images that are black and white, nats."""
+        return self.model.evaluate(self._batches(images), verbose=0, return_dict=True)["elbo"]
+
+    def device_memory_mb(self) -> float | None:
+        """The most that was taken on a GPU, if there is one that tells."""
+        return device_memory_mb()
+
+    def _batches(self, images, **kwargs) -> Batches:
+        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs)
+
+
+class KerasIo:
+    """keras.io's example, with vaeflow's network: sigmoid, cross-entropy, `train_step`."""
+
+    def __init__(self, batch_size: int, precision: str, device: str):
+        self.batch_size, self.precision, self.device = batch_size, precision, device
+        self.reset()
+
+    def reset(self) -> None:
+        """Untrained, with the example's optimizer."""
+        keras.utils.set_random_seed(0)
+        with layers_in(self.precision):
+            networks = VAE((28, 28, 1), **NETWORK)
+        self.model = keras_io_model(networks.encoder, networks.decoder)
+        self.model.compile(optimizer=keras.optimizers.Adam(0.001))
+
+    def train(self, images: np.ndarray, epochs: int) -> None:
+        """One `fit` on black and white images, drawn beforehand for the epoch."""
+        for _ in range(epochs):
+            draws = np.random.default_rng().random(images.shape, dtype=np.float32)
+            self.model.fit(
+                (draws < images / np.float32(255)).astype("float32"),
+                batch_size=self.batch_size,
+                verbose=0,
+            )
+
+    def images(self, images: np.ndarray, epochs: int) -> int:
+        """How many `train` has seen."""
+        return epochs * len(images)
+
+    def elbo(self, images: np.ndarray) -> float:
+        """Mean over images that are black and white, nats."""
+        return -self.model.evaluate(
+            images / np.float32(255), batch_size=self.batch_size, verbose=0, return_dict=True
+        )["loss"]
+
+    def device_memory_mb(self) -> float | None:
+        """The most that was taken on a GPU, if there is one that tells."""
+        return device_memory_mb()
+
+
+def keras_io_model(encoder, decoder) -> keras.Model:
+    """TensorFlow's gradient tape is what that example is written with."""
+    import tensorflow as tf
+    from keras import ops
+
+    class Example(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = encoder, decoder
+            self.noise = keras.random.SeedGenerator(0)
+            self.tracker = keras.metrics.Mean(name="loss")
+
+        @property
+        def metrics(self):
+            return [self.tracker]
+
+        def loss_of(self, images):
+            mean, log_variance = self.encoder(images).values()
+            noise = keras.random.normal(ops.shape(mean), seed=self.noise)
+            latents = mean + ops.exp(0.5 * log_variance) * noise
+            pixels = ops.sigmoid(self.decoder(latents)["logits"])
+            cross_entropy = keras.losses.binary_crossentropy(images, pixels)
+            reconstruction = ops.mean(ops.sum(cross_entropy, axis=(1, 2)))
+            kl = -0.5 * (1 + log_variance - ops.square(mean) - ops.exp(log_variance))
+            return reconstruction + ops.mean(ops.sum(kl, axis=1))
+
+        def train_step(self, images):
+            with tf.GradientTape() as tape:
+                loss = self.loss_of(images)
+            gradients = tape.gradient(loss, self.trainable_weights)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            self.tracker.update_state(loss, sample_weight=ops.shape(images)[0])
+            return {"loss": self.tracker.result()}
+
+        def test_step(self, images):
+            self.tracker.update_state(self.loss_of(images), sample_weight=ops.shape(images)[0])
+            return {"loss": self.tracker.result()}
+
+    return Example()
+
+
+def device_memory_mb() -> float | None:
+    """The most that was taken on the first GPU; None without one."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        statistics = jax.local_devices()[0].memory_stats()
+        return statistics["peak_bytes_in_use"] / 2**20 if statistics else None
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
