@@ -47,7 +47,7 @@ def test_every_section_is_a_stage_of_dvc_yaml():
         ("train: {samples: 0}", "train.samples: Input should be greater than or equal to 1"),
         ("train: {network: mlp}", "train.network: Input should be 'conv' or 'residual'"),
         ("train: {weight_average: 1.0}", "train.weight_average: Input should be less than 1"),
-        ("train: {learning_rate_schedule: step}", "should be 'constant' or 'cosine'"),
+        ("train: {learning_rate_schedule: step}", "should be 'constant', 'cosine' or 'plateau'"),
         ("train: {depth: 0}", "train.depth: Input should be greater than or equal to 1"),
         ("train: {likelihood: normal}", "should be 'bernoulli', 'gaussian' or 'discretized_log"),
         ("train: {binarize: once}", "should be 'none', 'static' or 'dynamic', found 'once'"),

@@ -74,7 +74,7 @@ def test_blocks_change_nothing_and_bound_what_is_decoded_at_once(vae, digits, mo
         return note
 
     monkeypatch.setattr(bounds, "_compiled", watched)
-    widest = 8 * 8 * 4  # the feature map of the last convolution but one
+    widest = 8 * 8  # no layer of the decoder has more numbers than the image has pixels
     monkeypatch.setattr(bounds, "VALUES_PER_BLOCK", widest * 64 * 7)
     parts = compute_bounds(vae, digits[:100], samples=300, seed=0)
     assert max(decoded) <= 64 * 7
