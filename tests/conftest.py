@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import SCRATCH, make_workspace, run
+
+
+def pytest_sessionstart():
+    """Have signals mean what they do in a terminal: a shell's background jobs ignore some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_sessionfinish():
