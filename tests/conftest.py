@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from helpers import SCRATCH, make_workspace, run
 
+from vaeflow.workspace import Workspace
+
 
 def pytest_sessionstart():
     """Have signals mean what they do in a terminal: a shell's background jobs ignore some."""
@@ -47,3 +49,14 @@ def digits() -> np.ndarray:
     from sklearn.datasets import load_digits
 
     return np.rint(load_digits().images * 255 / 16).astype(np.uint8)[..., np.newaxis]
+
+
+@pytest.fixture
+def bundled(finished, tmp_path, monkeypatch) -> Workspace:
+    """A workspace with a built bundle, an empty registry, and an empty cache of pulled models."""
+    root = tmp_path / "workspace"
+    shutil.copytree(finished / "outputs" / "bundle", root / "outputs" / "bundle")
+    shutil.copy(finished / "dvc.yaml", root)
+    monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(root)
+    return Workspace(root)

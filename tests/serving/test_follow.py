@@ -1,5 +1,4 @@
 import json
-import shutil
 import threading
 import time
 
@@ -10,21 +9,15 @@ from serving_helpers import serving
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.files import sha256_of
 from vaeflow.registry.register import register
-from vaeflow.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
 
 @pytest.fixture
-def place(finished, tmp_path, monkeypatch):
-    """A workspace with a registered bundle, and an empty cache of pulled models."""
-    root = tmp_path / "workspace"
-    shutil.copytree(finished / "outputs" / "bundle", root / "outputs" / "bundle")
-    shutil.copy(finished / "dvc.yaml", root)
-    monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(root)
-    register(Workspace(root))
-    return Workspace(root)
+def place(bundled):
+    """The same, registered."""
+    register(bundled)
+    return bundled
 
 
 def better(place, bound, decoder=None):
