@@ -26,12 +26,24 @@ def make(name: str, batch_size: int, precision: str):
     return {"vaeflow": Vaeflow, "keras-io": KerasIo}[name](batch_size, precision, device)
 
 
-class Vaeflow:
-    """The model, its batches and its choices as `vaeflow train` has them."""
+class KerasModel:
+    """What the contestants that are Keras models share."""
 
     def __init__(self, batch_size: int, precision: str, device: str):
         self.batch_size, self.precision, self.device = batch_size, precision, device
         self.reset()
+
+    def images(self, images: np.ndarray, epochs: int) -> int:
+        """How many `train` has seen."""
+        return epochs * len(images)
+
+    def device_memory_mb(self) -> float | None:
+        """The most that was taken on a GPU, if there is one that tells."""
+        return device_memory_mb()
+
+
+class Vaeflow(KerasModel):
+    """The model, its batches and its choices as `vaeflow train` has them."""
 
     def reset(self) -> None:
         """Untrained, with the learning rate of the preset."""
@@ -51,28 +63,16 @@ class Vaeflow:
         batches = self._batches(images, shuffle_seed=0)
         self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
 
-    def images(self, images: np.ndarray, epochs: int) -> int:
-        """How many `train` has seen."""
-        return epochs * len(images)
-
     def elbo(self, images: np.ndarray) -> float:
         """Mean over images that are black and white, nats."""
         return self.model.evaluate(self._batches(images), verbose=0, return_dict=True)["elbo"]
-
-    def device_memory_mb(self) -> float | None:
-        """The most that was taken on a GPU, if there is one that tells."""
-        return device_memory_mb()
 
     def _batches(self, images, **kwargs) -> Batches:
         return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs)
 
 
-class KerasIo:
+class KerasIo(KerasModel):
     """keras.io's example, with vaeflow's network: sigmoid, cross-entropy, `train_step`."""
-
-    def __init__(self, batch_size: int, precision: str, device: str):
-        self.batch_size, self.precision, self.device = batch_size, precision, device
-        self.reset()
 
     def reset(self) -> None:
         """Untrained, with the example's optimizer."""
@@ -92,19 +92,11 @@ class KerasIo:
                 verbose=0,
             )
 
-    def images(self, images: np.ndarray, epochs: int) -> int:
-        """How many `train` has seen."""
-        return epochs * len(images)
-
     def elbo(self, images: np.ndarray) -> float:
         """Mean over images that are black and white, nats."""
         return -self.model.evaluate(
             images / np.float32(255), batch_size=self.batch_size, verbose=0, return_dict=True
         )["loss"]
-
-    def device_memory_mb(self) -> float | None:
-        """The most that was taken on a GPU, if there is one that tells."""
-        return device_memory_mb()
 
 
 def keras_io_model(encoder, decoder) -> keras.Model:
