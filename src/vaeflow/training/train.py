@@ -17,7 +17,8 @@ from vaeflow.errors import TrainingError
 from vaeflow.files import atomic_directory, atomic_file, write_json
 from vaeflow.lineage import collect_lineage
 from vaeflow.training.checkpoint import Checkpoints, training_key
-from vaeflow.training.fit import Row, fit
+from vaeflow.training.epochs import Row
+from vaeflow.training.fit import fit
 from vaeflow.training.skipping import StopWhenSkipping
 from vaeflow.training.tracking import Run, start_run
 from vaeflow.workspace import Workspace
