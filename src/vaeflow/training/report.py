@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vaeflow.errors import RegistryError
-from vaeflow.training.epochs import Row
 from vaeflow.training.tracking import Run
 from vaeflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vaeflow.training.epochs import Row
 
 HISTORY = "history.csv"
 RETRY_SECONDS = 60
