@@ -32,6 +32,7 @@ app.add_typer(data_app, name="data", rich_help_panel="Images")
 
 STAGES = "Stages (run by DVC; see dvc.yaml)"
 FLOWS = "Retraining"
+REGISTRY = "Registry"
 INFERENCE = "Inference"
 
 SERVING = {"fastapi", "uvicorn", "prometheus_client", "starlette"}
@@ -235,6 +236,72 @@ def schedule(
     from vaeflow.scheduling import serve
 
     serve(Workspace.find(), cron)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def models(
+    name: Annotated[str | None, typer.Argument(help="Of one model; by default all.")] = None,
+) -> None:
+    """List registered versions: aliases, bound, data, commit, age and the gate's verdict."""
+    from vaeflow.registry.listing import table
+
+    print("\n".join(table(name)))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def lineage(
+    source: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle's folder.")
+    ],
+) -> None:
+    """Walk from a model to its run, parameters, data and commit; say whether each still exists."""
+    from vaeflow.registry.tracing import trace
+
+    for link in trace(source):
+        print(f"{link.what:<11} {link.which}\n{'':<11} {link.state}")
+
+
+@app.command(rich_help_panel=REGISTRY)
+def pull(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    folder: Annotated[Path, typer.Argument(help="Becomes the bundle; an earlier one is replaced.")],
+    offline_ok: Annotated[
+        bool,
+        typer.Option("--offline-ok", help="Without the registry, take what was pulled last."),
+    ] = False,
+) -> None:
+    """Fetch a registered bundle, verified, into a folder."""
+    from vaeflow.registry.pull import pull_to
+
+    pulled = pull_to(uri, folder, offline_ok)
+    print(f"{folder}: version {pulled.version}")
+
+
+@app.command(rich_help_panel=REGISTRY)
+def promote(
+    uri: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@challenger.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it is no better than the champion.")
+    ] = False,
+) -> None:
+    """Make a registered version the champion, if it passes the gate."""
+    from vaeflow.registry.promotion import promote
+
+    if force and not reason.strip():
+        raise VaeflowError("--force needs a --reason, which is kept with the version.")
+    print(promote(Workspace.find(), uri, force, reason))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rollback(
+    name: Annotated[str, typer.Argument(help="Of the model.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version that was champion.")] = "",
+) -> None:
+    """Make the champion before the present one champion again."""
+    from vaeflow.registry.promotion import rollback
+
+    print(rollback(name, reason))
 
 
 @app.command(rich_help_panel=INFERENCE)
