@@ -366,6 +366,28 @@ def score(
 
 
 @app.command(rich_help_panel=INFERENCE)
+def drift(
+    scores: Annotated[Path, typer.Argument(help="Of a batch: from score --latents, .parquet.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The .json to write; a .png comes beside it.")],
+) -> None:
+    """Compare a scored batch with the validation images; exit status 1 when it differs.
+
+    Prefect is told where PREFECT_API_URL names a server.
+    """
+    _, parameters = _workspace()
+    from vaeflow.scoring.drift import measure_drift, summary
+    from vaeflow.scoring.events import DRIFT_DETECTED, emit_drift
+
+    report = measure_drift(scores, model, out, parameters.drift)
+    print("\n".join(summary(report)))
+    if report["drifted"]:
+        told = emit_drift(report)
+        print(f"event {DRIFT_DETECTED}: " + ("sent" if told else "no server in PREFECT_API_URL"))
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=INFERENCE)
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",

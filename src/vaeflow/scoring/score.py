@@ -64,13 +64,15 @@ class Scored:
 
     Attributes:
         out: the file it wrote.
-        model: what scored them: `model_name`, `model_version`, `bundle_sha256`, `data_md5`.
+        bundle: the folder of what scored them.
+        model: which that is: `model_name`, `model_version`, `bundle_sha256`, `data_md5`.
         count: images.
         resumed: how many of them an earlier run had scored.
         rejected: files and rows that could not be used.
     """
 
     out: Path
+    bundle: Path
     model: dict[str, str]
     count: int = 0
     resumed: int = 0
@@ -112,18 +114,27 @@ class Model(NamedTuple):
         }
 
 
+def find(model: str) -> tuple[Path, str | None]:
+    """The folder of what an address stands for now, and its version if the registry has it.
+
+    Raises:
+        BundleError: what was downloaded is not what was registered.
+        RegistryError: the registry cannot be reached or has no such model.
+    """
+    if not model.startswith(REGISTRY):
+        return Path(model), None
+    from vaeflow.registry.pull import pull_version
+
+    return tuple(pull_version(model))
+
+
 def load(model: str) -> Model:
-    """Resolve an address now and load what it stands for.
+    """Load a model; see `find`.
 
     Raises:
         BundleError: the bundle is missing, changed or damaged.
-        RegistryError: the registry cannot be reached or has no such model.
     """
-    folder, version = Path(model), None
-    if model.startswith(REGISTRY):
-        from vaeflow.registry.pull import pull_version
-
-        folder, version = pull_version(model)
+    folder, version = find(model)
     bundle = Bundle(folder, threads=1)
     return Model(bundle, folder, version or bundle_sha256(folder)[:12])
 
@@ -143,7 +154,7 @@ def score(batch: Batch) -> Scored:
     if batch.latents and batch.out.suffix.lower() == ".npy":
         raise VaeflowError(f"{batch.out}: holds scores alone; with --latents, write .parquet.")
     model = load(batch.model)
-    scored = Scored(batch.out, model.description)
+    scored = Scored(batch.out, model.folder, model.description)
     key = {**scored.model, "latents": batch.latents, **_versions()}
     try:
         with parts_beside(batch.out, key) as parts:
