@@ -1,11 +1,13 @@
 import fcntl
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from helpers import run
 
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
@@ -175,3 +177,21 @@ def test_a_model_of_the_registry_is_named_by_its_version(bundled, tmp_path):
     metadata = pyarrow.parquet.read_schema(tmp_path / "s.parquet").metadata
     assert metadata[b"model_version"] == b"1"
     assert metadata[b"bundle_sha256"].decode() == bundle_sha256(bundled.bundle)
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+from vaeflow.scoring.score import Batch, score
+
+images, model, out = sys.argv[1:]
+score(Batch((images,), model, Path(out)))
+heavy = {"tensorflow", "keras", "mlflow", "dvc", "prefect", "pandas", "pyarrow", "scipy"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_scores_of_a_local_bundle_as_csv_need_nothing_heavy(tmp_path, digits, model):
+    np.save(tmp_path / "some.npy", digits[:9])
+    command = [sys.executable, "-c", LIGHT, "some.npy", model, "s.csv"]
+    assert run(tmp_path, *command).stdout.strip() == "[]"
