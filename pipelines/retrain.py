@@ -55,9 +55,9 @@ patient = functools.partial(
 
 @patient(task_run_name="fetch-data")
 @without_traceback
-def fetch_data(workspace: Workspace) -> None:
-    """Bring data/ to its newest version."""
-    print(pipeline.fetch_data(workspace))
+def fetch_data(workspace: Workspace) -> list[str]:
+    """Bring data/ to its newest version; returns the stages that are out of date."""
+    return pipeline.fetch_data(workspace)
 
 
 @task(task_run_name="{stage}")
@@ -145,12 +145,9 @@ def retrain(
 def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     """The run itself, in a workspace that is its own."""
     pipeline.check_parameters(place)
-    if (failed := fetch_data(place, return_state=True)).is_failed():
-        return failed
-    pipeline.check_inputs(place)
-
-    changed = pipeline.changed_stages(place)
-    if not (changed or force) and (known := find_settled(place)):
+    if not (state := fetch_data(place, return_state=True)).is_completed():
+        return state
+    if not (state.result() or force) and (known := find_settled(place)):
         message = f"nothing changed: {known}"
         print(message)
         return Completed(message=message, data=known.uri)
