@@ -12,30 +12,18 @@ from prefect.artifacts import (
     create_markdown_artifact,
     create_table_artifact,
 )
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 
 from vaeflow import pipeline, run_report
-from vaeflow.errors import BusyError, RegistryError, StageError, VaeflowError
+from vaeflow.errors import BusyError, RegistryError, StageError
+from vaeflow.flows import without_traceback
 from vaeflow.overrides import overridden
 from vaeflow.registry import gate, promotion
 from vaeflow.registry.register import find_registered, register
 from vaeflow.registry.versions import Version
 from vaeflow.versioning import dvc
 from vaeflow.workspace import Workspace
-
-
-def without_traceback(function):
-    """End a run that a user's mistake stopped as failed, with that message; bugs are raised."""
-
-    @functools.wraps(function)
-    def guarded(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except VaeflowError as error:
-            return Failed(message=str(error), data=error)
-
-    return guarded
 
 
 async def is_worth_retrying(task, run, state: State) -> bool:

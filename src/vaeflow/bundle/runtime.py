@@ -13,7 +13,8 @@ from vaeflow.bundle.manifest import Manifest, read_file, read_verified
 from vaeflow.data.checks import as_batch, check_range
 from vaeflow.errors import BundleError, DataError
 
-VALUES_PER_BLOCK = 500_000  # pixel values worked on at once: bounds memory for any image size
+# Pixel values worked on at once: bounds memory for any image size. More do not stay in the cache.
+VALUES_PER_BLOCK = 200_000
 SCORE_SAMPLES = 16
 
 
@@ -30,6 +31,11 @@ class Bundle:
     Images are `(count, height, width, channels)`, or without the last axis when there is one
     channel; uint8 in 0..255 or floating point in [0, 1]. Large inputs are worked through in blocks.
 
+    Args:
+        folder: the bundle.
+        threads: of one call; by default as many as there are cores. With one, several calls at a
+            time get more out of the cores.
+
     Attributes:
         manifest: what the model is and where it came from.
 
@@ -37,8 +43,9 @@ class Bundle:
         BundleError: the folder is not exactly what its manifest says.
     """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, threads: int = 0):
         folder = Path(folder)
+        self._threads = threads
         self.manifest: Manifest = read_verified(folder)
         self._encoder = self._session(folder, "encoder.onnx")
         self._decoder = self._session(folder, "decoder.onnx")
@@ -54,8 +61,10 @@ class Bundle:
         import onnxruntime
 
         content = read_file(folder, self.manifest, name)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
         try:
-            return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(f"{folder / name}: not a readable ONNX model ({error}).") from None
 
@@ -68,6 +77,10 @@ class Bundle:
     def latent_dim(self) -> int:
         """Size of the latent t."""
         return self.manifest.latent_dim
+
+    def images_at_once(self, samples: int = 1) -> int:
+        """How many images a block has when each is decoded from so many draws."""
+        return max(1, VALUES_PER_BLOCK // (math.prod(self.image_shape) * samples))
 
     def encode(self, images: np.ndarray) -> Posterior:
         """Posterior of each image."""
@@ -191,7 +204,7 @@ class Bundle:
 
     def _in_blocks(self, function, inputs: np.ndarray, samples: int = 1) -> list[np.ndarray]:
         """Apply a function of the first axis block by block; it returns a tuple of arrays."""
-        block = max(1, VALUES_PER_BLOCK // (math.prod(self.image_shape) * samples))
+        block = self.images_at_once(samples)
         parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
