@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vaeflow.errors import RegistryError
 from vaeflow.registry.aliases import (
@@ -21,9 +21,6 @@ from vaeflow.registry.gate import Verdict, check_servability, judge
 from vaeflow.registry.versions import Address, Version
 from vaeflow.training.tracking import clear_errors, connect
 from vaeflow.workspace import Workspace
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 JUDGED_TAG = "judged"
 
@@ -57,8 +54,8 @@ def settle(workspace: Workspace, version: Version, verdict: Verdict | None = Non
     """
     client = connect(workspace)
     with clear_errors(client.tracking_uri), alone_with(client, version.name):
-        if is_settled(client, version):
-            return Settled(version, held_by(client, version), "it was registered before")
+        if before := settled_before(workspace, version):
+            return before
         champion = holder(client, version.name, CHAMPION)
         if champion == version.number:  # an earlier call was cut short before it noted its verdict
             settled = Settled(version, CHAMPION, "it was made champion")
@@ -75,9 +72,18 @@ def settle(workspace: Workspace, version: Version, verdict: Verdict | None = Non
     return settled
 
 
-def is_settled(client: MlflowClient, version: Version) -> bool:
-    """Whether the gate's verdict on a version has been carried out."""
-    return JUDGED_TAG in client.get_model_version(version.name, version.number).tags
+def settled_before(workspace: Workspace, version: Version) -> Settled | None:
+    """What became of a version whose verdict was carried out; None where it was not yet."""
+    client = connect(workspace)
+    with clear_errors(client.tracking_uri):
+        if JUDGED_TAG not in client.get_model_version(version.name, version.number).tags:
+            return None
+        return Settled(version, held_by(client, version), "it was registered before")
+
+
+def judge_once(workspace: Workspace, version: Version) -> Verdict | None:
+    """Judge a version, unless its verdict was carried out before."""
+    return None if settled_before(workspace, version) else judge(workspace, version)
 
 
 def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled:

@@ -25,11 +25,11 @@ from vaeflow.data.decoding import cores
 from vaeflow.data.sources import Images, refuse
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.progress import Progress
+from vaeflow.registry.versions import SCHEME
 from vaeflow.scoring.images import blocks, count, in_shards, reading_for
 from vaeflow.scoring.parts import Parts, parts_beside
 from vaeflow.scoring.tables import Table, kind_of
 
-REGISTRY = "models:/"
 BLOCKS_PER_SHARD = 64
 SHARDS_AHEAD = 2  # being computed while the one before them is written
 SHOWN_REJECTED = 5
@@ -121,7 +121,7 @@ def find(model: str) -> tuple[Path, str | None]:
         BundleError: what was downloaded is not what was registered.
         RegistryError: the registry cannot be reached or has no such model.
     """
-    if not model.startswith(REGISTRY):
+    if not model.startswith(SCHEME):
         return Path(model), None
     from vaeflow.registry.pull import pull_version
 
