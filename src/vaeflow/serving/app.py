@@ -19,7 +19,7 @@ LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> Gate:
     """All routes over a service."""
     app = FastAPI(
         title="vaeflow",
@@ -27,7 +27,6 @@ def create_app(service: Service) -> FastAPI:
         description="A variational autoencoder: embeddings, reconstructions, samples, scores.",
         redirect_slashes=False,
     )
-    app.add_middleware(Gate, service=service)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_operations(app, service)
@@ -38,13 +37,13 @@ def create_app(service: Service) -> FastAPI:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    return app
+    return Gate(inference_protocol.Direct(app, service), service)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     async def run(request: Request, operation: str, **options: int) -> Response:
         served, deadline = service.served, service.deadline()
-        body = await bodies.read(request, service.settings.body, service.settings.deadline)
+        body = await service.read(request.scope, request.receive)
         read = getattr(bodies, f"{OPERATIONS[operation].takes}_of")
         rows = read(body, request.headers.get("content-type", ""), served.bundle)
         arrays = await service.run(served, operation, rows, deadline, **options)

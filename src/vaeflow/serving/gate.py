@@ -5,9 +5,11 @@ from __future__ import annotations
 import hmac
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vaeflow.serving.bodies import header
 from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.service import Service
 
@@ -18,17 +20,17 @@ WATCHED = ALWAYS | {"/metrics"}  # not work: answered while draining and under l
 class Gate:
     """ASGI middleware before all routes."""
 
-    def __init__(self, app, service: Service):
+    def __init__(self, app: ASGIApp, service: Service):
         self._app, self._service = app, service
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it with a refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         service, start, status = self._service, time.perf_counter(), 500
 
-        async def note(message) -> None:
+        async def note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -51,12 +53,12 @@ class Gate:
             route = getattr(scope.get("route"), "path", "none")
             service.metrics.request(route, status, time.perf_counter() - start)
 
-    def _check(self, scope, working: bool) -> None:
+    def _check(self, scope: Scope, working: bool) -> None:
         service = self._service
         if working and service.draining:
             raise RefusedError(503, "the server is about to end.", retry_after=1)
         if service.settings.token and scope["path"] not in ALWAYS:
-            given = Headers(scope=scope).get("authorization", "").encode("latin-1")
+            given = header(scope, b"authorization").encode("latin-1")
             expected = f"Bearer {service.settings.token}".encode()
             if not hmac.compare_digest(given, expected):
                 raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")

@@ -21,6 +21,7 @@ class Metrics:
 
     def __init__(self, waiting: Callable[[], int]):
         self._registry = CollectorRegistry()
+        self._of: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._requests = Counter(
             "vaeflow_requests", "Answered requests.", ["route", "status"], registry=self._registry
         )
@@ -45,8 +46,12 @@ class Metrics:
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        key = route, status
+        if key not in self._of:  # they are few, and Prometheus's own way to them is slow
+            self._of[key] = self._requests.labels(route, str(status)), self._seconds.labels(route)
+        count, duration = self._of[key]
+        count.inc()
+        duration.observe(seconds)
 
     def batch(self, rows: int) -> None:
         """Count a batch."""

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,15 @@ class Served:
         """Of the images it was trained on, as DVC has it."""
         return self.bundle.manifest.lineage.get("data_md5", "unknown")
 
-    @property
+    @cached_property
     def headers(self) -> dict[str, str]:
         """What every answer of this model carries."""
         return {"X-Model-Name": self.name, "X-Model-Version": self.version}
+
+    @cached_property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The same as ASGI has them."""
+        return [(k.lower().encode(), v.encode("latin-1")) for k, v in self.headers.items()]
 
 
 def load(model: str) -> Served:
@@ -60,9 +66,9 @@ def load(model: str) -> Served:
     return open_folder(Path(model))
 
 
-def open_folder(folder: Path, version: str | None = None) -> Served:
+def open_folder(folder: Path, version: str | None = None, threads: int = 1) -> Served:
     """Verify, load and warm a bundle's folder."""
-    bundle = Bundle(folder)
+    bundle = Bundle(folder, threads)
     _warm(bundle)
     sha256 = bundle_sha256(folder)
     return Served(bundle, version or sha256[:12], sha256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from contextlib import suppress
@@ -11,6 +12,7 @@ import uvicorn
 
 from vaeflow.errors import ServingError
 from vaeflow.serving.app import create_app
+from vaeflow.serving.connections import Connection
 from vaeflow.serving.follow import follow
 from vaeflow.serving.served import load
 from vaeflow.serving.service import Service
@@ -75,10 +77,15 @@ def run(settings: Settings, bound: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(service),
         access_log=False,
+        http=Connection,
+        proxy_headers=False,  # nothing here asks who the client is
         log_level="info",
         # What is accepted is answered or refused within two deadlines: its body's, and its own.
         timeout_graceful_shutdown=int(2 * settings.deadline) + 1,
     )
+    # What is there now stays: the garbage collector need not look through it again and again.
+    gc.collect()
+    gc.freeze()
     asyncio.run(_serve(_Server(config, service), service, bound))
 
 

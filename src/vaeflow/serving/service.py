@@ -7,7 +7,9 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from starlette.types import Receive, Scope
 
+from vaeflow.serving import bodies
 from vaeflow.serving.batching import Batcher, Outputs
 from vaeflow.serving.metrics import Metrics
 from vaeflow.serving.refusals import RefusedError
@@ -83,14 +85,18 @@ class Service:
         self.check_rows(len(rows))
         function = partial(_apply, served, operation, options)
         key = (id(served), operation, tuple(sorted(options.items())), rows.dtype.str)
-        outputs = await self._batcher.run(key, function, rows, deadline)
+        finite, *outputs = await self._batcher.run(key, function, rows, deadline)
         takes, gives = OPERATIONS[operation]
-        if not all(np.isfinite(values).all() for values in outputs):
+        if not finite.all():
             raise RefusedError(422, f"{takes}: the model's answer to them is not finite.", takes)
         arrays = dict(zip(gives, outputs, strict=True))
         if operation == "score" and served.bundle.manifest.score_quantiles:
             arrays["percentile"] = 100 * served.bundle.score_rank(arrays["score"])
         return arrays
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """A request's body, within the limits; see `vaeflow.serving.bodies.read`."""
+        return await bodies.read(scope, receive, self.settings.body, self.settings.deadline)
 
     def check_rows(self, count: int) -> None:
         """Refuse what is more than one request may ask for."""
@@ -105,6 +111,9 @@ class Service:
 
 
 def _apply(served: Served, operation: str, options: dict[str, int], rows: np.ndarray) -> Outputs:
+    """Of each row whether its outputs are finite, then the outputs."""
     with np.errstate(all="ignore"):  # what is not finite is refused afterwards
         outputs = getattr(served.bundle, operation)(rows, **options)
-    return tuple(outputs) if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    finite = [np.isfinite(values).reshape(len(rows), -1).all(axis=1) for values in outputs]
+    return np.logical_and.reduce(finite), *outputs
