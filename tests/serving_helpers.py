@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -10,10 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+
+from vaeflow.bundle.manifest import MANIFEST
+from vaeflow.registry.register import register
+from vaeflow.workspace import Workspace
 
 
 class Server:
@@ -77,3 +82,21 @@ def together(count: int, call) -> list:
     for thread in threads:
         thread.join()
     return results
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def better(place: Workspace, bound: float, decoder: dict | None = None) -> str:
+    """Register a better version: the bundle's manifest with another bound; its number."""
+    path = place.bundle / MANIFEST
+    content = json.loads(path.read_text())
+    content["metrics"]["importance_weighted_bound"] = bound
+    if decoder is not None:
+        content["files"]["decoder.onnx"] = decoder
+    path.write_text(json.dumps(content))
+    return register(place).version

@@ -19,6 +19,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 __version__ = "0.1.0"
 __all__ = ["load"]
 
+REGISTRY = "models:/"  # what the address of a registered model begins with
+
 
 def load(model: str | Path) -> Bundle:
     """Load a model for inference.
@@ -41,7 +43,7 @@ def load(model: str | Path) -> Bundle:
     """
     from vaeflow.bundle.runtime import Bundle
 
-    if str(model).startswith("models:/"):
+    if str(model).startswith(REGISTRY):
         from vaeflow.registry.pull import pull
 
         return Bundle(pull(str(model)))

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import threading
@@ -53,12 +54,36 @@ def test_sigterm_ends_it_well_after_what_was_accepted(folder, tmp_path):
             server.process.terminate()
             time.sleep(0.3)
             assert kept.get("/v2/health/ready").status_code == 503
+        for thread in threads[:8]:
+            thread.join()
         assert statuses == [200] * 8
         assert httpx.post(f"{server.url}/sample").status_code == 503
         go_on.set()
         for thread in threads:
             thread.join()
         assert statuses == [200] * 9
+        assert server.process.wait(10) == 0
+
+
+def test_what_reached_the_machine_before_sigterm_is_answered(folder, tmp_path):
+    """Stopped meanwhile, the server cannot have seen any of it when the signal comes."""
+    with serving(folder, tmp_path) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        answers: list[httpx.Response] = []
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{server.url}/sample", timeout=30))
+            )
+            for _ in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGCONT)
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 20
         assert server.process.wait(10) == 0
 
 

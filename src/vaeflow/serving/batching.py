@@ -44,10 +44,10 @@ class Batcher:
         batch: rows that are run together at most; a larger request runs alone.
         wait: seconds that jobs wait for others where some are expected.
         queue: rows that may wait.
-        on_batch: called with the rows of each batch before it runs.
+        on_batch: called before a batch runs, with its rows and those that are left waiting.
     """
 
-    def __init__(self, batch: int, wait: float, queue: int, on_batch: Callable[[int], None]):
+    def __init__(self, batch: int, wait: float, queue: int, on_batch: Callable[[int, int], None]):
         self._batch, self._wait, self._queue, self._on_batch = batch, wait, queue, on_batch
         self._waiting: deque[_Job] = deque()
         self._rows = 0
@@ -55,11 +55,6 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 1  # jobs in the last batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
-
-    @property
-    def waiting(self) -> int:
-        """Rows in the queue."""
-        return self._rows
 
     async def run(
         self, key: Hashable, function: Function, inputs: np.ndarray, deadline: float
@@ -133,7 +128,7 @@ class Batcher:
         inputs = jobs[0].inputs
         if len(jobs) > 1:
             inputs = np.concatenate([job.inputs for job in jobs])
-        self._on_batch(len(inputs))
+        self._on_batch(len(inputs), self._rows)
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(
                 self._thread, jobs[0].function, inputs

@@ -76,7 +76,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v2/health/ready", responses={503: ERRORS[503]}, tags=["operation"])
     async def ready() -> JSONResponse:
         """Whether it takes work."""
-        return JSONResponse({"ready": not service.draining}, 503 if service.draining else 200)
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.get("/v2", tags=["inference protocol"])
     async def server() -> dict[str, Any]:
@@ -98,7 +98,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def model_ready(name: str) -> JSONResponse:
         """Whether the model takes work."""
         _named(service, name)
-        return JSONResponse({"ready": not service.draining}, 503 if service.draining else 200)
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.post(
         INFER,

@@ -42,16 +42,18 @@ class Service:
         served: the model that answers new requests; `replace` changes it.
         metrics: what it counts.
         in_flight: requests received and not answered yet.
-        draining: whether new requests are refused because the server ends.
+        ready: whether to send it more; false as soon as it is told to end.
+        draining: whether new requests are refused because it ends.
     """
 
     def __init__(self, served: Served, settings: Settings):
         self.settings = settings
         self.served = served
-        self.metrics = Metrics(lambda: self._batcher.waiting)
+        self.metrics = Metrics()
         self._batcher = Batcher(settings.batch, settings.wait, settings.queue, self.metrics.batch)
         self.metrics.model(served)
         self.in_flight = 0
+        self.ready = True
         self.draining = False
 
     def replace(self, served: Served) -> None:
