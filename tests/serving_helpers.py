@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.registry.register import register
@@ -82,6 +84,13 @@ def together(count: int, call) -> list:
     for thread in threads:
         thread.join()
     return results
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array as `.npy`."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

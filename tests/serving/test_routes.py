@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from serving_helpers import npy
 
 import vaeflow
 
@@ -15,12 +16,6 @@ NPY = "application/x-npy"
 @pytest.fixture(scope="module")
 def model(finished):
     return vaeflow.load(finished / "outputs" / "bundle")
-
-
-def npy(array):
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def picture(image, kind="PNG"):

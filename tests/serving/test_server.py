@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from helpers import REPOSITORY
-from serving_helpers import serving, together
+from serving_helpers import npy, serving, together
 
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BundleError
@@ -93,7 +93,7 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(folder, tmp_path):
             48,
             lambda index: httpx.post(
                 f"{server.url}/score?samples=128&count=1",
-                content=npy(4),
+                content=npy(np.zeros((4, 8, 8, 1), np.uint8)),
                 headers={"Content-Type": "application/x-npy"},
                 timeout=30,
             ),
@@ -103,14 +103,6 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(folder, tmp_path):
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) >= 1
         assert httpx.post(f"{server.url}/sample").status_code == 200
-
-
-def npy(count: int) -> bytes:
-    import io
-
-    stream = io.BytesIO()
-    np.save(stream, np.zeros((count, 8, 8, 1), np.uint8))
-    return stream.getvalue()
 
 
 def test_past_the_deadline_is_504(folder, tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 import time
 
+import pydantic_core
 from starlette.datastructures import MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vaeflow.serving.bodies import header
+from vaeflow.serving.bodies import JSON, header
 from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.service import Service
 
@@ -45,8 +45,7 @@ class Gate:
             self._check(scope, working)
             await self._app(scope, receive, note)
         except RefusedError as refusal:
-            response = JSONResponse(refusal.content(), refusal.status, refusal.headers)
-            await response(scope, receive, note)
+            await _refuse(refusal, note)
         finally:
             service.in_flight -= working
             # A path that is no route is a name that the client made up: not a label.
@@ -64,3 +63,12 @@ class Gate:
                 raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")
         if working and service.in_flight > service.settings.in_flight:
             raise RefusedError(429, "too many requests at once; try again later.", retry_after=1)
+
+
+async def _refuse(refusal: RefusedError, send: Send) -> None:
+    """Answer with a refusal; under too much load these are most answers, and must be cheap."""
+    body = pydantic_core.to_json(refusal.content())
+    headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+    headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
