@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,7 @@ def untrained(preset: str, folder: Path) -> Path:
     )
     write_manifest(folder, manifest)
     return folder
+
+
+if __name__ == "__main__":
+    untrained(sys.argv[1], Path(sys.argv[2]))
