@@ -10,8 +10,9 @@ import pytest
 from helpers import REPOSITORY
 from serving_helpers import npy, serving, together
 
-from vaeflow.bundle.runtime import Bundle
+from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError
+from vaeflow.serving.served import open_folder
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -148,10 +149,14 @@ def test_what_cannot_be_served_is_said_in_a_paragraph(folder, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_any_flipped_byte_of_a_bundle_is_refused(bundle):
+def test_any_flipped_byte_of_a_bundle_is_refused(bundle, monkeypatch):
     """A thousand of them, anywhere in the bundle, each refused before anything is loaded."""
-    from vaeflow.bundle.manifest import MANIFEST, bundle_sha256, read_verified
+    import onnxruntime
 
+    made, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *given: made.append(given) or session(*given)
+    )
     random = np.random.default_rng(7)
     digest = bundle_sha256(bundle)
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
@@ -166,9 +171,11 @@ def test_any_flipped_byte_of_a_bundle_is_refused(bundle):
             assert bundle_sha256(bundle) != digest
         else:
             with pytest.raises(BundleError):
-                read_verified(bundle)
+                open_folder(bundle, None, threads=1)
         path.write_bytes(content)
-    Bundle(bundle)
+    assert not made
+    open_folder(bundle, None, threads=1)
+    assert len(made) == 2
 
 
 def test_the_extra_alone_serves_a_local_bundle(folder, tmp_path):
