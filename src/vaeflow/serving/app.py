@@ -11,7 +11,7 @@ from vaeflow.bundle.runtime import SCORE_SAMPLES
 from vaeflow.serving import bodies, inference_protocol
 from vaeflow.serving.answers import answer
 from vaeflow.serving.gate import Gate
-from vaeflow.serving.openapi import RESPONSES, body_of
+from vaeflow.serving.openapi import answers_of, body_of
 from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.service import MOST_SAMPLES, OPERATIONS, Service
 
@@ -50,12 +50,12 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return answer(arrays, request.headers.get("accept", ""), served.headers)
 
     def post(operation: str):
-        extra = body_of(OPERATIONS[operation].takes, service.served.bundle)
+        taken, given = service.example(operation)
         return app.post(
             f"/{operation}",
             response_class=Response,
-            responses=RESPONSES,
-            openapi_extra=extra,
+            responses=answers_of(given),
+            openapi_extra=body_of(OPERATIONS[operation].takes, taken),
             tags=["model"],
         )
 
@@ -85,7 +85,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """Minus the ELBO in nats, and the percentage of validation images that score lower."""
         return await run(request, "score", samples=samples, seed=seed)
 
-    @app.post("/sample", response_class=Response, responses=RESPONSES, tags=["model"])
+    responses = answers_of(service.example("decode")[1])
+
+    @app.post("/sample", response_class=Response, responses=responses, tags=["model"])
     async def sample(
         request: Request,
         count: Annotated[int, Query(ge=1, le=service.settings.rows)] = 1,

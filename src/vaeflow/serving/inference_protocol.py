@@ -19,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 import vaeflow
 from vaeflow.serving import bodies
-from vaeflow.serving.openapi import ERRORS
+from vaeflow.serving.openapi import ERRORS, MOST_SHOWN, shown
 from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.served import Served
-from vaeflow.serving.service import Service
+from vaeflow.serving.service import OPERATIONS, Service
 
 Answer = tuple[list[tuple[bytes, bytes]], bytes]  # headers and body
 
@@ -49,18 +49,18 @@ class _Tensor(BaseModel):
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     data: Any = None
 
 
 class _Output(BaseModel):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class _Inference(BaseModel):
     id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: Annotated[list[_Tensor], Field(min_length=1, max_length=1)]
     outputs: list[_Output] = []
 
@@ -104,7 +104,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         INFER,
         response_class=Response,
         responses={**ERRORS, **failures},
-        openapi_extra=_body(service.served),
+        openapi_extra=_body(service),
         tags=["inference protocol"],
     )
     async def infer(name: str, request: Request) -> Response:
@@ -281,24 +281,19 @@ def _answer(asked: _Inference, served: Served, arrays: dict[str, np.ndarray]) ->
     return headers, b"".join([header, *raw])
 
 
-def _body(served: Served) -> dict:
-    shape = [1, *served.bundle.image_shape]
-    tensor = {
-        "name": "images",
-        "shape": shape,
-        "datatype": "FP32",
-        "data": [0.0] * math.prod(shape),
-    }
+def _body(service: Service) -> dict:
+    examples = {}
+    for operation in ("score", "decode"):
+        rows, given = service.example(operation)
+        outputs = list(given) if operation == "score" else ["image"]
+        if rows.size <= MOST_SHOWN:
+            tensor = {"name": OPERATIONS[operation].takes, "shape": rows.shape, "datatype": "FP32"}
+            inputs = [{**tensor, "data": shown(rows.ravel())}]
+            asked = [{"name": output} for output in outputs]
+            examples[operation] = {"value": {"inputs": inputs, "outputs": asked}}
+    schema = {"type": "object", "required": ["inputs"]}
     content = {
-        "schema": {"type": "object", "required": ["inputs"]},
-        "example": {"inputs": [tensor], "outputs": [{"name": "score"}]},
+        bodies.JSON: {"schema": schema, "examples": examples},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     }
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                bodies.JSON: content,
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            },
-        }
-    }
+    return {"requestBody": {"required": True, "content": content}}

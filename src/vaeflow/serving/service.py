@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -88,13 +89,19 @@ class Service:
         function = partial(_apply, served, operation, options)
         key = (id(served), operation, tuple(sorted(options.items())), rows.dtype.str)
         finite, *outputs = await self._batcher.run(key, function, rows, deadline)
-        takes, gives = OPERATIONS[operation]
         if not finite.all():
+            takes = OPERATIONS[operation].takes
             raise RefusedError(422, f"{takes}: the model's answer to them is not finite.", takes)
-        arrays = dict(zip(gives, outputs, strict=True))
-        if operation == "score" and served.bundle.manifest.score_quantiles:
-            arrays["percentile"] = 100 * served.bundle.score_rank(arrays["score"])
-        return arrays
+        return _named(served, operation, outputs)
+
+    def example(self, operation: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What the operation may take, `(1, ...)`, and what it gives: around the prior's mean."""
+        bundle = self.served.bundle
+        rows = np.zeros((1, bundle.latent_dim), np.float32)
+        if OPERATIONS[operation].takes == "images":
+            rows = bundle.decode(rows)
+        _, *outputs = _apply(self.served, operation, {}, rows)
+        return rows, _named(self.served, operation, outputs)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """A request's body, within the limits; see `vaeflow.serving.bodies.read`."""
@@ -119,3 +126,10 @@ def _apply(served: Served, operation: str, options: dict[str, int], rows: np.nda
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     finite = [np.isfinite(values).reshape(len(rows), -1).all(axis=1) for values in outputs]
     return np.logical_and.reduce(finite), *outputs
+
+
+def _named(served: Served, operation: str, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = dict(zip(OPERATIONS[operation].gives, outputs, strict=True))
+    if operation == "score" and served.bundle.manifest.score_quantiles:
+        arrays["percentile"] = 100 * served.bundle.score_rank(arrays["score"])
+    return arrays
