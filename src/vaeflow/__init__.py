@@ -22,12 +22,14 @@ __all__ = ["load"]
 REGISTRY = "models:/"  # what the address of a registered model begins with
 
 
-def load(model: str | Path) -> Bundle:
+def load(model: str | Path, *, offline_ok: bool = False) -> Bundle:
     """Load a model for inference.
 
     Args:
         model: the folder of a bundle, or a model of the MLflow registry as
             `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        offline_ok: where the registry cannot be reached, take the copy pulled last under that
+            address, with a warning.
 
     Returns:
         An object with `encode`, `decode`, `reconstruct`, `sample` and `score` on numpy arrays. For
@@ -46,5 +48,5 @@ def load(model: str | Path) -> Bundle:
     if str(model).startswith(REGISTRY):
         from vaeflow.registry.pull import pull
 
-        return Bundle(pull(str(model)))
+        return Bundle(pull(str(model), offline_ok))
     return Bundle(model)

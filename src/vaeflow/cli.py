@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -33,6 +33,7 @@ app.add_typer(data_app, name="data", rich_help_panel="Images")
 
 STAGES = "Stages (run by DVC; see dvc.yaml)"
 FLOWS = "Retraining"
+REGISTRY = "Registry"
 INFERENCE = "Inference"
 
 SERVING = {"fastapi", "uvicorn", "prometheus_client", "starlette"}
@@ -206,19 +207,43 @@ def export() -> None:
 
 
 @app.command(rich_help_panel=FLOWS)
-def retrain() -> None:
+def retrain(
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value, for this run alone; may be repeated."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the registered model, instead of export.name.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run every stage even if nothing changed.")
+    ] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Send data and outputs to the DVC remote at the end.")
+    ] = False,
+    busy: Annotated[
+        Literal["wait", "cancel"], typer.Option(help="What to do while another flow works here.")
+    ] = "wait",
+) -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
+    from prefect.exceptions import CancelledRun
     from prefect.flows import load_flow_from_entrypoint
 
-    from vaeflow.pipeline import check_inputs
+    from vaeflow.overrides import parse
+    from vaeflow.pipeline import check_parameters
 
     workspace = Workspace.find()
+    overrides = parse(settings or [])
     # The flow checks them too; here it takes no server to find a typing mistake.
-    check_inputs(workspace)
+    check_parameters(workspace)
     # The flow is the workspace's own, for its users to change.
     path = workspace.root / "pipelines" / "retrain.py"
     workspace.require(path, "Restore it: git checkout pipelines")
-    load_flow_from_entrypoint(f"{path}:retrain")(workspace=str(workspace.root))
+    run = load_flow_from_entrypoint(f"{path}:retrain")
+    try:
+        run(str(workspace.root), name, overrides, force, push, busy)
+    except CancelledRun as cancelled:
+        raise VaeflowError(str(cancelled)) from None
 
 
 @app.command(rich_help_panel=FLOWS)
@@ -229,6 +254,72 @@ def schedule(
     from vaeflow.scheduling import serve
 
     serve(Workspace.find(), cron)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def models(
+    name: Annotated[str | None, typer.Argument(help="Of one model; by default all.")] = None,
+) -> None:
+    """List registered versions: aliases, bound, data, commit, age and the gate's verdict."""
+    from vaeflow.registry.listing import table
+
+    print("\n".join(table(name)))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def lineage(
+    source: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle's folder.")
+    ],
+) -> None:
+    """Walk from a model to its run, parameters, data and commit; say whether each still exists."""
+    from vaeflow.registry.tracing import trace
+
+    for link in trace(source):
+        print(f"{link.what:<11} {link.which}\n{'':<11} {link.state}")
+
+
+@app.command(rich_help_panel=REGISTRY)
+def pull(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    folder: Annotated[Path, typer.Argument(help="Becomes the bundle; an earlier one is replaced.")],
+    offline_ok: Annotated[
+        bool,
+        typer.Option("--offline-ok", help="Without the registry, take what was pulled last."),
+    ] = False,
+) -> None:
+    """Fetch a registered bundle, verified, into a folder."""
+    from vaeflow.registry.pull import pull_to
+
+    pulled = pull_to(uri, folder, offline_ok)
+    print(f"{folder}: version {pulled.version}")
+
+
+@app.command(rich_help_panel=REGISTRY)
+def promote(
+    uri: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@challenger.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it is no better than the champion.")
+    ] = False,
+) -> None:
+    """Make a registered version the champion, if it passes the gate."""
+    from vaeflow.registry.promotion import promote
+
+    if force and not reason.strip():
+        raise VaeflowError("--force needs a --reason, which is kept with the version.")
+    print(promote(Workspace.find(), uri, force, reason))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rollback(
+    name: Annotated[str, typer.Argument(help="Of the model.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version that was champion.")] = "",
+) -> None:
+    """Make the champion before the present one champion again."""
+    from vaeflow.registry.promotion import rollback
+
+    print(rollback(name, reason))
 
 
 @app.command(rich_help_panel=INFERENCE)

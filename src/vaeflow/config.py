@@ -121,6 +121,15 @@ class Export(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] = "vae"
 
 
+class Registry(_Section):
+    """What a challenger must show before it becomes champion."""
+
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    images: Annotated[int, Field(ge=2)] = 2000
+    samples: Positive = 64
+    min_active_units: Annotated[int, Field(ge=0)] = 1
+
+
 class Parameters(_Section):
     """All of `params.yaml`."""
 
@@ -128,6 +137,7 @@ class Parameters(_Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    registry: Registry = Registry()
 
     def sha256(self) -> str:
         """Digest of the resolved values, defaults included, independent of the file's layout."""

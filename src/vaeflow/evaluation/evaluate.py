@@ -11,7 +11,7 @@ import numpy as np
 from vaeflow.config import Evaluate
 from vaeflow.data.prepare import load_split
 from vaeflow.device import use_full_precision, use_gpu_if_any
-from vaeflow.errors import TrainingError
+from vaeflow.errors import RegistryError, TrainingError
 from vaeflow.evaluation import figures
 from vaeflow.evaluation.bounds import Bounds, compute_bounds
 from vaeflow.evaluation.labels import read_labels
@@ -60,7 +60,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
         figures.draw_training_curves(folder / "training_curves.png", model / "history.csv")
         figures.draw_scores(folder / "scores.png", scores, usual)
         _draw(folder, vae, images, bounds, read_labels(prepared, "test"), parameters.seed)
-    _track(workspace, model, metrics)
+    _track(workspace, model)
     return metrics
 
 
@@ -76,12 +76,14 @@ def _draw(
     figures.draw_latent_dimensions(folder / "latent_dimensions.png", kl)
 
 
-def _track(workspace: Workspace, model: Path, metrics: Mapping[str, float]) -> None:
-    """Add metrics and figures to the run that trained the model."""
+def _track(workspace: Workspace, model: Path) -> None:
+    """Add metrics and figures to the run that trained the model, where it can be reached."""
     run_id = json.loads((model / "run.json").read_text())["run_id"]
-    if run := find_run(workspace, run_id):
-        run.log_metrics({f"test_{name}": value for name, value in metrics.items()})
-        for figure in sorted(workspace.evaluation.glob("*.png")):
-            run.log_file(figure, "figures")
-    else:
-        print(f"run {run_id} is not in this tracking store: metrics are kept in the outputs only")
+    try:
+        if run := find_run(workspace, run_id):
+            run.log_evaluation(workspace.evaluation)
+            return
+        why = f"run {run_id} is not in this tracking store"
+    except RegistryError as error:
+        why = str(error)
+    print(f"metrics and figures are kept in the outputs only: {why}", flush=True)
