@@ -45,6 +45,7 @@ def untrained(preset: str, folder: Path) -> Path:
         run_id="none",
         lineage={"data_md5": "none"},
         metrics={},
+        score_quantiles={"0": 0.0, "1": 1000.0},
         export_differences=compare(folder, vae, images),
         files=describe_files(folder),
     )

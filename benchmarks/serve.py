@@ -142,7 +142,8 @@ class Request:
 
     def mlflow_sender(self, server: Server) -> Callable[[], None]:
         """The same for MLflow's server."""
-        body = json.dumps({"inputs": self.images.tolist()}).encode()
+        content = {"inputs": self.images.tolist(), "params": {"output": "encode"}}
+        body = json.dumps(content).encode()
         return _sender(server, "/invocations", "Content-Type: application/json", body)
 
 
@@ -235,32 +236,21 @@ def _vaeflow(bundle: Path, *arguments: str) -> Server:
 
 
 def _mlflow(bundle: Path) -> Server:
-    """`mlflow models serve` of the bundle as a registered team would have it: a pyfunc model."""
-    store, port = bundle.parent / f"{bundle.name}-store", _free_port()
-    store.mkdir()
-    model = _python("-c", LOG_MODEL, store, HERE / "pyfunc_model.py", bundle).splitlines()[-1]
+    """`mlflow models serve` of the bundle as it is kept in the registry."""
+    model, port = bundle.with_name(f"{bundle.name}-mlflow"), _free_port()
+    _python("-c", WRITE_MODEL, model, bundle)
     program = str(Path(sys.executable).with_name("mlflow"))
-    command = [program, "models", "serve", "--model-uri", model, "--env-manager", "local"]
+    command = [program, "models", "serve", "--model-uri", str(model), "--env-manager", "local"]
     return Server("mlflow", [*command, "--port", str(port)], port, "/ping")
 
 
-LOG_MODEL = """
-import sys, numpy as np, mlflow
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
-store, code, bundle = sys.argv[1:]
-mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
-mlflow.set_experiment(
-    experiment_id=mlflow.create_experiment("serving", artifact_location=f"file://{store}/artifacts")
-)
-images = Schema([TensorSpec(np.dtype("float32"), (-1, 28, 28, 1), "images")])
-logged = mlflow.pyfunc.log_model(
-    name="bundle", python_model=code, artifacts={"bundle": bundle},
-    signature=ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 28, 28, 1))])),
-    pip_requirements=["vaeflow"],
-)
-from mlflow.artifacts import download_artifacts
-print(download_artifacts(logged.model_uri, dst_path=f"{store}/model"))
+WRITE_MODEL = """
+import sys
+from pathlib import Path
+from vaeflow.bundle.manifest import read_verified
+from vaeflow.registry.packaging import write_mlflow_model
+folder, bundle = map(Path, sys.argv[1:])
+write_mlflow_model(folder, bundle, read_verified(bundle))
 """
 
 

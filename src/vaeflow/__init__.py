@@ -19,8 +19,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 __version__ = "0.1.0"
 __all__ = ["load"]
 
-REGISTRY = "models:/"  # what the address of a registered model begins with
-
 
 def load(model: str | Path, *, offline_ok: bool = False) -> Bundle:
     """Load a model for inference.
@@ -44,8 +42,9 @@ def load(model: str | Path, *, offline_ok: bool = False) -> Bundle:
         >>> model.score(images)  # images: uint8, (count, 8, 8, 1)
     """
     from vaeflow.bundle.runtime import Bundle
+    from vaeflow.registry.versions import SCHEME
 
-    if str(model).startswith(REGISTRY):
+    if str(model).startswith(SCHEME):
         from vaeflow.registry.pull import pull
 
         return Bundle(pull(str(model), offline_ok))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vaeflow import REGISTRY
 from vaeflow.bundle.manifest import bundle_sha256
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BundleError, RegistryError
+from vaeflow.registry.versions import SCHEME
 
 PULL_SECONDS = 600
 
@@ -65,7 +65,7 @@ def locate(model: str) -> tuple[Path, str | None]:
     Raises:
         RegistryError: the registry cannot be reached or has no such model.
     """
-    return pull(model) if model.startswith(REGISTRY) else (Path(model), None)
+    return pull(model) if model.startswith(SCHEME) else (Path(model), None)
 
 
 def open_folder(folder: Path, version: str | None, threads: int) -> Served:

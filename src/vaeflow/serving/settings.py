@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vaeflow import REGISTRY
 from vaeflow.errors import ServingError
+from vaeflow.registry.versions import SCHEME
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -49,8 +49,8 @@ class Settings:
         return max(1, cores() // self.workers)
 
     def __post_init__(self):
-        if self.follow and not self.model.startswith(REGISTRY):
-            raise ServingError(f"{self.model} is a folder; only {REGISTRY}NAME@ALIAS is followed.")
+        if self.follow and not self.model.startswith(SCHEME):
+            raise ServingError(f"{self.model} is a folder; only {SCHEME}NAME@ALIAS is followed.")
 
 
 def parse_seconds(text: str) -> float:
