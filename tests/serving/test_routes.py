@@ -212,7 +212,9 @@ def test_the_inference_protocol_in_json_and_in_binary(client, model, digits):
         wrong = infer(client, {"inputs": [{**binary, **change}]}, images.tobytes())
         assert wrong.status_code == 422
         assert wrong.json()["field"].startswith("inputs.0")
-    assert infer(client, {"inputs": [binary]}, images.tobytes(), "other").status_code == 404
+    for name in ("other", "digits-vae/infer%0A?", "digits%2Dvae/other"):
+        assert infer(client, {"inputs": [binary]}, images.tobytes(), name).status_code == 404
+    assert client.get("/v2/models/digits-vae/infer").status_code == 405
 
 
 def examples(content):

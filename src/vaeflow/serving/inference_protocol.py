@@ -109,7 +109,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     )
     async def infer(name: str, request: Request) -> Response:
         """Run the model on one tensor; the outputs asked for decide what is computed."""
-        raise AssertionError("answered before FastAPI, by Direct")
+        # Direct has answered by now, but for names with a line break at their end.
+        raise RefusedError(404, f"no model of that name; this is {service.served.name}.", "name")
 
 
 class Direct:
