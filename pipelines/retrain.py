@@ -12,30 +12,18 @@ from prefect.artifacts import (
     create_markdown_artifact,
     create_table_artifact,
 )
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 
 from vaeflow import pipeline, run_report
-from vaeflow.errors import BusyError, RegistryError, StageError, VaeflowError
+from vaeflow.errors import BusyError, RegistryError, StageError
+from vaeflow.flows import without_traceback
 from vaeflow.overrides import overridden
 from vaeflow.registry import gate, promotion
 from vaeflow.registry.register import find_registered, register
 from vaeflow.registry.versions import Version
 from vaeflow.versioning import dvc
 from vaeflow.workspace import Workspace
-
-
-def without_traceback(function):
-    """End a run that a user's mistake stopped as failed, with that message; bugs are raised."""
-
-    @functools.wraps(function)
-    def guarded(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except VaeflowError as error:
-            return Failed(message=str(error), data=error)
-
-    return guarded
 
 
 async def is_worth_retrying(task, run, state: State) -> bool:
@@ -55,9 +43,9 @@ patient = functools.partial(
 
 @patient(task_run_name="fetch-data")
 @without_traceback
-def fetch_data(workspace: Workspace) -> None:
-    """Bring data/ to its newest version."""
-    print(pipeline.fetch_data(workspace))
+def fetch_data(workspace: Workspace) -> list[str]:
+    """Bring data/ to its newest version; returns the stages that are out of date."""
+    return pipeline.fetch_data(workspace)
 
 
 @task(task_run_name="{stage}")
@@ -145,12 +133,9 @@ def retrain(
 def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     """The run itself, in a workspace that is its own."""
     pipeline.check_parameters(place)
-    if (failed := fetch_data(place, return_state=True)).is_failed():
-        return failed
-    pipeline.check_inputs(place)
-
-    changed = pipeline.changed_stages(place)
-    if not (changed or force) and (known := find_settled(place)):
+    if not (state := fetch_data(place, return_state=True)).is_completed():
+        return state
+    if not (state.result() or force) and (known := find_settled(place)):
         message = f"nothing changed: {known}"
         print(message)
         return Completed(message=message, data=known.uri)

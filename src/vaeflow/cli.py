@@ -42,9 +42,16 @@ Model = Annotated[
     str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
 ]
 Sources = Annotated[
-    list[Path],
-    typer.Argument(help="Images: .npy, .npz or IDX arrays, image files, or folders of them."),
+    list[str],
+    typer.Argument(
+        help="Images: .npy, .npz or IDX arrays, image files, folders of them, or a known set."
+    ),
 ]
+Resize = Annotated[
+    str | None,
+    typer.Option(help="Bring other sizes and colours to the model's: crop, fit or exact."),
+]
+Key = Annotated[str | None, typer.Option(help="Which array of an .npz.")]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
 
@@ -95,7 +102,7 @@ def data_add(
         str, typer.Option(help="crop: fill and cut; fit: whole, on black; exact: stretch.")
     ] = "crop",
     channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
-    key: Annotated[str | None, typer.Option(help="Which array of an .npz.")] = None,
+    key: Key = None,
     copies: Annotated[
         Path | None, typer.Option("--from", help="Where the files of a known set lie already.")
     ] = None,
@@ -338,36 +345,71 @@ def sample(
 
 
 @app.command(rich_help_panel=INFERENCE)
-def reconstruct(images: Sources, model: Model, out: Out) -> None:
+def reconstruct(
+    images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None
+) -> None:
     """Encode images and decode them again (.png: originals above; .npy: the result alone)."""
-    from vaeflow.data.sources import read_images
     from vaeflow.results import write_images
 
-    originals = read_images(*images).pixels
-    write_images(out, _load(model).reconstruct(originals), originals=originals)
-    print(f"{out}: {len(originals)} images")
+    loaded, read = _load_and_read(model, images, resize, key)
+    write_images(out, loaded.reconstruct(read.pixels), originals=read.pixels)
+    print(f"{out}: {len(read.names)} images")
 
 
 @app.command(rich_help_panel=INFERENCE)
-def encode(images: Sources, model: Model, out: Out) -> None:
+def encode(images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None) -> None:
     """Embed images: posterior means (.npy), or means and log variances (.csv, .parquet)."""
-    from vaeflow.data.sources import read_images
     from vaeflow.results import write_embeddings
 
-    read = read_images(*images)
-    write_embeddings(out, read.names, *_load(model).encode(read.pixels))
+    loaded, read = _load_and_read(model, images, resize, key)
+    write_embeddings(out, read.names, *loaded.encode(read.pixels))
     print(f"{out}: {len(read.names)} images")
 
 
 @app.command(rich_help_panel=INFERENCE)
-def score(images: Sources, model: Model, out: Out) -> None:
-    """Score images: minus the ELBO in nats, larger is stranger (.csv, .parquet, .npy)."""
-    from vaeflow.data.sources import read_images
-    from vaeflow.results import write_scores
+def score(
+    images: Sources,
+    model: Model,
+    out: Out,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="The posterior means too; drift needs them.")
+    ] = False,
+    resize: Resize = None,
+    key: Key = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without what cannot be used.")
+    ] = False,
+) -> None:
+    """Score images: minus the ELBO in nats, larger is stranger (.parquet, .csv, .npy).
 
-    read = read_images(*images)
-    write_scores(out, read.names, _load(model).score(read.pixels))
-    print(f"{out}: {len(read.names)} images")
+    Any number of them; a run that was killed goes on where it was when it is started again.
+    """
+    from vaeflow.scoring.score import Batch, score
+
+    batch = Batch(tuple(images), model, out, latents, resize, key, skip_bad)
+    print("\n".join(score(batch).lines()))
+
+
+@app.command(rich_help_panel=INFERENCE)
+def drift(
+    scores: Annotated[Path, typer.Argument(help="Of a batch: from score --latents, .parquet.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The .json to write; a .png comes beside it.")],
+) -> None:
+    """Compare a scored batch with the validation images; exit status 1 when it differs.
+
+    Prefect is told where PREFECT_API_URL names a server.
+    """
+    _, parameters = _workspace()
+    from vaeflow.scoring.drift import measure_drift, summary
+    from vaeflow.scoring.events import DRIFT_DETECTED, emit_drift
+
+    report = measure_drift(scores, model, out, parameters.drift)
+    print("\n".join(summary(report)))
+    if report["drifted"]:
+        told = emit_drift(report)
+        print(f"event {DRIFT_DETECTED}: " + ("sent" if told else "no server in PREFECT_API_URL"))
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=INFERENCE)
@@ -429,3 +471,10 @@ def _load(model: str):
     import vaeflow
 
     return vaeflow.load(model)
+
+
+def _load_and_read(model: str, sources: list[str], resize: str | None, key: str | None):
+    from vaeflow.scoring.images import read, reading_for
+
+    loaded = _load(model)
+    return loaded, read(sources, reading_for(loaded.image_shape, resize, key))

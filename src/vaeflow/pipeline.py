@@ -16,8 +16,6 @@ from vaeflow.config import load_parameters
 from vaeflow.errors import BusyError, DataError, StageError
 from vaeflow.processes import process_group
 from vaeflow.versioning import (
-    data_is_versioned,
-    data_md5,
     dvc,
     dvc_command,
     dvc_environment,
@@ -27,6 +25,10 @@ from vaeflow.versioning import (
 from vaeflow.workspace import Workspace
 
 EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
+UNVERSIONED = (
+    "data/ differs from data.dvc. Version the new images (dvc add data) "
+    "or go back to the versioned ones (dvc checkout data.dvc)."
+)
 NODE = re.compile(r'^"(?P<name>[^"]+)";$')
 
 
@@ -81,56 +83,38 @@ def check_parameters(workspace: Workspace) -> None:
     load_parameters(workspace.parameters)
 
 
-def check_inputs(workspace: Workspace) -> None:
-    """Refuse wrong parameters, and images that no version stands for.
-
-    `dvc repro -s` would run on changed data without a word, and `dvc repro` would rewrite
-    `data.dvc`: either way nobody decided that these images are the next version.
-
-    Raises:
-        ConfigError: `params.yaml` has a key or a value that is not allowed.
-        DataError: `data/` is missing or differs from `data.dvc`.
-    """
-    check_parameters(workspace)
-    require_data(workspace)
-    if not data_is_versioned(workspace):
-        raise DataError(
-            "data/ differs from data.dvc. Version the new images (dvc add data) "
-            "or go back to the versioned ones (dvc checkout data.dvc)."
-        )
-
-
-def fetch_data(workspace: Workspace) -> str:
+def fetch_data(workspace: Workspace) -> list[str]:
     """Bring `data/` to what `data.dvc` says; where that is an import, to its source's newest.
 
-    Images that are in `data/` without a version are left alone: `check_inputs` names them.
+    Images that no version stands for stop the run: `dvc repro -s` would train on them without a
+    word, and `dvc repro` would rewrite `data.dvc`, and nobody decided that they are the next.
 
     Returns:
-        What was done, in words.
+        The stages that are out of date by what is there now; those after them will be, too.
 
     Raises:
+        DataError: `data/` is missing, or holds images without a version.
         StageError: DVC cannot fetch them.
     """
     if is_import(workspace):
-        before = data_md5(workspace)
         dvc(workspace, "update", "data.dvc")
-        changed = data_md5(workspace) != before
-        return f"imported data: {'a new version' if changed else 'no newer version'}"
-    if data_is_versioned(workspace):
-        return "data/ is what data.dvc says"
-    try:
-        dvc(workspace, "pull", "data.dvc")
-    except StageError as error:
-        if "unsaved files" in str(error):  # in data/, which DVC would have to replace
-            return "data/ holds images without a version"
-        raise
-    return "data/ pulled"
-
-
-def changed_stages(workspace: Workspace) -> list[str]:
-    """The stages that are out of date by what is there now; those after them will be, too."""
-    status = json.loads(dvc(workspace, "status", "--json"))
+    status = _status(workspace)
+    if "data.dvc" in status:
+        try:
+            dvc(workspace, "pull", "data.dvc")
+        except StageError as error:
+            if "unsaved files" in str(error):
+                raise DataError(UNVERSIONED) from None
+            raise
+        status = _status(workspace)
+    require_data(workspace)
+    if not workspace.data_pointer.is_file():
+        raise DataError(UNVERSIONED)
     return [name for name in status if not name.endswith(".dvc")]
+
+
+def _status(workspace: Workspace) -> dict:
+    return json.loads(dvc(workspace, "status", "--json"))
 
 
 def run_stage(

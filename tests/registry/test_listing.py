@@ -1,4 +1,5 @@
 import shutil
+from urllib.parse import urlparse
 
 import pytest
 from helpers import run, worsen
@@ -8,6 +9,7 @@ from vaeflow.registry.promotion import settle
 from vaeflow.registry.register import register
 from vaeflow.registry.tracing import trace
 from vaeflow.training.tracking import connect
+from vaeflow.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -38,8 +40,6 @@ def states(source):
 def test_a_version_leads_to_all_it_was_made_of_until_that_is_gone(finished, tmp_path, monkeypatch):
     root = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(root)
-    from vaeflow.workspace import Workspace
-
     place = Workspace(root)
     version = register(place)
     assert states(version.uri) == {
@@ -61,7 +61,7 @@ def test_a_version_leads_to_all_it_was_made_of_until_that_is_gone(finished, tmp_
     listed.unlink()
     shutil.rmtree(root / ".git")
     run(root, "git", "init", "--quiet")
-    shutil.rmtree(root / "mlartifacts")
+    shutil.rmtree(urlparse(client.get_model_version(*version).source).path)
     gone = states(version.uri)
     assert gone["run"] == "GONE from this tracking store"
     assert gone["parameters"] == "other than params.yaml now"

@@ -13,7 +13,8 @@ from vaeflow.bundle.manifest import Manifest, read_file, read_verified
 from vaeflow.data.checks import as_batch, check_range
 from vaeflow.errors import BundleError, DataError
 
-VALUES_PER_BLOCK = 500_000  # pixel values worked on at once: bounds memory for any image size
+# Pixel values worked on at once: bounds memory for any image size. More do not stay in the cache.
+VALUES_PER_BLOCK = 200_000
 SCORE_SAMPLES = 16
 
 
@@ -78,6 +79,10 @@ class Bundle:
     def latent_dim(self) -> int:
         """Size of the latent t."""
         return self.manifest.latent_dim
+
+    def images_at_once(self, samples: int = 1) -> int:
+        """How many images a block has when each is decoded from so many draws."""
+        return max(1, VALUES_PER_BLOCK // (math.prod(self.image_shape) * samples))
 
     def encode(self, images: np.ndarray) -> Posterior:
         """Posterior of each image."""
@@ -201,7 +206,7 @@ class Bundle:
 
     def _in_blocks(self, function, inputs: np.ndarray, samples: int = 1) -> list[np.ndarray]:
         """Apply a function of the first axis block by block; it returns a tuple of arrays."""
-        block = max(1, VALUES_PER_BLOCK // (math.prod(self.image_shape) * samples))
+        block = self.images_at_once(samples)
         parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
