@@ -203,7 +203,6 @@ LIGHT = """
 import sys
 from pathlib import Path
 from vaeflow.scoring.score import Batch, score
-from vaeflow.training.tracking import connect
 
 images, model, out = sys.argv[1:]
 score(Batch((images,), model, Path(out)))

@@ -105,7 +105,7 @@ def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled
         if holder(client, version.name, CHAMPION) == version.number:
             return Settled(version, CHAMPION, "it is already")
         if force:
-            verdict = Verdict(None, {"servability": check_servability(version)}, None)
+            verdict = Verdict(None, {"servability": check_servability(client, version)}, None)
         else:
             verdict = judge(workspace, version)
         if not verdict.passed:
@@ -130,7 +130,7 @@ def rollback(name: str, reason: str) -> Settled:
     client = connect()
     with clear_errors(client.tracking_uri), alone_with(client, name):
         present, before = champion_before(client, name)
-        servable = check_servability(before)
+        servable = check_servability(client, before)
         if not servable.passed:
             raise RegistryError(f"{before.uri} cannot be champion again: {servable.reason}.")
         note = f"{now()} to version {before.number}: {reason}"
