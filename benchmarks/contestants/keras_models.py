@@ -68,7 +68,7 @@ class Vaeflow(KerasModel):
         return self.model.evaluate(self._batches(images), verbose=0, return_dict=True)["elbo"]
 
     def _batches(self, images, **kwargs) -> Batches:
-        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs)
+        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs).feed()
 
 
 class KerasIo(KerasModel):
@@ -78,8 +78,7 @@ class KerasIo(KerasModel):
         """Untrained, with the example's optimizer."""
         keras.utils.set_random_seed(0)
         with layers_in(self.precision):
-            networks = VAE((28, 28, 1), **NETWORK)
-        self.model = keras_io_model(networks.encoder, networks.decoder)
+            self.model = keras_io_model(*keras_networks())
         self.model.compile(optimizer=keras.optimizers.Adam(0.001))
 
     def train(self, images: np.ndarray, epochs: int) -> None:
@@ -97,6 +96,29 @@ class KerasIo(KerasModel):
         return -self.model.evaluate(
             images / np.float32(255), batch_size=self.batch_size, verbose=0, return_dict=True
         )["loss"]
+
+
+def keras_networks() -> tuple[keras.Model, keras.Model]:
+    """Encoder and decoder, vaeflow's `conv` of `presets/mnist.yaml`, of Keras's own layers."""
+    from keras import layers
+
+    convolution = {"strides": 2, "padding": "same", "activation": "silu"}
+    images = keras.Input((28, 28, 1))
+    x = layers.Conv2D(32, 3, **convolution)(images)
+    x = layers.Conv2D(64, 3, **convolution)(x)
+    x = layers.Dense(NETWORK["hidden_units"], activation="silu")(layers.Flatten()(x))
+    mean = layers.Dense(NETWORK["latent_dim"], dtype="float32")(x)
+    log_variance = layers.Dense(NETWORK["latent_dim"], dtype="float32")(x)
+    posterior = {"mean": mean, "log_variance": 12 * keras.ops.tanh(log_variance / 12)}
+
+    latents = keras.Input((NETWORK["latent_dim"],))
+    x = layers.Dense(NETWORK["hidden_units"], activation="silu")(latents)
+    x = layers.Dense(7 * 7 * 64, activation="silu")(x)
+    x = layers.Conv2DTranspose(64, 3, **convolution)(layers.Reshape((7, 7, 64))(x))
+    x = layers.Conv2D(4, 3, padding="same", dtype="float32")(x)
+    x = layers.Permute((1, 3, 2, 4), dtype="float32")(layers.Reshape((14, 14, 2, 2))(x))
+    logits = layers.Reshape((28, 28, 1), dtype="float32")(x)
+    return keras.Model(images, posterior), keras.Model(latents, {"logits": logits})
 
 
 def keras_io_model(encoder, decoder) -> keras.Model:
