@@ -3,64 +3,162 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
-from prefect.states import Failed, State
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+from prefect.states import Cancelled, Completed, State
+from prefect.tasks import exponential_backoff
 
-from vaeflow import pipeline
-from vaeflow.errors import VaeflowError
-from vaeflow.registry.register import Registered, register
+from vaeflow import pipeline, run_report
+from vaeflow.errors import BusyError, RegistryError, StageError
+from vaeflow.flows import without_traceback
+from vaeflow.overrides import overridden
+from vaeflow.registry import gate, promotion
+from vaeflow.registry.register import find_registered, register
+from vaeflow.registry.versions import Version
+from vaeflow.versioning import dvc
 from vaeflow.workspace import Workspace
 
 
-def without_traceback(function):
-    """End a run that a user's mistake stopped as failed, with that message; bugs are raised."""
+async def is_worth_retrying(task, run, state: State) -> bool:
+    """Whether it was a remote or a server that failed."""
+    return isinstance(await state.aresult(raise_on_failure=False), (RegistryError, StageError))
 
-    @functools.wraps(function)
-    def guarded(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except VaeflowError as error:
-            return Failed(message=str(error), data=error)
 
-    return guarded
+# For what speaks with remotes and servers. A training that failed would fail again.
+patient = functools.partial(
+    task,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_worth_retrying,
+)
+
+
+@patient(task_run_name="fetch-data")
+@without_traceback
+def fetch_data(workspace: Workspace) -> list[str]:
+    """Bring data/ to its newest version; returns the stages that are out of date."""
+    return pipeline.fetch_data(workspace)
 
 
 @task(task_run_name="{stage}")
 @without_traceback
-def run_stage(workspace: Workspace, stage: str) -> None:
+def run_stage(workspace: Workspace, stage: str, force: bool) -> None:
     """Bring one DVC stage up to date."""
-    pipeline.run_stage(workspace, stage, report=get_run_logger().info)
+    pipeline.run_stage(workspace, stage, report=get_run_logger().info, force=force)
 
 
-@task(task_run_name="register")
+@patient(task_run_name="register")
 @without_traceback
-def register_bundle(workspace: Workspace) -> Registered:
-    """Register the bundle, and make it champion if it is better."""
+def register_bundle(workspace: Workspace) -> Version:
+    """Register the bundle, unless it is a version already."""
     return register(workspace)
+
+
+@patient(task_run_name="gate")
+@without_traceback
+def judge(workspace: Workspace, version: Version) -> gate.Verdict | None:
+    """Compare the version with the champion, and look whether it is fit to serve."""
+    return promotion.judge_once(workspace, version)
+
+
+@patient(task_run_name="promote")
+@without_traceback
+def promote(
+    workspace: Workspace, version: Version, verdict: gate.Verdict | None
+) -> promotion.Settled:
+    """Make the version champion or challenger, by the verdict."""
+    return promotion.settle(workspace, version, verdict)
+
+
+@patient(task_run_name="push")
+@without_traceback
+def push_outputs(workspace: Workspace) -> None:
+    """Send data and outputs to the DVC remote."""
+    print(dvc(workspace, "push").strip())
+
+
+@task(task_run_name="report")
+def publish(workspace: Workspace, settled: promotion.Settled) -> None:
+    """Leave a summary, the figures and a picture beside the run."""
+    found = run_report.describe(workspace, settled.version)
+    create_markdown_artifact(run_report.summary(str(settled), found), key="retrain-summary")
+    create_table_artifact(run_report.metrics_table(workspace), key="retrain-metrics")
+    if picture := run_report.picture(workspace):
+        create_image_artifact(picture, key="retrain-reconstructions")
+    if page := run_report.mlflow_page(found):
+        create_link_artifact(page, link_text=settled.uri, key="retrain-mlflow")
 
 
 @flow(name="retrain", log_prints=True)
 @without_traceback
-def retrain(workspace: str = ".") -> str | State:
-    """Bring the pipeline up to date and register its bundle.
+def retrain(
+    workspace: str = ".",
+    name: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    push: bool = False,
+    busy: Literal["wait", "cancel"] = "wait",
+) -> str | State:
+    """Bring the pipeline up to date, register its bundle, and promote it if it is better.
 
     Args:
         workspace: the folder with dvc.yaml, or one inside it.
+        name: of the registered model, instead of `export.name`.
+        overrides: parameters for this run alone, as `{"train.epochs": 5}`.
+        force: run every stage even if nothing changed.
+        push: send data and outputs to the DVC remote at the end.
+        busy: what to do where another flow is at work in the workspace.
 
     Returns:
         The registered version's address, `models:/NAME/VERSION`; or the state of the task that
         failed, which becomes the flow's.
     """
     place = Workspace.find(workspace)
-    pipeline.check_inputs(place)
-    for stage in pipeline.stages(place):
-        state = run_stage(place, stage, return_state=True)
-        if not state.is_completed():
-            return state
-    state = register_bundle(place, return_state=True)
-    if not state.is_completed():
+    overrides = {**(overrides or {}), **({"export.name": name} if name else {})}
+    try:
+        with pipeline.alone_in(place, busy == "wait", print), overridden(place, overrides):
+            return bring_up_to_date(place, force, push)
+    except BusyError as error:
+        return Cancelled(message=str(error), data=error)
+
+
+def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
+    """The run itself, in a workspace that is its own."""
+    pipeline.check_parameters(place)
+    if not (state := fetch_data(place, return_state=True)).is_completed():
         return state
-    registered = state.result()
-    print(registered)
-    return registered.uri
+    if not (state.result() or force) and (known := find_settled(place)):
+        message = f"nothing changed: {known}"
+        print(message)
+        return Completed(message=message, data=known.uri)
+
+    for stage in pipeline.stages(place):
+        if not (state := run_stage(place, stage, force, return_state=True)).is_completed():
+            return state
+    if not (state := register_bundle(place, return_state=True)).is_completed():
+        return state
+    version = state.result()
+    if not (state := judge(place, version, return_state=True)).is_completed():
+        return state
+    if not (state := promote(place, version, state.result(), return_state=True)).is_completed():
+        return state
+    settled = state.result()
+    print(settled)
+    publish(place, settled)
+    if push and not (state := push_outputs(place, return_state=True)).is_completed():
+        return state
+    return settled.uri
+
+
+def find_settled(place: Workspace) -> promotion.Settled | None:
+    """What became of the bundle that is there, if the gate's verdict was carried out."""
+    version = find_registered(place)
+    return promotion.settled_before(place, version) if version else None

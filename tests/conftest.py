@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SCRATCH, make_workspace, run
+from helpers import SCRATCH, SMALL, make_workspace, run
 
 from vaeflow.workspace import Workspace
 
@@ -32,7 +32,7 @@ def workspace(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def finished() -> Path:
     """A workspace after `dvc repro`, short training; shared, so tests must not change it."""
-    folder = make_workspace(SCRATCH / "finished", epochs=3, filters=[8, 16], hidden_units=32)
+    folder = make_workspace(SCRATCH / "finished", **SMALL)
     run(folder, "dvc", "repro")
     return folder
 
@@ -55,8 +55,10 @@ def digits() -> np.ndarray:
 def bundled(finished, tmp_path, monkeypatch) -> Workspace:
     """A workspace with a built bundle, an empty registry, and an empty cache of pulled models."""
     root = tmp_path / "workspace"
-    shutil.copytree(finished / "outputs" / "bundle", root / "outputs" / "bundle")
-    shutil.copy(finished / "dvc.yaml", root)
+    for name in ("prepared", "model", "evaluation", "bundle"):
+        shutil.copytree(finished / "outputs" / name, root / "outputs" / name)
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml"):
+        shutil.copy(finished / name, root)
     monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(root)
     return Workspace(root)

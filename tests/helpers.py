@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 REPOSITORY = Path(__file__).parents[1]
 # A copy of MNIST's files, where there is one: tests that use it are skipped elsewhere.
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 SCRATCH = Path(tempfile.mkdtemp(prefix="vaeflow-tests-"))
+# A training of seconds, long enough that the latents carry something.
+SMALL = {"epochs": 3, "filters": [8, 16], "hidden_units": 32, "batch_size": 8}
 
 # Nothing of the user's own is read or written: no tracking server, cache or Prefect profile.
 for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "PREFECT_", "DVC_"))]:
@@ -77,3 +87,112 @@ def aliases(root: Path) -> dict[str, str]:
 
     registered = connect(Workspace(root)).get_registered_model("digits-vae")
     return {alias: str(version) for alias, version in registered.aliases.items()}
+
+
+def change_manifest(bundle: Path, **changes: object) -> None:
+    """Another bundle: with other entries in its manifest."""
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def worsen(bundle: Path, shift: float) -> None:
+    """Another bundle, and a worse model: a constant is added to the decoder's logits."""
+    import onnx
+
+    from vaeflow.bundle.manifest import describe_files
+
+    path = bundle / "decoder.onnx"
+    model = onnx.load(path)
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[:] = ["unshifted"]
+    constant = onnx.numpy_helper.from_array(np.array(shift, np.float32), "shift")
+    model.graph.initializer.append(constant)
+    model.graph.node.append(onnx.helper.make_node("Add", ["unshifted", "shift"], ["logits"]))
+    onnx.save(model, path)
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    files["decoder.onnx"] = describe_files(bundle)["decoder.onnx"].model_dump()
+    change_manifest(bundle, files=files)
+
+
+@contextmanager
+def mlflow_server(
+    folder: Path, database: str | None = None, port: str | None = None
+) -> Iterator[str]:
+    """A tracking server of its own that keeps the artifacts; yields its address."""
+    from vaeflow.processes import process_group
+
+    folder.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
+    command += ["--backend-store-uri", database or f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", str(folder / "store"), "--workers", "1"]
+    with (
+        (folder / "log").open("w") as log,
+        process_group(command, cwd=folder, stdout=log, stderr=log) as process,
+    ):
+        wait_for_http(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for_http(address: str, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Until it answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            assert process.poll() is None, f"the server ended with {process.returncode}"
+            assert time.monotonic() < deadline, f"{address} does not answer"
+            time.sleep(0.2)
+
+
+KILLER = """
+import os, signal, sys
+from mlflow import MlflowClient
+
+def run(code, left):
+    def killing(method):
+        def call(*arguments, **options):
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return method(*arguments, **options)
+        return call
+    for name, method in list(vars(MlflowClient).items()):
+        if name.startswith(("create", "delete", "log", "set", "update")):
+            setattr(MlflowClient, name, killing(method))
+    exec(code, {})
+    sys.stdout.flush()
+    os._exit(0)
+
+kills = 0
+while True:
+    child = os.fork() or run(sys.argv[1], kills)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 0:
+        break
+    assert status == -signal.SIGKILL, status
+    kills += 1
+print(kills)
+"""
+
+
+def killed_before_each_change(code: str) -> int:
+    """Run code again and again, each time killed (-9) one change to MLflow's store later.
+
+    Returns:
+        After how many kills it came to its end.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, code], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])

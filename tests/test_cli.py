@@ -91,8 +91,8 @@ def test_inference_commands_write_what_their_endings_say(finished, tmp_path, dig
     vaeflow(tmp_path, "score", *sources, *model, "--out", "c.npy")
     with (tmp_path / "out" / "c.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert rows[0]["image"].endswith("one.png")
-    assert rows[1]["image"].endswith("many.npy#0")
+    assert rows[0]["id"].endswith("one.png")
+    assert rows[1]["id"].endswith("many.npy#0")
     assert rows[0]["score"] == rows[1]["score"]  # the same image twice
     scores = np.load(tmp_path / "c.npy")
     np.testing.assert_allclose([float(row["score"]) for row in rows], scores, rtol=1e-6)

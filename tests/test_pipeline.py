@@ -41,17 +41,21 @@ def test_a_broken_graph_says_so(place):
         pipeline.stages(place)
 
 
-def test_data_that_are_missing_or_changed_are_refused_with_the_remedy(place):
-    pipeline.check_inputs(place)
+def test_data_that_are_missing_come_back_and_changed_ones_are_refused(place):
+    assert pipeline.fetch_data(place) == ["prepare", "train", "evaluate", "export"]
     path = place.data / "digits" / "images.npy"
     images = np.load(path)
     path.unlink()
     np.save(path, images[:100])
     with pytest.raises(DataError, match="dvc add data"):
-        pipeline.check_inputs(place)
+        pipeline.fetch_data(place)
+    assert len(np.load(path)) == 100
     run(place.root, "rm", "-r", "data")
-    with pytest.raises(DataError, match="dvc pull"):
-        pipeline.check_inputs(place)
+    pipeline.fetch_data(place)
+    np.testing.assert_array_equal(np.load(path), images)
+    run(place.root, "rm", "data.dvc")
+    with pytest.raises(DataError, match="dvc add data"):
+        pipeline.fetch_data(place)
 
 
 def test_a_failed_stage_says_why(place):

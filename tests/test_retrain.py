@@ -1,19 +1,35 @@
 """The flow as its users run it: whole commands, real servers, real signals."""
 
+import base64
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import aliases, change_parameters, make_workspace, run
+from helpers import (
+    REPOSITORY,
+    SMALL,
+    aliases,
+    change_parameters,
+    free_port,
+    make_workspace,
+    mlflow_server,
+    run,
+    wait_for_http,
+)
 
 import vaeflow
+from vaeflow import pipeline
 from vaeflow.model.vae import load_vae
+from vaeflow.processes import process_group
 from vaeflow.training.tracking import connect
+from vaeflow.versioning import data_md5
 from vaeflow.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -26,8 +42,7 @@ def weights_of(root):
 def test_the_flow_registers_a_champion_and_equals_dvc_repro(
     finished, tmp_path, monkeypatch, digits
 ):
-    small = {"epochs": 3, "filters": [8, 16], "hidden_units": 32}  # as `finished`
-    root = make_workspace(tmp_path / "flow", **small)
+    root = make_workspace(tmp_path / "flow", **SMALL)
     first = run(root, "vaeflow", "retrain")
     assert "models:/digits-vae/1 is @champion" in first.stdout + first.stderr
 
@@ -43,8 +58,118 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
     assert vaeflow.load("models:/digits-vae@champion").score(digits[:2]).shape == (2,)
 
     again = run(root, "vaeflow", "retrain")
-    assert "is @champion: it was registered before" in again.stdout + again.stderr
+    assert "nothing changed: models:/digits-vae/1 is @champion" in again.stdout + again.stderr
+    assert "Task run 'train'" not in again.stderr
     assert aliases(root) == {"champion": "1"}
+
+    # Parameters for one run, under another name, and everything pushed.
+    before = (root / "params.yaml").read_bytes()
+    other = run(root, "vaeflow", "retrain", "--set", "train.epochs=1", "--name", "other", "--push")
+    assert "models:/other/1 is @champion" in other.stderr
+    assert (root / "params.yaml").read_bytes() == before
+    assert "in sync" in run(root, "dvc", "status", "--cloud").stdout
+    found = artifacts()
+    assert "models:/other/1" in found["retrain-summary"]
+    assert "| servability | passed: pulled, verified" in found["retrain-summary"]
+    assert "importance_weighted_bound" in found["retrain-metrics"]
+    picture = found["retrain-reconstructions"].strip('"').removeprefix("data:image/png;base64,")
+    drawn = (root / "outputs" / "evaluation" / "reconstructions.png").read_bytes()
+    assert base64.b64decode(picture) == drawn
+
+
+def artifacts():
+    """The newest artifact of each key that flows left in Prefect's database."""
+    database = sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db")
+    return dict(database.execute("SELECT key, data FROM artifact ORDER BY created"))
+
+
+def test_imported_data_follow_their_source(tmp_path):
+    root = make_workspace(tmp_path / "workspace", epochs=1)
+    place = Workspace(root)
+
+    source = tmp_path / "source"
+    (source / "digits").mkdir(parents=True)
+    images = np.load(root / "data" / "digits" / "images.npy")
+    np.save(source / "digits" / "images.npy", images[:900])
+    run(root, "dvc", "remove", "data.dvc")
+    run(root, "rm", "-r", "data")
+    run(root, "dvc", "import-url", str(source), "data")
+    before = data_md5(place)
+    pipeline.fetch_data(place)
+    assert data_md5(place) == before
+    np.save(source / "digits" / "images.npy", images)
+    pipeline.fetch_data(place)
+    assert data_md5(place) != before
+    assert len(np.load(root / "data" / "digits" / "images.npy")) == len(images)
+
+
+def test_of_two_flows_at_once_the_second_waits_or_is_cancelled(tmp_path):
+    root = make_workspace(tmp_path / "workspace", **{**SMALL, "epochs": 30})
+    logs = [tmp_path / "first", tmp_path / "second"]
+    first = start_flow(root, logs[0])
+    wait_for("epoch 1/30", logs[0], first)
+    cancelled = run(root, "vaeflow", "retrain", "--busy", "cancel", status=2)
+    assert f"vaeflow: another flow is at work in {root}" in cancelled.stderr
+    assert "Cancelled" in cancelled.stderr
+    second = start_flow(root, logs[1])
+    wait_for("waiting for another flow", logs[1], second)
+    assert first.wait(300) == 0
+    assert second.wait(120) == 0
+    assert "nothing changed: models:/digits-vae/1 is @champion" in logs[1].read_text()
+
+
+def test_a_killed_flow_leaves_a_workspace_that_the_next_can_use(tmp_path):
+    """Killed with everything it started, its own parameters still in params.yaml."""
+    root = make_workspace(tmp_path / "workspace", **SMALL)
+    before = (root / "params.yaml").read_bytes()
+    log = tmp_path / "log"
+    killed = start_flow(root, log, "--set", "train.epochs=500")
+    wait_for("epoch 2/500", log, killed)
+    killed.kill()
+    killed.wait()
+    for process in processes_in(root):
+        process.kill()
+    assert (root / "params.yaml").read_bytes() != before
+    done = run(root, "vaeflow", "retrain")
+    assert "models:/digits-vae/1 is @champion" in done.stderr
+    assert (root / "params.yaml").read_bytes() == before
+    first, second = connect(Workspace(root)).search_runs(
+        ["1"], order_by=["attributes.start_time ASC"]
+    )
+    assert [first.info.status, second.info.status] == ["KILLED", "FINISHED"]
+
+
+def test_a_training_goes_on_when_its_tracking_server_stops(tmp_path, monkeypatch):
+    root = make_workspace(tmp_path / "workspace", **{**SMALL, "epochs": 25})
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    run(root, "dvc", "repro", "prepare")
+    log = tmp_path / "log"
+    with mlflow_server(tmp_path / "server") as address:
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": address}
+        with log.open("w") as out:
+            training = subprocess.Popen(
+                ["dvc", "repro"], cwd=root, env=environment, stdout=out, stderr=out
+            )
+        wait_for("epoch 2/25", log, training)
+    assert training.wait(300) == 0
+    assert "the training goes on without" in log.read_text()
+    run_id = json.loads((root / "outputs" / "model" / "run.json").read_text())["run_id"]
+    port = address.rsplit(":", 1)[1]
+    with mlflow_server(tmp_path / "server", port=port):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        client = connect()
+        assert client.get_run(run_id).info.status == "RUNNING"
+        assert "models:/digits-vae/1 is @champion" in run(root, "vaeflow", "retrain").stderr
+        assert client.get_run(run_id).info.status == "FINISHED"
+        assert len(client.get_metric_history(run_id, "elbo")) == 25
+        assert client.get_model_version("digits-vae", "1").run_id == run_id
+
+
+def start_flow(root, log, *options):
+    with log.open("w") as out:
+        return subprocess.Popen(
+            ["vaeflow", "retrain", *options], cwd=root, stdout=out, stderr=subprocess.STDOUT
+        )
 
 
 def test_changed_data_stop_the_flow_before_anything_runs(workspace):
@@ -54,7 +179,8 @@ def test_changed_data_stop_the_flow_before_anything_runs(workspace):
     np.save(path, images[:500])
     pointer = (workspace / "data.dvc").read_text()
     done = run(workspace, "vaeflow", "retrain", status=2)
-    assert done.stderr.startswith("vaeflow: data/ differs from data.dvc")
+    assert "vaeflow: data/ differs from data.dvc" in done.stderr
+    assert len(np.load(path)) == 500
     assert (workspace / "data.dvc").read_text() == pointer
     assert not (workspace / "mlflow.db").exists()
 
@@ -79,7 +205,7 @@ def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
     wait_for("epoch 2/500", tmp_path / "log", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
-    assert not still_running(root)
+    assert not processes_in(root)
     (run_info,) = connect(Workspace(root)).search_runs(["1"])
     assert run_info.info.status == "KILLED"
 
@@ -97,7 +223,56 @@ def test_a_schedule_starts_runs_and_ends_with_everything_it_started(finished, tm
     wait_for("is @champion", tmp_path / "log", process)
     process.send_signal(signal.SIGTERM)
     process.wait(60)
-    assert not still_running(root)
+    assert not processes_in(root)
+
+
+@pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
+def test_a_killed_worker_leaves_no_run_behind_that_blocks_the_next(tmp_path):
+    """A server, a work pool, the deployments of prefect.yaml, and a worker killed in a training."""
+    root = make_workspace(tmp_path / "workspace", **SMALL)
+    shutil.copy(REPOSITORY / "prefect.yaml", root)
+    port = free_port()
+    environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    before = (root / "params.yaml").read_bytes()
+
+    def prefect(*arguments):
+        return run(root, "prefect", *arguments, env=environment).stdout
+
+    def worker(log):
+        with log.open("w") as out:
+            return subprocess.Popen(
+                ["prefect", "worker", "start", "--pool", "vaeflow"],
+                cwd=root,
+                env=environment,
+                stdout=out,
+                stderr=out,
+            )
+
+    logs = [tmp_path / "first", tmp_path / "second"]
+    server = ["prefect", "server", "start", "--port", port]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with process_group(server, env=environment, **quiet) as process:
+        wait_for_http(f"{environment['PREFECT_API_URL']}/health", process)
+        prefect("work-pool", "create", "vaeflow", "--type", "process")
+        prefect("--no-prompt", "deploy", "--all")
+        first = worker(logs[0])
+        long = ["--param", 'overrides={"train.epochs": 500}']
+        prefect("deployment", "run", "retrain/retrain-nightly", *long)
+        wait_for("epoch 2/500", logs[0], first)
+        first.kill()
+        first.wait()
+        prefect("deployment", "run", "retrain/retrain-nightly")
+        second = worker(logs[1])
+        try:
+            wait_for("models:/digits-vae/1 is @champion", logs[1], second, seconds=600)
+        finally:
+            second.terminate()
+            second.wait(60)
+    assert (root / "params.yaml").read_bytes() == before
+    assert {run.info.status for run in connect(Workspace(root)).search_runs(["1"])} == {
+        "KILLED",
+        "FINISHED",
+    }
 
 
 def wait_for(text, log, process, seconds=180):
@@ -108,15 +283,15 @@ def wait_for(text, log, process, seconds=180):
         time.sleep(0.2)
 
 
-def still_running(root):
+def processes_in(root):
     """Processes whose working directory is the workspace."""
     import psutil
 
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
+    for process in psutil.process_iter():
         try:
             if process.cwd() == str(root):
-                found.append(process.info)
+                found.append(process)
         except psutil.Error:
             continue
     return found

@@ -20,12 +20,14 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 
-def load(model: str | Path) -> Bundle:
+def load(model: str | Path, *, offline_ok: bool = False) -> Bundle:
     """Load a model for inference.
 
     Args:
         model: the folder of a bundle, or a model of the MLflow registry as
             `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        offline_ok: where the registry cannot be reached, take the copy pulled last under that
+            address, with a warning.
 
     Returns:
         An object with `encode`, `decode`, `reconstruct`, `sample` and `score` on numpy arrays. For
@@ -44,5 +46,5 @@ def load(model: str | Path) -> Bundle:
     if str(model).startswith("models:/"):
         from vaeflow.registry.pull import pull
 
-        return Bundle(pull(str(model)))
+        return Bundle(pull(str(model), offline_ok))
     return Bundle(model)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -32,6 +32,7 @@ app.add_typer(data_app, name="data", rich_help_panel="Images")
 
 STAGES = "Stages (run by DVC; see dvc.yaml)"
 FLOWS = "Retraining"
+REGISTRY = "Registry"
 INFERENCE = "Inference"
 
 SERVING = {"fastapi", "uvicorn", "prometheus_client", "starlette"}
@@ -40,9 +41,16 @@ Model = Annotated[
     str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
 ]
 Sources = Annotated[
-    list[Path],
-    typer.Argument(help="Images: .npy, .npz or IDX arrays, image files, or folders of them."),
+    list[str],
+    typer.Argument(
+        help="Images: .npy, .npz or IDX arrays, image files, folders of them, or a known set."
+    ),
 ]
+Resize = Annotated[
+    str | None,
+    typer.Option(help="Bring other sizes and colours to the model's: crop, fit or exact."),
+]
+Key = Annotated[str | None, typer.Option(help="Which array of an .npz.")]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
 
@@ -93,7 +101,7 @@ def data_add(
         str, typer.Option(help="crop: fill and cut; fit: whole, on black; exact: stretch.")
     ] = "crop",
     channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
-    key: Annotated[str | None, typer.Option(help="Which array of an .npz.")] = None,
+    key: Key = None,
     copies: Annotated[
         Path | None, typer.Option("--from", help="Where the files of a known set lie already.")
     ] = None,
@@ -205,19 +213,43 @@ def export() -> None:
 
 
 @app.command(rich_help_panel=FLOWS)
-def retrain() -> None:
+def retrain(
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value, for this run alone; may be repeated."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the registered model, instead of export.name.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run every stage even if nothing changed.")
+    ] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Send data and outputs to the DVC remote at the end.")
+    ] = False,
+    busy: Annotated[
+        Literal["wait", "cancel"], typer.Option(help="What to do while another flow works here.")
+    ] = "wait",
+) -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
+    from prefect.exceptions import CancelledRun
     from prefect.flows import load_flow_from_entrypoint
 
-    from vaeflow.pipeline import check_inputs
+    from vaeflow.overrides import parse
+    from vaeflow.pipeline import check_parameters
 
     workspace = Workspace.find()
+    overrides = parse(settings or [])
     # The flow checks them too; here it takes no server to find a typing mistake.
-    check_inputs(workspace)
+    check_parameters(workspace)
     # The flow is the workspace's own, for its users to change.
     path = workspace.root / "pipelines" / "retrain.py"
     workspace.require(path, "Restore it: git checkout pipelines")
-    load_flow_from_entrypoint(f"{path}:retrain")(workspace=str(workspace.root))
+    run = load_flow_from_entrypoint(f"{path}:retrain")
+    try:
+        run(str(workspace.root), name, overrides, force, push, busy)
+    except CancelledRun as cancelled:
+        raise VaeflowError(str(cancelled)) from None
 
 
 @app.command(rich_help_panel=FLOWS)
@@ -228,6 +260,72 @@ def schedule(
     from vaeflow.scheduling import serve
 
     serve(Workspace.find(), cron)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def models(
+    name: Annotated[str | None, typer.Argument(help="Of one model; by default all.")] = None,
+) -> None:
+    """List registered versions: aliases, bound, data, commit, age and the gate's verdict."""
+    from vaeflow.registry.listing import table
+
+    print("\n".join(table(name)))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def lineage(
+    source: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle's folder.")
+    ],
+) -> None:
+    """Walk from a model to its run, parameters, data and commit; say whether each still exists."""
+    from vaeflow.registry.tracing import trace
+
+    for link in trace(source):
+        print(f"{link.what:<11} {link.which}\n{'':<11} {link.state}")
+
+
+@app.command(rich_help_panel=REGISTRY)
+def pull(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    folder: Annotated[Path, typer.Argument(help="Becomes the bundle; an earlier one is replaced.")],
+    offline_ok: Annotated[
+        bool,
+        typer.Option("--offline-ok", help="Without the registry, take what was pulled last."),
+    ] = False,
+) -> None:
+    """Fetch a registered bundle, verified, into a folder."""
+    from vaeflow.registry.pull import pull_to
+
+    pulled = pull_to(uri, folder, offline_ok)
+    print(f"{folder}: version {pulled.version}")
+
+
+@app.command(rich_help_panel=REGISTRY)
+def promote(
+    uri: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@challenger.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it is no better than the champion.")
+    ] = False,
+) -> None:
+    """Make a registered version the champion, if it passes the gate."""
+    from vaeflow.registry.promotion import promote
+
+    if force and not reason.strip():
+        raise VaeflowError("--force needs a --reason, which is kept with the version.")
+    print(promote(Workspace.find(), uri, force, reason))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rollback(
+    name: Annotated[str, typer.Argument(help="Of the model.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version that was champion.")] = "",
+) -> None:
+    """Make the champion before the present one champion again."""
+    from vaeflow.registry.promotion import rollback
+
+    print(rollback(name, reason))
 
 
 @app.command(rich_help_panel=INFERENCE)
@@ -246,36 +344,71 @@ def sample(
 
 
 @app.command(rich_help_panel=INFERENCE)
-def reconstruct(images: Sources, model: Model, out: Out) -> None:
+def reconstruct(
+    images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None
+) -> None:
     """Encode images and decode them again (.png: originals above; .npy: the result alone)."""
-    from vaeflow.data.sources import read_images
     from vaeflow.results import write_images
 
-    originals = read_images(*images).pixels
-    write_images(out, _load(model).reconstruct(originals), originals=originals)
-    print(f"{out}: {len(originals)} images")
+    loaded, read = _load_and_read(model, images, resize, key)
+    write_images(out, loaded.reconstruct(read.pixels), originals=read.pixels)
+    print(f"{out}: {len(read.names)} images")
 
 
 @app.command(rich_help_panel=INFERENCE)
-def encode(images: Sources, model: Model, out: Out) -> None:
+def encode(images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None) -> None:
     """Embed images: posterior means (.npy), or means and log variances (.csv, .parquet)."""
-    from vaeflow.data.sources import read_images
     from vaeflow.results import write_embeddings
 
-    read = read_images(*images)
-    write_embeddings(out, read.names, *_load(model).encode(read.pixels))
+    loaded, read = _load_and_read(model, images, resize, key)
+    write_embeddings(out, read.names, *loaded.encode(read.pixels))
     print(f"{out}: {len(read.names)} images")
 
 
 @app.command(rich_help_panel=INFERENCE)
-def score(images: Sources, model: Model, out: Out) -> None:
-    """Score images: minus the ELBO in nats, larger is stranger (.csv, .parquet, .npy)."""
-    from vaeflow.data.sources import read_images
-    from vaeflow.results import write_scores
+def score(
+    images: Sources,
+    model: Model,
+    out: Out,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="The posterior means too; drift needs them.")
+    ] = False,
+    resize: Resize = None,
+    key: Key = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without what cannot be used.")
+    ] = False,
+) -> None:
+    """Score images: minus the ELBO in nats, larger is stranger (.parquet, .csv, .npy).
 
-    read = read_images(*images)
-    write_scores(out, read.names, _load(model).score(read.pixels))
-    print(f"{out}: {len(read.names)} images")
+    Any number of them; a run that was killed goes on where it was when it is started again.
+    """
+    from vaeflow.scoring.score import Batch, score
+
+    batch = Batch(tuple(images), model, out, latents, resize, key, skip_bad)
+    print("\n".join(score(batch).lines()))
+
+
+@app.command(rich_help_panel=INFERENCE)
+def drift(
+    scores: Annotated[Path, typer.Argument(help="Of a batch: from score --latents, .parquet.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The .json to write; a .png comes beside it.")],
+) -> None:
+    """Compare a scored batch with the validation images; exit status 1 when it differs.
+
+    Prefect is told where PREFECT_API_URL names a server.
+    """
+    _, parameters = _workspace()
+    from vaeflow.scoring.drift import measure_drift, summary
+    from vaeflow.scoring.events import DRIFT_DETECTED, emit_drift
+
+    report = measure_drift(scores, model, out, parameters.drift)
+    print("\n".join(summary(report)))
+    if report["drifted"]:
+        told = emit_drift(report)
+        print(f"event {DRIFT_DETECTED}: " + ("sent" if told else "no server in PREFECT_API_URL"))
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=INFERENCE)
@@ -325,3 +458,10 @@ def _load(model: str):
     import vaeflow
 
     return vaeflow.load(model)
+
+
+def _load_and_read(model: str, sources: list[str], resize: str | None, key: str | None):
+    from vaeflow.scoring.images import read, reading_for
+
+    loaded = _load(model)
+    return loaded, read(sources, reading_for(loaded.image_shape, resize, key))

@@ -1,7 +1,8 @@
 """`params.yaml` as frozen, validated models.
 
-One section per DVC stage, of the same name. An unknown key is refused with the nearest valid one; a
-wrong type is refused with the key and what would be right. Nothing is converted silently.
+One section per DVC stage, of the same name, then those of what comes after the stages. An unknown
+key is refused with the nearest valid one; a wrong type is refused with the key and what would be
+right. Nothing is converted silently.
 """
 
 from __future__ import annotations
@@ -121,6 +122,24 @@ class Export(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] = "vae"
 
 
+class Registry(_Section):
+    """What a challenger must show before it becomes champion."""
+
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    images: Annotated[int, Field(ge=2)] = 2000
+    samples: Positive = 64
+    min_active_units: Annotated[int, Field(ge=0)] = 1
+
+
+class Drift(_Section):
+    """When a batch of images counts as other than those the model was validated on."""
+
+    images: Annotated[int, Field(ge=2)] = 5000
+    false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    smallest_distance: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mmd_p_value: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+
 class Parameters(_Section):
     """All of `params.yaml`."""
 
@@ -128,6 +147,8 @@ class Parameters(_Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    registry: Registry = Registry()
+    drift: Drift = Drift()
 
     def sha256(self) -> str:
         """Digest of the resolved values, defaults included, independent of the file's layout."""

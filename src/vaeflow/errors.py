@@ -52,5 +52,9 @@ class StageError(VaeflowError):
     """A DVC stage ended with an error."""
 
 
+class BusyError(VaeflowError):
+    """Another flow is at work in the workspace."""
+
+
 class ServingError(VaeflowError):
     """The server cannot start, or its settings are wrong."""

@@ -32,6 +32,21 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
     }
 
 
+def stage_hashes(workspace: Workspace) -> dict[str, str]:
+    """What DVC's lock records of each stage's output: `dvc_STAGE`, its digest."""
+    from ruamel.yaml import YAML
+
+    path = workspace.root / "dvc.lock"
+    if not path.is_file():
+        return {}
+    stages = YAML(typ="safe", pure=True).load(path).get("stages", {})
+    return {
+        f"dvc_{name}": output["md5"]
+        for name, stage in stages.items()
+        for output in stage.get("outs", [])[:1]
+    }
+
+
 def _git(workspace: Workspace, *arguments: str) -> str | None:
     """Output of a git command, or None where there is no git, repository or commit."""
     try:

@@ -5,18 +5,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from graphlib import TopologicalSorter
 
 from vaeflow.config import load_parameters
-from vaeflow.errors import DataError, StageError
+from vaeflow.errors import BusyError, DataError, StageError
 from vaeflow.processes import process_group
-from vaeflow.versioning import data_is_versioned, dvc, dvc_command, dvc_environment, require_data
+from vaeflow.versioning import (
+    dvc,
+    dvc_command,
+    dvc_environment,
+    is_import,
+    require_data,
+)
 from vaeflow.workspace import Workspace
 
 EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
+UNVERSIONED = (
+    "data/ differs from data.dvc. Version the new images (dvc add data) "
+    "or go back to the versioned ones (dvc checkout data.dvc)."
+)
 NODE = re.compile(r'^"(?P<name>[^"]+)";$')
 
 
@@ -36,26 +48,78 @@ def stages(workspace: Workspace) -> list[str]:
     return [name for name in TopologicalSorter(graph).static_order() if not name.endswith(".dvc")]
 
 
-def check_inputs(workspace: Workspace) -> None:
-    """Refuse wrong parameters, and images that no version stands for.
+@contextmanager
+def alone_in(workspace: Workspace, wait: bool, report: Callable[[str], None]) -> Iterator[None]:
+    """Inside, no other flow works in the workspace.
 
-    `dvc repro -s` would run on changed data without a word, and `dvc repro` would rewrite
-    `data.dvc`: either way nobody decided that these images are the next version.
+    Args:
+        workspace: which.
+        wait: for one that does, to its end.
+        report: called with a line when there is something to wait for.
 
     Raises:
-        ConfigError: `params.yaml` has a key or a value that is not allowed.
-        DataError: `data/` is missing or differs from `data.dvc`.
+        BusyError: another flow is at work, and waiting was not asked for.
     """
+    from filelock import FileLock, Timeout
+
+    path = workspace.root / ".dvc" / "tmp" / "vaeflow-flow.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise BusyError(f"another flow is at work in {workspace.root}.") from None
+        report(f"waiting for another flow to leave {workspace.root}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_parameters(workspace: Workspace) -> None:
+    """Refuse a `params.yaml` with a key or a value that is not allowed (ConfigError)."""
     load_parameters(workspace.parameters)
+
+
+def fetch_data(workspace: Workspace) -> list[str]:
+    """Bring `data/` to what `data.dvc` says; where that is an import, to its source's newest.
+
+    Images that no version stands for stop the run: `dvc repro -s` would train on them without a
+    word, and `dvc repro` would rewrite `data.dvc`, and nobody decided that they are the next.
+
+    Returns:
+        The stages that are out of date by what is there now; those after them will be, too.
+
+    Raises:
+        DataError: `data/` is missing, or holds images without a version.
+        StageError: DVC cannot fetch them.
+    """
+    if is_import(workspace):
+        dvc(workspace, "update", "data.dvc")
+    status = _status(workspace)
+    if "data.dvc" in status:
+        try:
+            dvc(workspace, "pull", "data.dvc")
+        except StageError as error:
+            if "unsaved files" in str(error):
+                raise DataError(UNVERSIONED) from None
+            raise
+        status = _status(workspace)
     require_data(workspace)
-    if not data_is_versioned(workspace):
-        raise DataError(
-            "data/ differs from data.dvc. Version the new images (dvc add data) "
-            "or go back to the versioned ones (dvc checkout data.dvc)."
-        )
+    if not workspace.data_pointer.is_file():
+        raise DataError(UNVERSIONED)
+    return [name for name in status if not name.endswith(".dvc")]
 
 
-def run_stage(workspace: Workspace, stage: str, report: Callable[[str], None]) -> None:
+def _status(workspace: Workspace) -> dict:
+    return json.loads(dvc(workspace, "status", "--json"))
+
+
+def run_stage(
+    workspace: Workspace, stage: str, report: Callable[[str], None], force: bool = False
+) -> None:
     """Run `dvc repro -s STAGE`, which does nothing when its outputs are up to date.
 
     The stage's processes are ended when the caller is interrupted: a signal to dvc alone would
@@ -65,13 +129,14 @@ def run_stage(workspace: Workspace, stage: str, report: Callable[[str], None]) -
         workspace: where.
         stage: a name from `stages`.
         report: called with each line of output as it comes.
+        force: run it even if its outputs are up to date.
 
     Raises:
         StageError: the stage failed; the message holds the end of its output.
     """
     lines: list[str] = []
     with process_group(
-        dvc_command("repro", "--single-item", stage),
+        dvc_command("repro", "--single-item", *(["--force"] if force else []), stage),
         cwd=workspace.root,
         env=dvc_environment(),
         stdout=subprocess.PIPE,

@@ -33,16 +33,10 @@ def write_embeddings(
     path: Path, names: Sequence[str], mean: np.ndarray, log_variance: np.ndarray
 ) -> None:
     """Write posterior means as `.npy`, or one row an image with both parameters as a table."""
-    columns = {"image": names}
+    columns = {"id": names}
     for label, values in (("mean", mean), ("log_variance", log_variance)):
         columns |= {f"{label}_{unit}": values[:, unit] for unit in range(values.shape[1])}
     _write(path, {**_table(columns), ".npy": lambda file: np.save(file, mean)})
-
-
-def write_scores(path: Path, names: Sequence[str], scores: np.ndarray) -> None:
-    """Write one row an image with its score, or the scores alone as `.npy`."""
-    columns = {"image": names, "score": scores}
-    _write(path, {**_table(columns), ".npy": lambda file: np.save(file, scores)})
 
 
 def _write(path: Path, writers: Mapping[str, Writer]) -> None:

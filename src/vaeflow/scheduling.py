@@ -70,7 +70,9 @@ def _server() -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with process_group(command, **quiet) as process:
+    # The page would ask for runs at the usual port.
+    environment = {**os.environ, "PREFECT_UI_API_URL": f"{address}/api"}
+    with process_group(command, env=environment, **quiet) as process:
         _wait_until_healthy(f"{address}/api", process)
         print(f"Prefect's server and web page: {address}", flush=True)
         yield f"{address}/api"

@@ -59,21 +59,33 @@ def data_is_versioned(workspace: Workspace) -> bool:
     return "up to date" in dvc(workspace, "status", "data.dvc")
 
 
+def is_import(workspace: Workspace) -> bool:
+    """Whether `data.dvc` follows a source elsewhere (`dvc import`, `dvc import-url`)."""
+    return bool(_pointer(workspace).get("deps"))
+
+
 def data_md5(workspace: Workspace) -> str | None:
     """The digest that stands for the data in `data.dvc`, or None where there is no such file.
 
     Raises:
         WorkspaceError: the file is damaged.
     """
+    return _pointer(workspace).get("outs", [{}])[0].get("md5")
+
+
+def _pointer(workspace: Workspace) -> dict:
+    """What `data.dvc` says; nothing where there is no such file."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     if not workspace.data_pointer.is_file():
-        return None
+        return {}
     try:
-        return YAML(typ="safe", pure=True).load(workspace.data_pointer)["outs"][0].get("md5")
+        content = YAML(typ="safe", pure=True).load(workspace.data_pointer)
+        content["outs"][0].get("md5")
     except (YAMLError, TypeError, KeyError, IndexError, AttributeError, UnicodeDecodeError):
         raise WorkspaceError(
             f"{workspace.data_pointer} is no DVC file (a merge that was not finished?). Choose one "
             "version of it: git checkout --ours data.dvc, or --theirs."
         ) from None
+    return content

@@ -6,11 +6,13 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from scipy.special import logsumexp
 
 from vaeflow.bundle.export import export_onnx
 from vaeflow.bundle.manifest import MANIFEST, ImageSpec, Manifest, describe_files, write_manifest
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BundleError
+from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.vae import VAE
 
@@ -49,6 +51,22 @@ def test_answers_equal_keras(pair):
     noise = np.random.default_rng(4).standard_normal((5, 1, 2), dtype=np.float32)
     elbo = ops.convert_to_numpy(vae.terms(images / np.float32(255), noise).elbo)
     np.testing.assert_allclose(model.score(images, samples=5, seed=4), -elbo, rtol=1e-4)
+
+
+def test_the_importance_weighted_bound_equals_keras(pair):
+    vae, folder = pair
+    images = np.random.default_rng(0).integers(0, 256, (6, 9, 7, 3), dtype=np.uint8)
+    scaled = images / np.float32(255)
+    posterior = vae.encoder(scaled)
+    mean, log_variance = posterior["mean"], posterior["log_variance"]
+    noise = np.random.default_rng(4).standard_normal((6, 5, 2), dtype=np.float32).swapaxes(0, 1)
+    latents = objective.reparameterise(mean, log_variance, noise)
+    log_weights = objective.log_importance_weights(
+        vae.log_likelihood(scaled, latents), latents, mean, log_variance
+    )
+    expected = logsumexp(log_weights, axis=0) - np.log(5)
+    bound = Bundle(folder).importance_weighted_bound(images, samples=5, seed=4)
+    np.testing.assert_allclose(bound, expected, rtol=1e-4)
 
 
 def test_a_decoder_of_another_likelihood_is_refused(pair):

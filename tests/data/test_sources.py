@@ -345,7 +345,7 @@ def test_an_uncompressed_tiff_on_its_side_is_refused_rather_than_scrambled(tmp_p
 
 def test_files_read_on_all_cores_keep_their_order_and_their_faults(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "FILES_PER_TASK", 3)
-    monkeypatch.setattr(decoding, "_cores", lambda: 4)
+    monkeypatch.setattr(decoding, "cores", lambda: 4)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
     for number, image in enumerate(images):

@@ -109,3 +109,18 @@ def test_a_temporary_experiment_of_dvc_keeps_its_runs_in_the_repository(tmp_path
     temporary = Workspace(tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "tmp123")
     assert temporary.repository == tmp_path
     assert Workspace(tmp_path).repository == tmp_path
+
+
+def test_the_run_of_a_killed_process_is_closed_by_the_next_one(place):
+    open_run = RECORD.replace("print(run.run_id)", "").replace(
+        "    run.log_metrics",
+        "    print(run.run_id, flush=True); os.kill(os.getpid(), 9)\n    run.log_metrics",
+    )
+    command = [sys.executable, "-c", f"import os\n{open_run}", str(place.root)]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    client = connect(place)
+    assert client.get_run(killed.stdout.strip()).info.status == "RUNNING"
+    with start_run(place, None, {}, {}) as alive, start_run(place, None, {}, {}):
+        assert client.get_run(killed.stdout.strip()).info.status == "KILLED"
+        assert client.get_run(alive.run_id).info.status == "RUNNING"

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
+from vaeflow.bundle.reference import REFERENCE
 from vaeflow.config import Export
 from vaeflow.data.prepare import load_split
 from vaeflow.device import use_cpu
@@ -36,7 +37,7 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
     model = workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     evaluation = workspace.require(
-        workspace.evaluation / "metrics.json", "Make it: dvc repro evaluate"
+        workspace.evaluation / REFERENCE, "Make it: dvc repro --single-item --force evaluate"
     )
     use_cpu()
     vae = load_vae(model / "model.keras")
@@ -45,6 +46,7 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
 
     with atomic_directory(workspace.bundle) as folder:
         shutil.copyfile(model / "model.keras", folder / "model.keras")
+        shutil.copyfile(evaluation / REFERENCE, folder / REFERENCE)
         export_onnx(folder, vae)
         export_saved_model(folder / "saved_model" / "1", vae)
         differences = compare(folder, vae, images)

@@ -214,25 +214,27 @@ def _check_expansion(path: Path, unpacked: int, packed: int, largest: int) -> No
 
 
 class ArrayWriter:
-    """Write an `.npy` file of uint8 rows block by block, without knowing how many will come.
+    """Write an `.npy` file block by block, without knowing how many rows will come.
 
     Args:
         path: the file.
         row_shape: shape of one row.
+        dtype: of its numbers.
 
     Attributes:
         rows: written so far.
     """
 
-    def __init__(self, path: Path, row_shape: tuple[int, ...]):
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: type = np.uint8):
         self.row_shape = row_shape
+        self.dtype = np.dtype(dtype)
         self.rows = 0
         self._file = path.open("wb")
         self._start = self._write_header()
 
     def write(self, rows: np.ndarray) -> None:
-        """Append uint8 rows, `(count, *row_shape)`."""
-        self._file.write(np.ascontiguousarray(rows, dtype=np.uint8))
+        """Append rows, `(count, *row_shape)`."""
+        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype))
         self.rows += len(rows)
 
     def close(self) -> None:
@@ -244,6 +246,6 @@ class ArrayWriter:
 
     def _write_header(self) -> int:
         shape = (self.rows, *self.row_shape)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         return self._file.tell()

@@ -161,7 +161,7 @@ def _batched(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
 
 def _on_all_cores(run: Callable, tasks: Iterator[list[Path]]) -> Iterator[Decoded]:
     """`map`, several at a time, a bounded number of them ahead of the reader."""
-    workers = _cores()
+    workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         running = deque(pool.submit(run, task) for task in itertools.islice(tasks, AHEAD * workers))
         try:
@@ -172,7 +172,8 @@ def _on_all_cores(run: Callable, tasks: Iterator[list[Path]]) -> Iterator[Decode
             pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -67,7 +67,8 @@ IDX_SETS = {
     ),
 }
 DIGITS = "digits"
-NAMES = (DIGITS, *IDX_SETS)
+COUNTS = {DIGITS: 1_797, **dict.fromkeys(IDX_SETS, 70_000)}
+NAMES = tuple(COUNTS)
 
 
 def known_blocks(

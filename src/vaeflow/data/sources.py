@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -46,6 +46,8 @@ class Reading:
         limits: of what headers may declare.
         key: which array of an `.npz`; may be left out when it holds one.
         shape: `(height, width, channels)` that all must have; by default, that of the first.
+        shape_of: what has that shape, in errors.
+        remedy: for an image of another shape, in errors.
         label_folders: whether the first folder below a source is the label of what lies in it.
         follow_links: whether links may lead out of the folder that is read.
         allow_constant: whether an image may be of one colour; nothing is learnt from one.
@@ -58,6 +60,8 @@ class Reading:
     limits: Limits = field(default_factory=Limits)
     key: str | None = None
     shape: tuple[int, ...] | None = None
+    shape_of: str = "what is there"
+    remedy: str = "vaeflow data add SOURCE --size WIDTHxHEIGHT --channels 1|3"
     label_folders: bool = False
     follow_links: bool = True
     allow_constant: bool = True
@@ -73,9 +77,9 @@ class Contents:
     pictures: list[Path] = field(default_factory=list)
 
 
-def read_images(*sources: Path | str) -> Images:
+def read_images(*sources: Path | str, reading: Reading | None = None) -> Images:
     """Read images of one shape from files and folders, all at once; see `image_blocks`."""
-    return _joined(list(image_blocks(*sources)))
+    return joined(list(image_blocks(*sources, reading=reading)))
 
 
 def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterator[Images]:
@@ -90,12 +94,29 @@ def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterat
         DataError: a source is missing, unreadable, empty, or of another shape than the first.
     """
     reading = reading or Reading()
-    same = _SameShape(reading.shape)
+    same = _SameShape(reading)
     for source in map(Path, sources):
         contents = _list(source, reading)
         for path in contents.arrays:
             yield from _array_blocks(source, path, reading, same)
         yield from _picture_blocks(source, contents.pictures, reading, same)
+
+
+def count_images(*sources: Path | str, reading: Reading | None = None) -> int:
+    """How many images there are by names and headers; the bad ones among them count too.
+
+    Raises:
+        DataError: a source is missing, of an unknown kind, or holds no images.
+    """
+    quiet = replace(reading or Reading(), on_bad=lambda _: None, on_other=lambda _: None)
+    count = 0
+    for source in map(Path, sources):
+        contents = _list(source, quiet)
+        count += len(contents.pictures)
+        for path in contents.arrays:
+            with suppress(BadImageError), open_array(path, quiet.key, quiet.limits) as array:
+                count += array.shape[0]
+    return count
 
 
 def varied(images: Images, reading: Reading) -> Images:
@@ -194,9 +215,10 @@ def is_picture(path: Path) -> bool:
 class _SameShape:
     """Holds all images to one shape: the one given, else that of the first sound one."""
 
-    def __init__(self, shape: tuple[int, ...] | None):
-        self.first: Path | str = "what is there"
-        self.shape = shape
+    def __init__(self, reading: Reading):
+        self.first: Path | str = reading.shape_of
+        self.shape = reading.shape
+        self._remedy = reading.remedy
 
     def check(self, path: Path, shape: tuple[int, ...]) -> None:
         """Refuse a file of another `(height, width, channels)` than the first, naming both."""
@@ -204,8 +226,7 @@ class _SameShape:
             raise BadImageError(
                 path,
                 f"images of two shapes (height, width, channels): this is {shape}, "
-                f"{self.first} is {self.shape}. Bring all to one: "
-                "vaeflow data add SOURCE --size WIDTHxHEIGHT --channels 1|3",
+                f"{self.first} is {self.shape}. Bring all to one: {self._remedy}",
             )
 
     def fix(self, path: Path, shape: tuple[int, ...]) -> None:
@@ -304,10 +325,10 @@ def _picture_blocks(
             parts.append(Images(decoded.pixels, decoded.digests, names, labelled))
             # Not if the next part would go beyond a block's size: joining copies.
             if sum(part.pixels.nbytes for part in (*parts, parts[-1])) > BYTES_PER_BLOCK:
-                yield _joined(parts)
+                yield joined(parts)
                 parts = []
     if parts:
-        yield _joined(parts)
+        yield joined(parts)
 
 
 def _folder_label(source: Path, path: Path, reading: Reading) -> str | None:
@@ -319,7 +340,8 @@ def _folder_label(source: Path, path: Path, reading: Reading) -> str | None:
     return folders[0]
 
 
-def _joined(parts: Sequence[Images]) -> Images:
+def joined(parts: Sequence[Images]) -> Images:
+    """Images of one shape, one after the other."""
     if len(parts) == 1:
         return parts[0]
     return Images(

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from vaeflow.bundle.reference import REFERENCE
 from vaeflow.config import Evaluate
 from vaeflow.data.prepare import load_split
 from vaeflow.device import use_full_precision, use_gpu_if_any
-from vaeflow.errors import TrainingError
+from vaeflow.errors import RegistryError, TrainingError
 from vaeflow.evaluation import figures
 from vaeflow.evaluation.bounds import Bounds, compute_bounds
 from vaeflow.evaluation.labels import read_labels
-from vaeflow.evaluation.scores import compute_scores, quantiles
+from vaeflow.evaluation.scores import compute_scores, keep_reference, quantiles
 from vaeflow.evaluation.summary import summarise, why_collapsed, write_dimensions
 from vaeflow.files import atomic_directory, write_json
 from vaeflow.model.binarize import binarized
@@ -27,8 +28,9 @@ from vaeflow.workspace import Workspace
 def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     """Evaluate `outputs/model` on the test split and write `outputs/evaluation`.
 
-    Writes `metrics.json`, `latent_dimensions.csv`, `score_quantiles.json` (of the validation split)
-    and figures; adds metrics and figures to the model's MLflow run where the tracking store has it.
+    Writes `metrics.json`, `latent_dimensions.csv`, `score_quantiles.json` and `reference.npz` (both
+    of the validation split) and figures; adds metrics and figures to the model's MLflow run where
+    the tracking store has it.
 
     Returns:
         The metrics: see `vaeflow.evaluation.summary.summarise`.
@@ -56,11 +58,18 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     with atomic_directory(workspace.evaluation) as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "score_quantiles.json", usual)
+        keep_reference(
+            folder / REFERENCE,
+            vae,
+            load_split(prepared, "validation"),
+            scores["validation"],
+            parameters.seed,
+        )
         write_dimensions(folder / "latent_dimensions.csv", bounds)
         figures.draw_training_curves(folder / "training_curves.png", model / "history.csv")
         figures.draw_scores(folder / "scores.png", scores, usual)
         _draw(folder, vae, images, bounds, read_labels(prepared, "test"), parameters.seed)
-    _track(workspace, model, metrics)
+    _track(workspace, model)
     return metrics
 
 
@@ -76,12 +85,14 @@ def _draw(
     figures.draw_latent_dimensions(folder / "latent_dimensions.png", kl)
 
 
-def _track(workspace: Workspace, model: Path, metrics: Mapping[str, float]) -> None:
-    """Add metrics and figures to the run that trained the model."""
+def _track(workspace: Workspace, model: Path) -> None:
+    """Add metrics and figures to the run that trained the model, where it can be reached."""
     run_id = json.loads((model / "run.json").read_text())["run_id"]
-    if run := find_run(workspace, run_id):
-        run.log_metrics({f"test_{name}": value for name, value in metrics.items()})
-        for figure in sorted(workspace.evaluation.glob("*.png")):
-            run.log_file(figure, "figures")
-    else:
-        print(f"run {run_id} is not in this tracking store: metrics are kept in the outputs only")
+    try:
+        if run := find_run(workspace, run_id):
+            run.log_evaluation(workspace.evaluation)
+            return
+        why = f"run {run_id} is not in this tracking store"
+    except RegistryError as error:
+        why = str(error)
+    print(f"metrics and figures are kept in the outputs only: {why}", flush=True)

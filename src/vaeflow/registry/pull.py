@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vaeflow.bundle.manifest import bundle_sha256, read_verified
+from vaeflow.bundle.manifest import MANIFEST, bundle_sha256, read_verified
 from vaeflow.errors import BundleError, RegistryError
-from vaeflow.files import atomic_directory, cache_folder
-from vaeflow.registry.register import SHA256_TAG
+from vaeflow.files import atomic_directory, atomic_file, cache_folder, sha256_of, write_json
+from vaeflow.registry.packaging import BUNDLE_PATH
+from vaeflow.registry.versions import SHA256_TAG, Address, UnreachableError
 from vaeflow.training.tracking import connect
 
 if TYPE_CHECKING:
@@ -17,7 +21,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
-URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))$")
 
 
 class Pulled(NamedTuple):
@@ -27,16 +30,31 @@ class Pulled(NamedTuple):
     version: str
 
 
-def pull(uri: str) -> Path:
+def pull(uri: str, offline_ok: bool = False) -> Path:
     """Fetch a registered bundle into the local cache; see `pull_version`.
 
     Returns:
         The bundle's folder.
     """
-    return pull_version(uri).folder
+    return pull_version(uri, offline_ok).folder
 
 
-def pull_version(uri: str) -> Pulled:
+def pull_to(uri: str, target: Path, offline_ok: bool = False) -> Pulled:
+    """Fetch a registered bundle into a folder, which becomes it whole or not at all.
+
+    Raises:
+        BundleError: the folder holds something else than a bundle.
+    """
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} is there and is no bundle. Name a folder that is to be made.")
+    pulled = pull_version(uri, offline_ok)
+    with atomic_directory(target) as folder:
+        shutil.copytree(pulled.folder, folder, dirs_exist_ok=True)
+        read_verified(folder)
+    return pulled._replace(folder=target)
+
+
+def pull_version(uri: str, offline_ok: bool = False) -> Pulled:
     """Fetch a registered bundle into the local cache, unless it is there already.
 
     The cache is keyed by content, so two versions never mix; it lies in `VAEFLOW_CACHE`, by default
@@ -45,6 +63,8 @@ def pull_version(uri: str) -> Pulled:
 
     Args:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        offline_ok: where the registry cannot be reached, take what the address stood for when it
+            was pulled last; a warning says so.
 
     Returns:
         The bundle's folder, and which version it is now.
@@ -53,15 +73,29 @@ def pull_version(uri: str) -> Pulled:
         RegistryError: the registry cannot be reached, or has no such model.
         BundleError: what was downloaded is not what was registered.
     """
-    address = _parse(uri)
-    from filelock import FileLock
-
+    address = Address.parse(uri)
     client = connect()
-    version = _resolve(client, uri, *address)
+    note = _note(client, uri)
+    try:
+        version = address.resolve(client)
+    except UnreachableError as error:
+        if not offline_ok:
+            raise
+        return _last_pulled(note, error)
     digest = version.tags.get(SHA256_TAG, "")
     if not SHA256.match(digest):
         raise RegistryError(f"{uri}: version {version.version} was not registered by vaeflow.")
-    target = cache_folder() / "bundles" / digest
+    folder = _fetch(client, version, digest)
+    with atomic_file(note) as fresh:
+        write_json(fresh, {"uri": uri, "version": str(version.version), "sha256": digest})
+    return Pulled(folder, str(version.version))
+
+
+def _fetch(client: MlflowClient, version: ModelVersion, digest: str) -> Path:
+    """The bundle's folder in the cache, downloaded and verified where it is not there whole."""
+    from filelock import FileLock
+
+    target = _cached(digest)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not _holds(target, digest):
@@ -70,14 +104,43 @@ def pull_version(uri: str) -> Pulled:
                 read_verified(folder)
                 if bundle_sha256(folder) != digest:
                     raise BundleError(
-                        f"{uri}: the downloaded bundle is not the one that was registered as "
-                        f"version {version.version} (its manifest's SHA-256 differs). "
+                        f"models:/{version.name}/{version.version}: the downloaded bundle is not "
+                        "the one that was registered (its manifest's SHA-256 differs). "
                         "Register the model again."
                     )
                 for path in folder.iterdir():
                     path.rename(staging / path.name)
                 folder.rmdir()
-    return Pulled(target, str(version.version))
+    return target
+
+
+def _cached(digest: str) -> Path:
+    return cache_folder() / "bundles" / digest
+
+
+def _note(client: MlflowClient, uri: str) -> Path:
+    """Where it is noted what an address of this registry stood for when it was pulled last."""
+    key = sha256_of(f"{client.tracking_uri} {uri}".encode())
+    return cache_folder() / "addresses" / f"{key}.json"
+
+
+def _last_pulled(note: Path, error: UnreachableError) -> Pulled:
+    """What was pulled last under an address, verified again.
+
+    Raises:
+        UnreachableError: nothing was, or it was damaged since.
+    """
+    try:
+        noted = json.loads(note.read_text())
+        folder = _cached(noted["sha256"])
+    except (OSError, ValueError, KeyError):
+        raise error from None
+    if not _holds(folder, noted["sha256"]):
+        raise error
+    warnings.warn(
+        f"{error} Version {noted['version']}, pulled earlier, is taken instead.", stacklevel=2
+    )
+    return Pulled(folder, noted["version"])
 
 
 def _holds(folder: Path, digest: str) -> bool:
@@ -89,30 +152,6 @@ def _holds(folder: Path, digest: str) -> bool:
     return bundle_sha256(folder) == digest
 
 
-def _parse(uri: str) -> tuple[str, str | None, str | None]:
-    """Name, alias and version of an address; one of the last two is None."""
-    if not (match := URI.match(uri)):
-        raise RegistryError(f"{uri}: expected models:/NAME@ALIAS or models:/NAME/VERSION.")
-    return match["name"], match["alias"], match["version"]
-
-
-def _resolve(
-    client: MlflowClient, uri: str, name: str, alias: str | None, version: str | None
-) -> ModelVersion:
-    """The registered version an address stands for now."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if alias:
-            return client.get_model_version_by_alias(name, alias)
-        return client.get_model_version(name, version)
-    except MlflowException as error:
-        raise RegistryError(
-            f"{uri}: {error.message} (registry {client.tracking_uri}). "
-            "Make a champion with `vaeflow retrain`, or set MLFLOW_TRACKING_URI."
-        ) from None
-
-
 def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path:
     """Copy the version's files below an empty folder; returns where exactly."""
     from mlflow.artifacts import download_artifacts
@@ -120,7 +159,9 @@ def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path
 
     try:
         fetched = download_artifacts(
-            artifact_uri=version.source, dst_path=str(folder), tracking_uri=client.tracking_uri
+            artifact_uri=f"{version.source}/{BUNDLE_PATH}",
+            dst_path=str(folder),
+            tracking_uri=client.tracking_uri,
         )
     except (MlflowException, OSError) as error:
         raise RegistryError(

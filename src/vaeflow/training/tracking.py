@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "vaeflow"
+# Which process a run is open in: host, process id, and when the process began, in seconds.
+PROCESS_TAG = "vaeflow.process"
 
 
 def connect(workspace: Workspace | None = None) -> MlflowClient:
@@ -32,6 +36,9 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
     # Read when MLflow is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow would try a server that is gone for minutes, and a training would wait for it.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     from mlflow import MlflowClient
 
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
@@ -72,13 +79,13 @@ def clear_errors(store: str) -> Iterator[None]:
         RegistryError: it cannot be reached, or refuses.
     """
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, RequestException) as error:
         raise RegistryError(
-            f"tracking store {store}: {error.message} "
-            "Is MLFLOW_TRACKING_URI right, and the server running?"
+            f"tracking store {store}: {error} Is MLFLOW_TRACKING_URI right, and the server running?"
         ) from None
 
 
@@ -132,6 +139,23 @@ class Run:
         with clear_errors(self.client.tracking_uri):
             self.client.log_artifact(self.run_id, str(path), folder)
 
+    def log_evaluation(self, folder: Path) -> None:
+        """Record the metrics and the figures that `evaluate` wrote."""
+        metrics = json.loads((folder / "metrics.json").read_text())
+        self.log_metrics({f"test_{name}": value for name, value in metrics.items()})
+        for figure in sorted(folder.glob("*.png")):
+            self.log_file(figure, "figures")
+
+    def is_finished(self) -> bool:
+        """Whether it was closed as FINISHED."""
+        with clear_errors(self.client.tracking_uri):
+            return self.client.get_run(self.run_id).info.status == "FINISHED"
+
+    def finish(self) -> None:
+        """Close it as FINISHED."""
+        with clear_errors(self.client.tracking_uri):
+            self.client.set_terminated(self.run_id, "FINISHED")
+
 
 @contextmanager
 def start_run(
@@ -154,18 +178,21 @@ def start_run(
     from mlflow.exceptions import MlflowException
 
     texts = {key: str(value) for key, value in parameters.items()}
+    tags = {**tags, PROCESS_TAG: _this_process()}
     run = find_run(workspace, again) if again else None
     if run is None or run.parameters() != texts:
         run = _create_run(workspace, name)
     client = run.client
+    _close_left_behind(workspace, client, run.run_id)
     status = "KILLED"
     try:
-        client.update_run(run.run_id, status="RUNNING")
-        client.log_batch(
-            run.run_id,
-            params=[Param(key, text) for key, text in texts.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
+        with clear_errors(client.tracking_uri):
+            client.update_run(run.run_id, status="RUNNING")
+            client.log_batch(
+                run.run_id,
+                params=[Param(key, text) for key, text in texts.items()],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
         yield run
         status = "FINISHED"
     except Exception:
@@ -176,6 +203,35 @@ def start_run(
             client.set_terminated(run.run_id, status)
         except MlflowException as error:  # must not hide what ended the run
             print(f"run {run.run_id} could not be closed as {status}: {error.message}")
+
+
+def _this_process() -> str:
+    import psutil
+
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def _is_gone(process: str) -> bool:
+    """Whether a process of this machine, as in `PROCESS_TAG`, has ended."""
+    import psutil
+
+    host, number, began = process.rsplit(" ", 2)
+    if host != socket.gethostname():
+        return False  # nobody here can tell
+    try:
+        return abs(psutil.Process(int(number)).create_time() - float(began)) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _close_left_behind(workspace: Workspace, client: MlflowClient, present: str) -> None:
+    """Close, as KILLED, the open runs of processes that were killed before they could do it."""
+    with clear_errors(client.tracking_uri):
+        experiment = _experiment_id(client, workspace)
+        for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+            process = run.data.tags.get(PROCESS_TAG)
+            if process and run.info.run_id != present and _is_gone(process):
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _create_run(workspace: Workspace, name: str | None) -> Run:

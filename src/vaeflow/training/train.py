@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,9 @@ from vaeflow.lineage import collect_lineage
 from vaeflow.training.checkpoint import Checkpoints, training_key
 from vaeflow.training.epochs import Row
 from vaeflow.training.fit import fit
+from vaeflow.training.report import EpochReport, write_history
 from vaeflow.training.skipping import StopWhenSkipping
-from vaeflow.training.tracking import Run, start_run
+from vaeflow.training.tracking import start_run
 from vaeflow.workspace import Workspace
 
 
@@ -76,7 +76,7 @@ def _train(workspace, prepared, parameters, lineage, kept: Path) -> list[Row]:
         vae.save(folder / "model.keras")
         write_history(folder / "history.csv", report.rows)
         write_json(folder / "run.json", {"run_id": run.run_id, "lineage": lineage})
-        run.log_file(folder / "history.csv")
+        report.close(folder / "history.csv")
     return report.rows
 
 
@@ -97,44 +97,3 @@ def alone_in(folder: Path) -> Iterator[None]:
             f"{lock.lock_file}: another process is making this very training, perhaps one that "
             "was left behind. Wait for it, or end it, and run this again."
         ) from None
-
-
-class EpochReport:
-    """After each epoch: a line on the terminal, a row kept, a point on each MLflow curve."""
-
-    def __init__(self, run: Run, epochs: int):
-        self.run = run
-        self.epochs = epochs
-        self.rows: list[Row] = []
-
-    def resumed(self, rows: list[Row]) -> None:
-        """Take over the rows of the epochs that were made before."""
-        print(f"going on after epoch {len(rows)}, from a checkpoint", flush=True)
-        known = self.run.steps_of("validation_elbo")
-        for row in rows:
-            self.rows.append(row)
-            if row["epoch"] not in known:
-                self._log(row)
-
-    def epoch(self, row: Row) -> None:
-        """Tell of an epoch; `validation_` marks the validation split."""
-        self.rows.append(row)
-        self._log(row)
-        print(
-            f"epoch {row['epoch']}/{self.epochs}  elbo {row['elbo']:.3f}  "
-            f"validation {row['validation_elbo']:.3f} nats"
-            + (f"  skipped {row['skipped_steps']:.0f} steps" * bool(row["skipped_steps"])),
-            flush=True,
-        )
-
-    def _log(self, row: Row) -> None:
-        metrics = {name: value for name, value in row.items() if name != "epoch"}
-        self.run.log_metrics(metrics, step=row["epoch"])
-
-
-def write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    """One row an epoch, with a header: what `dvc plots` draws."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

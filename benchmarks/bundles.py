@@ -1,0 +1,51 @@
+"""Bundles to measure: a preset's network without training, which no speed depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+PRESETS = Path(__file__).parents[1] / "presets"
+IMAGE = (28, 28, 1)
+
+
+def untrained(preset: str, folder: Path) -> Path:
+    """Write the bundle of the network that a preset has, for images of 28x28.
+
+    TensorFlow is loaded for it: call it in a process that measures nothing else.
+    """
+    from vaeflow.bundle.export import compare, export_onnx, export_saved_model
+    from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
+    from vaeflow.config import load_parameters
+    from vaeflow.device import use_cpu
+    from vaeflow.model.vae import VAE
+
+    use_cpu()
+    train = load_parameters(PRESETS / f"{preset}.yaml").train
+    vae = VAE(
+        IMAGE,
+        latent_dim=train.latent_dim,
+        filters=train.filters,
+        hidden_units=train.hidden_units,
+        network=train.network,
+        depth=train.depth,
+    )
+    images = np.random.default_rng(0).random((8, *IMAGE), dtype=np.float32)
+    folder.mkdir(parents=True)
+    export_onnx(folder, vae)
+    export_saved_model(folder / "saved_model" / "1", vae)
+    vae.save(folder / "model.keras")
+    height, width, channels = IMAGE
+    manifest = Manifest(
+        name=f"{preset}-untrained",
+        image=ImageSpec(height=height, width=width, channels=channels),
+        latent_dim=vae.latent_dim,
+        run_id="none",
+        lineage={"data_md5": "none"},
+        metrics={},
+        export_differences=compare(folder, vae, images),
+        files=describe_files(folder),
+    )
+    write_manifest(folder, manifest)
+    return folder

@@ -1,0 +1,22 @@
+"""What Prefect flows share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from vaeflow.errors import VaeflowError
+
+
+def without_traceback(function: Callable) -> Callable:
+    """End a run that a user's mistake stopped as failed, with that message; bugs are raised."""
+    from prefect.states import Failed
+
+    @functools.wraps(function)
+    def guarded(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except VaeflowError as error:
+            return Failed(message=str(error), data=error)
+
+    return guarded

@@ -1,0 +1,132 @@
+"""From a model back to what it was made of, and whether each of these is still there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vaeflow.bundle.manifest import bundle_sha256, read_verified
+from vaeflow.config import load_parameters
+from vaeflow.errors import VaeflowError, WorkspaceError
+from vaeflow.lineage import UNKNOWN
+from vaeflow.registry.packaging import BUNDLE_PATH
+from vaeflow.registry.versions import SCHEME, SHA256_TAG, Address
+from vaeflow.training.tracking import clear_errors, connect, find_run
+from vaeflow.versioning import dvc
+from vaeflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+class Link(NamedTuple):
+    """One thing that a model came from: what, which, and whether it is there."""
+
+    what: str
+    which: str
+    state: str
+
+
+def trace(source: str) -> list[Link]:
+    """Walk from a registered version, or a bundle's folder, to run, parameters, data and commit.
+
+    Args:
+        source: an address in the registry, or a folder.
+
+    Raises:
+        BundleError: the folder is no bundle, or damaged.
+        RegistryError: the registry cannot be reached, or has no such version.
+    """
+    workspace = _workspace()
+    if source.startswith(SCHEME):
+        client = connect(workspace)
+        version = Address.parse(source).resolve(client)
+        tags, run_id = version.tags, version.run_id
+        links = [
+            Link("version", f"{SCHEME}{version.name}/{version.version}", "registered"),
+            Link("bundle", tags.get(SHA256_TAG, UNKNOWN), _artifacts_state(client, version)),
+        ]
+    else:
+        manifest = read_verified(Path(source))
+        tags, run_id = manifest.lineage, manifest.run_id
+        links = [Link("bundle", bundle_sha256(Path(source)), "verified")]
+    return [
+        *links,
+        Link("run", run_id, _run_state(workspace, run_id)),
+        Link("parameters", *_parameters(workspace, tags)),
+        Link("data", *_data(workspace, tags)),
+        Link("commit", *_commit(workspace, tags)),
+    ]
+
+
+def _workspace() -> Workspace | None:
+    try:
+        return Workspace.find()
+    except WorkspaceError:
+        return None
+
+
+def _artifacts_state(client: MlflowClient, version: ModelVersion) -> str:
+    from mlflow.artifacts import list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    folder = f"{version.source}/{BUNDLE_PATH}"
+    try:
+        there = list_artifacts(artifact_uri=folder, tracking_uri=client.tracking_uri)
+    except (MlflowException, OSError):
+        there = []
+    return "there" if there else f"GONE from {folder}"
+
+
+def _run_state(workspace: Workspace | None, run_id: str) -> str:
+    try:
+        run = find_run(workspace, run_id)
+    except VaeflowError as error:
+        return f"cannot be looked up: {error}"
+    if run is None:
+        return "GONE from this tracking store"
+    with clear_errors(run.client.tracking_uri):
+        return f"there, {run.client.get_run(run_id).info.status}"
+
+
+def _parameters(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
+    digest = tags.get("parameters_sha256", UNKNOWN)
+    if workspace is None:
+        return digest, "no workspace here to compare with"
+    try:
+        same = load_parameters(workspace.parameters).sha256() == digest
+    except VaeflowError as error:
+        return digest, f"cannot be compared: {error}"
+    return digest, "those of params.yaml now" if same else "other than params.yaml now"
+
+
+def _data(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
+    """A folder's digest is that of the list of its files: all of them must be there."""
+    digest = tags.get("data_md5", UNKNOWN)
+    if workspace is None or digest == UNKNOWN:
+        return digest, "no workspace here to look in" if workspace is None else UNKNOWN
+    cache = Path(dvc(workspace, "cache", "dir").strip()) / "files" / "md5"
+    listed = cache / digest[:2] / digest[2:]
+    if not listed.is_file():
+        return digest, "not in DVC's cache here; `dvc pull` of its commit may fetch it"
+    names = json.loads(listed.read_text()) if digest.endswith(".dir") else []
+    lost = [f["relpath"] for f in names if not (cache / f["md5"][:2] / f["md5"][2:]).is_file()]
+    if lost:
+        return digest, f"{len(lost)} of {len(names)} files GONE from DVC's cache here"
+    return digest, f"there, in DVC's cache ({len(names)} files)"
+
+
+def _commit(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
+    commit = tags.get("git_commit", UNKNOWN)
+    if workspace is None or commit == UNKNOWN:
+        return commit, "no workspace here to look in" if workspace is None else UNKNOWN
+    looked_up = subprocess.run(
+        ["git", "-C", workspace.root, "cat-file", "-e", f"{commit}^{{commit}}"],
+        capture_output=True,
+    )
+    state = "GONE from this repository" if looked_up.returncode else "there"
+    changed = tags.get("git_dirty") == "true"
+    return commit, state + ", but files had been changed since" * changed

@@ -1,0 +1,258 @@
+"""Whether a scored batch is like the images that its model was validated on.
+
+Two questions are asked of the batch and the bundle's reference (`vaeflow.bundle.reference`):
+whether any one number of an image, a latent mean or the score, is distributed otherwise (two-sample
+Kolmogorov-Smirnov tests, with the false discoveries among them controlled); and whether the latent
+means are, taken together (maximum mean discrepancy, by permutation), which sees a change in how
+they depend on each other too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vaeflow.bundle.manifest import bundle_sha256, read_verified
+from vaeflow.bundle.reference import Reference, read_reference
+from vaeflow.config import Drift
+from vaeflow.errors import DataError, VaeflowError
+from vaeflow.files import atomic_file, write_json
+
+MMD_IMAGES = 1_000  # of each side: the kernel has a number for every pair of them
+PERMUTATIONS = 999
+SEED = 0  # of the choice of images, and of the permutations
+
+
+class Sample(NamedTuple):
+    """Rows of a table of scores, and what its metadata say."""
+
+    means: np.ndarray  # (images, latent_dim)
+    scores: np.ndarray  # (images,)
+    count: int  # rows of the whole table
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """One latent mean or the score, in the batch and in the reference.
+
+    Attributes:
+        name: `score`, or `mean_0`, `mean_1`, ...
+        distance: the largest between the two distribution functions, 0 to 1.
+        p_value: of a distance as large if both were the same.
+        adjusted_p_value: the false discovery rate at which it would just count.
+        drifted: whether it counts.
+    """
+
+    name: str
+    distance: float
+    p_value: float
+    adjusted_p_value: float
+    drifted: bool
+
+
+class Discrepancy(NamedTuple):
+    """The squared maximum mean discrepancy of two samples.
+
+    Attributes:
+        squared: the statistic.
+        p_value: of one as large if both were from the same distribution.
+        bandwidth: of the kernel.
+        permuted: the statistic with the labels exchanged at random, `(permutations,)`.
+    """
+
+    squared: float
+    p_value: float
+    bandwidth: float
+    permuted: np.ndarray
+
+
+class Comparison(NamedTuple):
+    """A batch beside its reference."""
+
+    marginals: list[Marginal]
+    discrepancy: Discrepancy
+    discrepancy_drifted: bool
+
+    @property
+    def drifted(self) -> bool:
+        """Whether anything counts as drift."""
+        return self.discrepancy_drifted or any(marginal.drifted for marginal in self.marginals)
+
+
+def measure_drift(table: Path, model: str, out: Path, thresholds: Drift) -> dict[str, object]:
+    """Compare a table of scores with its model's reference; write a report and a figure.
+
+    Args:
+        table: from `vaeflow.scoring.score`, Parquet, with latents.
+        model: a bundle's folder, or an address in the registry; must be what scored the table.
+        out: the JSON to write; the figure is beside it, as PNG.
+        thresholds: what counts as drift.
+
+    Returns:
+        The report, as it is written: `drifted`, what the table and the model are, `marginals` and
+        `discrepancy` (see `Comparison`), and the `thresholds`.
+
+    Raises:
+        BundleError: the bundle has no reference.
+        DataError: the table has no latents, or was scored by another model.
+    """
+    from vaeflow.scoring.figure import draw_drift
+    from vaeflow.scoring.score import find
+
+    if out.suffix.lower() != ".json":
+        raise VaeflowError(f"{out}: cannot write this ending; expected .json.")
+    folder, _ = find(model)
+    reference = read_reference(folder, read_verified(folder))
+    sample = read_sample(table, thresholds.images, reference.means.shape[1])
+    if sample.metadata["bundle_sha256"] != bundle_sha256(folder):
+        raise DataError(
+            f"{table} was scored by {sample.metadata['model_name']} version "
+            f"{sample.metadata['model_version']}, and {model} is another. Give that one as --model,"
+            " or score the images again."
+        )
+    comparison = compare(reference, sample, thresholds)
+    report = _report(table, sample, reference, comparison, thresholds)
+    try:
+        with atomic_file(out) as fresh:
+            write_json(fresh, report)
+        with atomic_file(out.with_suffix(".png")) as fresh:
+            draw_drift(fresh, reference, sample, comparison, thresholds)
+    except OSError as error:
+        raise VaeflowError(f"{out} cannot be written: {error}") from None
+    return report
+
+
+def summary(report: dict) -> list[str]:
+    """What a person wants to know of a report, a fact a line."""
+    drifted = [entry for entry in report["marginals"] if entry["drifted"]]
+    names = ", ".join(f"{entry['name']} (by {entry['distance']:.2f})" for entry in drifted)
+    discrepancy = report["discrepancy"]
+    return [
+        f"drift: {'yes' if report['drifted'] else 'no'}, {report['images_compared']:,} of "
+        f"{report['images']:,} images beside {report['reference_images']:,} of validation",
+        f"differ by themselves: {names or 'none'}, of {len(report['marginals'])}",
+        f"latents together: p = {discrepancy['p_value']:.3g}"
+        + (", they differ" if discrepancy["drifted"] else ""),
+    ]
+
+
+def read_sample(table: Path, images: int, latent_dim: int) -> Sample:
+    """Read rows chosen at random, in memory that does not grow with the table.
+
+    Raises:
+        DataError: it is no table that `vaeflow score --latents` wrote.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = ["score", *(f"mean_{unit}" for unit in range(latent_dim))]
+    try:
+        file = pyarrow.parquet.ParquetFile(table)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DataError(f"{table}: not a readable Parquet file ({error}).") from None
+    with file:
+        metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
+        missing = [name for name in columns if name not in file.schema_arrow.names]
+        if missing or "bundle_sha256" not in metadata:
+            raise DataError(
+                f"{table} does not hold scores and latents ({', '.join(missing) or 'metadata'} "
+                "missing). Make it: vaeflow score SOURCE --latents --out FILE.parquet"
+            )
+        count = file.metadata.num_rows
+        size = min(images, count)
+        chosen = np.sort(np.random.default_rng(SEED).choice(count, size, replace=False))
+        parts, start = [], 0
+        for batch in file.iter_batches(columns=columns):
+            rows = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
+            parts.append(np.column_stack([column.to_numpy()[rows] for column in batch.columns]))
+            start += len(batch)
+    numbers = np.concatenate(parts)
+    if len(numbers) < 2 or not np.isfinite(numbers).all():
+        raise DataError(f"{table}: expected at least two rows, and finite numbers in all of them.")
+    return Sample(numbers[:, 1:], numbers[:, 0], count, metadata)
+
+
+def compare(reference: Reference, sample: Sample, thresholds: Drift) -> Comparison:
+    """Make all tests; see the module."""
+    from scipy import stats
+
+    names = ["score", *(f"mean_{unit}" for unit in range(sample.means.shape[1]))]
+    ours = np.column_stack([sample.scores, sample.means])
+    theirs = np.column_stack([reference.scores, reference.means])
+    # The asymptotic p-value: the exact one takes seconds for thousands of images.
+    tests = stats.ks_2samp(ours, theirs, method="asymp")
+    # Benjamini and Hochberg 1995, which many dependent tests may use too (with Yekutieli, 2001).
+    adjusted = stats.false_discovery_control(tests.pvalue)
+    drifted = (adjusted <= thresholds.false_discovery_rate) & (
+        tests.statistic >= thresholds.smallest_distance
+    )
+    rows = zip(names, tests.statistic, tests.pvalue, adjusted, drifted, strict=True)
+    marginals = [
+        Marginal(name, *map(float, numbers), bool(drift)) for name, *numbers, drift in rows
+    ]
+    random = np.random.default_rng(SEED)
+    discrepancy = maximum_mean_discrepancy(
+        *(_at_most(MMD_IMAGES, means, random) for means in (sample.means, reference.means)),
+        PERMUTATIONS,
+        random,
+    )
+    return Comparison(marginals, discrepancy, discrepancy.p_value <= thresholds.mmd_p_value)
+
+
+def maximum_mean_discrepancy(
+    first: np.ndarray, second: np.ndarray, permutations: int, random: np.random.Generator
+) -> Discrepancy:
+    """Test whether two samples are from one distribution (Gretton et al. 2012).
+
+    The kernel is exp(-|x - y|^2 / 2 h^2), where h is the median distance of all pairs.
+
+    Args:
+        first, second: `(count, dimensions)` each; their counts may differ.
+        permutations: random exchanges of which sample a point belongs to.
+        random: draws them.
+    """
+    points = np.concatenate([first, second]).astype(np.float64)
+    points -= points.mean(axis=0)  # changes no distance, and keeps them exact
+    norms = np.square(points).sum(axis=1)
+    squares = np.maximum(norms[:, None] + norms - 2 * points @ points.T, 0)
+    pairs = squares[np.triu_indices(len(points), 1)]
+    bandwidth = float(np.sqrt(np.median(pairs))) or 1.0  # most points may be the same
+    kernel = np.exp(-squares / (2 * bandwidth**2))
+    # With weights 1/m and -1/n the statistic (their eq. 5) is a quadratic form of the kernel.
+    weights = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
+    shuffled = np.stack([random.permutation(weights) for _ in range(permutations)], axis=1)
+    squared = float(weights @ kernel @ weights)
+    permuted = np.einsum("ij,ij->j", kernel @ shuffled, shuffled)
+    # The given order counts as one of the permutations, which makes the test exact.
+    p_value = (1 + np.count_nonzero(permuted >= squared)) / (1 + permutations)
+    return Discrepancy(squared, float(p_value), bandwidth, permuted)
+
+
+def _at_most(count: int, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return rows if len(rows) <= count else random.choice(rows, count, replace=False)
+
+
+def _report(
+    table: Path, sample: Sample, reference: Reference, comparison: Comparison, thresholds: Drift
+) -> dict[str, object]:
+    discrepancy = comparison.discrepancy
+    return {
+        "drifted": comparison.drifted,
+        "table": str(table),
+        **sample.metadata,
+        "images": sample.count,
+        "images_compared": len(sample.scores),
+        "reference_images": len(reference.scores),
+        "marginals": [asdict(marginal) for marginal in comparison.marginals],
+        "discrepancy": {
+            "squared": discrepancy.squared,
+            "p_value": discrepancy.p_value,
+            "bandwidth": discrepancy.bandwidth,
+            "drifted": comparison.discrepancy_drifted,
+        },
+        "thresholds": thresholds.model_dump(),
+    }

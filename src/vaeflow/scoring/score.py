@@ -1,0 +1,263 @@
+"""Scoring any number of images: streamed, on all cores, and gone on with after a kill.
+
+The images go by in shards, whose size depends on the model alone. A shard's numbers are kept beside
+the output as soon as they are there (see `vaeflow.scoring.parts`). A run that is started again
+reads the images again, which is little work, and scores those that no part stands for. The output
+is written in one pass from the first row to the last, and takes its name when it is complete.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import vaeflow
+from vaeflow.bundle.manifest import bundle_sha256
+from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
+from vaeflow.data.decoding import cores
+from vaeflow.data.sources import Images, refuse
+from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
+from vaeflow.progress import Progress
+from vaeflow.registry.versions import SCHEME
+from vaeflow.scoring.images import blocks, count, in_shards, reading_for
+from vaeflow.scoring.parts import Parts, parts_beside
+from vaeflow.scoring.tables import Table, kind_of
+
+BLOCKS_PER_SHARD = 64
+SHARDS_AHEAD = 2  # being computed while the one before them is written
+SHOWN_REJECTED = 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What to score, with what, and where to.
+
+    Attributes:
+        sources: files, folders, and names of known data sets.
+        model: a bundle's folder, or an address in the registry, which is resolved once.
+        out: the file to write; `.parquet`, `.csv`, or `.npy` for the scores alone.
+        latents: whether the posterior means are written too.
+        resize: how images of other sizes are brought to the model's; see `reading_for`.
+        key: which array of an `.npz`.
+        skip_bad: go on without what cannot be used; otherwise the first such file ends it.
+    """
+
+    sources: tuple[str, ...]
+    model: str
+    out: Path
+    latents: bool = False
+    resize: str | None = None
+    key: str | None = None
+    skip_bad: bool = False
+
+
+@dataclass
+class Scored:
+    """What a run came to.
+
+    Attributes:
+        out: the file it wrote.
+        bundle: the folder of what scored them.
+        model: which that is: `model_name`, `model_version`, `bundle_sha256`, `data_md5`.
+        count: images.
+        resumed: how many of them an earlier run had scored.
+        rejected: files and rows that could not be used.
+    """
+
+    out: Path
+    bundle: Path
+    model: dict[str, str]
+    count: int = 0
+    resumed: int = 0
+    rejected: list[BadImageError] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What a person wants to know of it, a fact a line."""
+        name, version = self.model["model_name"], self.model["model_version"]
+        lines = [f"{self.out}: {self.count:,} images, scored by {name} version {version}"]
+        if self.resumed:
+            lines.append(f"scored before by a run that did not end: {self.resumed:,}")
+        if self.rejected:
+            lines.append(f"rejected: {len(self.rejected):,}")
+            lines += [f"  {error}" for error in self.rejected[:SHOWN_REJECTED]]
+        return lines
+
+
+class Model(NamedTuple):
+    """A bundle, and which version it is.
+
+    Attributes:
+        bundle: loaded, for many calls at a time.
+        folder: where it lies.
+        version: of the registry; for a folder, the first twelve digits of the bundle's SHA-256.
+    """
+
+    bundle: Bundle
+    folder: Path
+    version: str
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What is written into the results."""
+        return {
+            "model_name": self.bundle.manifest.name,
+            "model_version": self.version,
+            "bundle_sha256": bundle_sha256(self.folder),
+            "data_md5": self.bundle.manifest.lineage.get("data_md5", "unknown"),
+        }
+
+
+def find(model: str) -> tuple[Path, str | None]:
+    """The folder of what an address stands for now, and its version if the registry has it.
+
+    Raises:
+        BundleError: what was downloaded is not what was registered.
+        RegistryError: the registry cannot be reached or has no such model.
+    """
+    if not model.startswith(SCHEME):
+        return Path(model), None
+    from vaeflow.registry.pull import pull_version
+
+    return tuple(pull_version(model))
+
+
+def load(model: str) -> Model:
+    """Load a model; see `find`.
+
+    Raises:
+        BundleError: the bundle is missing, changed or damaged.
+    """
+    folder, version = find(model)
+    bundle = Bundle(folder, threads=1)
+    return Model(bundle, folder, version or bundle_sha256(folder)[:12])
+
+
+def score(batch: Batch) -> Scored:
+    """Score all images of a batch and write a row for each, in their order.
+
+    The columns are `id` (the file, or file#row), `score` (minus the ELBO, in nats), `percentile`
+    (of the validation images, those that score lower; left out where the bundle does not know), and
+    `mean_0`, `mean_1`, ... with `latents`. Parquet's metadata hold `Scored.model`.
+
+    Raises:
+        DataError: a source cannot be used. What was scored until then is kept for the next run.
+        VaeflowError: the output cannot be written.
+    """
+    kind = kind_of(batch.out)
+    if batch.latents and batch.out.suffix.lower() == ".npy":
+        raise VaeflowError(f"{batch.out}: holds scores alone; with --latents, write .parquet.")
+    model = load(batch.model)
+    scored = Scored(batch.out, model.folder, model.description)
+    key = {**scored.model, "latents": batch.latents, **_versions()}
+    try:
+        with parts_beside(batch.out, key) as parts:
+            fresh = parts.folder / batch.out.name
+            with closing(kind(fresh, scored.model)) as table:
+                _fill(table, batch, model.bundle, parts, scored)
+            fresh.replace(batch.out)
+    except OSError as error:
+        raise VaeflowError(f"{batch.out} cannot be written: {error}") from None
+    return scored
+
+
+def _versions() -> dict[str, str]:
+    """Programs that may give other numbers when they change."""
+    import onnxruntime
+
+    return {"vaeflow": vaeflow.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scored) -> None:
+    """Write the rows of all images."""
+    on_bad = scored.rejected.append if batch.skip_bad else refuse
+    reading = reading_for(bundle.image_shape, batch.resize, batch.key, on_bad)
+    total = count(batch.sources, reading)
+    size = BLOCKS_PER_SHARD * bundle.images_at_once(SCORE_SAMPLES)
+    shards = in_shards(blocks(batch.sources, reading), size)
+    with (
+        Progress("scoring", total, unit="images") as progress,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
+        for shard in _Scoring(bundle, batch.latents, parts, pool).run(shards):
+            table.write(_columns(bundle, shard.names, shard.numbers))
+            scored.count += len(shard.names)
+            scored.resumed += shard.resumed * len(shard.names)
+            progress.advance(len(shard.names))
+    if not scored.count:
+        reasons = "\n".join(scored.lines()[1:])
+        raise DataError(f"no images that can be scored.\n{reasons}")
+
+
+def _columns(bundle: Bundle, names: list[str], numbers: np.ndarray) -> dict[str, object]:
+    columns = {"id": names, "score": numbers[:, 0]}
+    if bundle.manifest.score_quantiles:
+        columns["percentile"] = 100 * bundle.score_rank(numbers[:, 0])
+    return columns | {f"mean_{unit}": values for unit, values in enumerate(numbers.T[1:])}
+
+
+class _Shard(NamedTuple):
+    """Some images in turn; of each a row of numbers: the score, then the latents."""
+
+    names: list[str]
+    numbers: np.ndarray
+    resumed: bool
+
+
+class _Scoring:
+    """The numbers of shards, found among the parts or computed and kept there."""
+
+    def __init__(self, bundle: Bundle, latents: bool, parts: Parts, pool: ThreadPoolExecutor):
+        self._bundle = bundle
+        self._latents = latents
+        self._parts = parts
+        self._pool = pool
+
+    def run(self, shards: Iterator[Images]) -> Iterator[_Shard]:
+        """The shards in their order, computed a few ahead of the reader."""
+        running: deque[tuple[Images, str, np.ndarray | list[Future]]] = deque()
+        try:
+            for images in shards:
+                name = self._parts.name(images.digests)
+                running.append((images, name, self._find_or_start(images, name)))
+                if len(running) > SHARDS_AHEAD:
+                    yield self._finish(*running.popleft())
+            while running:
+                yield self._finish(*running.popleft())
+        finally:  # an error, or an interruption: what has not begun need not
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _find_or_start(self, images: Images, name: str) -> np.ndarray | list[Future]:
+        columns = 1 + self._latents * self._bundle.latent_dim
+        found = self._parts.find(name, (len(images.names), columns))
+        if found is not None:
+            return found
+        size = self._bundle.images_at_once(SCORE_SAMPLES)
+        return [
+            self._pool.submit(self._compute, images.pixels[start : start + size])
+            for start in range(0, len(images.pixels), size)
+        ]
+
+    def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Future]) -> _Shard:
+        if isinstance(numbers, np.ndarray):
+            return _Shard(images.names, numbers, resumed=True)
+        numbers = np.concatenate([future.result() for future in numbers])
+        self._parts.keep(name, numbers)
+        return _Shard(images.names, numbers, resumed=False)
+
+    def _compute(self, pixels: np.ndarray) -> np.ndarray:
+        """Float32, `(count, 1)` or `(count, 1 + latent_dim)`."""
+        with np.errstate(all="ignore"):  # refused below
+            scores = self._bundle.score(pixels)
+        if not np.isfinite(scores).all():
+            raise BundleError(
+                f"{self._bundle.manifest.name}: its scores are not finite. Train it again."
+            )
+        latents = [self._bundle.encode(pixels).mean] if self._latents else []
+        return np.column_stack([scores, *latents])

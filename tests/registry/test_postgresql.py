@@ -1,0 +1,95 @@
+"""The registry on an MLflow server that keeps everything in PostgreSQL."""
+
+import os
+import pwd
+import shutil
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import SCRATCH, free_port, killed_before_each_change, mlflow_server, worsen
+
+import vaeflow
+from vaeflow.registry.listing import table
+from vaeflow.registry.promotion import rollback, settle
+from vaeflow.registry.register import register
+from vaeflow.training.tracking import connect
+
+pytestmark = pytest.mark.slow
+
+REGISTER = """
+from vaeflow.registry.promotion import settle
+from vaeflow.registry.register import register
+from vaeflow.workspace import Workspace
+settle(Workspace.find(), register(Workspace.find()))
+"""
+
+
+def program(name):
+    """One of PostgreSQL's own, which Debian keeps off the path."""
+    found = [*Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), shutil.which(name)]
+    return next((str(path) for path in found if path), None)
+
+
+def account():
+    """PostgreSQL does not run as root."""
+    if os.getuid():
+        return {}
+    for name in ("postgres", "nobody"):
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    return None
+
+
+@contextmanager
+def postgresql(folder):
+    """A database server of its own; yields the address of an empty database."""
+    folder.mkdir()
+    options = account()
+    if "user" in options:
+        os.chown(folder, options["user"], options["group"])
+    port = free_port()
+    data, log = folder / "data", folder / "log"
+    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+
+    def call(name, *arguments):
+        subprocess.run(
+            [program(name), *arguments], cwd=folder, check=True, timeout=120,
+            stdout=subprocess.DEVNULL, **options,
+        )  # fmt: skip
+
+    call("initdb", "-D", str(data), "-U", "vaeflow", "-A", "trust", "--no-sync")
+    call("pg_ctl", "-D", str(data), "-l", str(log), "-o", settings, "-w", "start")
+    try:
+        yield f"postgresql+psycopg2://vaeflow@127.0.0.1:{port}/postgres"
+    finally:
+        call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+
+
+@pytest.mark.skipif(program("initdb") is None, reason="PostgreSQL's initdb is not installed")
+@pytest.mark.skipif(account() is None, reason="PostgreSQL does not run as root")
+def test_the_registry_works_on_postgresql(bundled, tmp_path, monkeypatch, digits):
+    # Not below pytest's own folder, which other users may not enter.
+    SCRATCH.chmod(0o755)
+    with (
+        postgresql(SCRATCH / "postgresql") as database,
+        mlflow_server(tmp_path / "server", database) as address,
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        best = shutil.copytree(bundled.bundle, tmp_path / "best")
+        worsen(bundled.bundle, 0.5)
+        assert settle(bundled, register(bundled)).alias == "champion"
+        shutil.rmtree(bundled.bundle)
+        shutil.copytree(best, bundled.bundle)
+        assert killed_before_each_change(REGISTER) > 5
+        client = connect(bundled)
+        assert len(client.search_model_versions("name='digits-vae'")) == 2
+        assert settle(bundled, register(bundled)).alias == "champion"
+        assert "better than version 1" in client.get_model_version("digits-vae", "2").tags["judged"]
+        assert vaeflow.load("models:/digits-vae@champion").score(digits[:2]).shape == (2,)
+        assert rollback("digits-vae", "").version.number == "1"
+        assert len(table("digits-vae")) == 4

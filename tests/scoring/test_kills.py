@@ -1,0 +1,59 @@
+"""Real batch runs, killed at random moments and started again."""
+
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from helpers import run
+
+IMAGES = {2: 150_000, 10: 500_000}  # more than can be scored between the kills
+
+
+def kill_during(command, parts, random) -> None:
+    """Start a run, and kill it a moment after it has kept something."""
+    before = set(parts.glob("*.npy"))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not set(parts.glob("*.npy")) - before:
+            assert process.poll() is None, "the run has ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kills",
+    [
+        2,
+        pytest.param(
+            10,
+            marks=pytest.mark.skipif(
+                not os.environ.get("VAEFLOW_TEST_ALL"), reason="takes minutes: make test-all"
+            ),
+        ),
+    ],
+)
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished, tmp_path, kills):
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES[kills], 8, 8, 1), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    command = ["vaeflow", "score", str(tmp_path / "images.npy"), "--latents"]
+    command += ["--model", str(finished / "outputs" / "bundle"), "--out"]
+    straight, killed = tmp_path / "straight" / "s.parquet", tmp_path / "killed" / "s.parquet"
+    run(tmp_path, *command, str(straight))
+
+    random = np.random.default_rng()
+    parts = killed.with_name(".s.parquet.parts")
+    for _ in range(kills):
+        kill_during([*command, str(killed)], parts, random)
+        assert not killed.exists()
+    done = run(tmp_path, *command, str(killed))
+
+    assert "scored before by a run that did not end" in done.stdout
+    assert killed.read_bytes() == straight.read_bytes()
+    assert list(killed.parent.iterdir()) == [killed]

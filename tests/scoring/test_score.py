@@ -1,0 +1,177 @@
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import vaeflow
+from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
+from vaeflow.errors import BadImageError, DataError, VaeflowError
+from vaeflow.registry.register import register
+from vaeflow.scoring import score as module
+from vaeflow.scoring.score import Batch, score
+
+pytestmark = pytest.mark.slow  # a real bundle has to be made first
+
+# Of ten shards of 195, the last was never whole, and two were being computed.
+KEPT = 7 * 195
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Ten shards of the sample images instead of one."""
+    monkeypatch.setattr(module, "BLOCKS_PER_SHARD", 1)
+
+
+@pytest.fixture
+def model(finished):
+    return str(finished / "outputs" / "bundle")
+
+
+@pytest.fixture
+def interrupted(tmp_path, digits, model, small_shards):
+    """A run that a bad file stopped at the end: the source, the batch, and what it should give."""
+    source = tmp_path / "images"
+    source.mkdir()
+    np.save(source / "a.npy", digits)
+    batch = Batch((str(source),), model, tmp_path / "out" / "scores.parquet", latents=True)
+    score(batch)
+    expected = batch.out.read_bytes()
+    batch.out.unlink()
+    (source / "b.png").write_bytes(b"no picture")
+    with pytest.raises(BadImageError, match=r"b\.png"):
+        score(batch)
+    assert not batch.out.exists()
+    (source / "b.png").unlink()
+    return source, batch, expected
+
+
+def test_a_row_an_image_with_what_the_model_answers(tmp_path, digits, model, small_shards):
+    np.save(tmp_path / "some.npy", digits[:400])
+    out = tmp_path / "scores.parquet"
+    scored = score(Batch((str(tmp_path / "some.npy"), "digits"), model, out, latents=True))
+    assert scored.count == 400 + 1797
+    assert not scored.resumed
+
+    images = np.concatenate([digits[:400], digits])
+    table = pyarrow.parquet.read_table(out)
+    assert table["id"][399].as_py() == f"{tmp_path}/some.npy#399"
+    assert table["id"][400].as_py() == "digits#0"
+    bundle = vaeflow.load(model)
+    scores = bundle.score(images)
+    np.testing.assert_allclose(table["score"], scores, rtol=1e-5)
+    np.testing.assert_allclose(table["percentile"], 100 * bundle.score_rank(scores), atol=0.01)
+    means = bundle.encode(images).mean
+    for unit in range(8):
+        np.testing.assert_allclose(table[f"mean_{unit}"], means[:, unit], atol=1e-5)
+    assert table.num_columns == 3 + 8
+
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    assert metadata == {
+        "model_name": "digits-vae",
+        "model_version": bundle_sha256(Path(model))[:12],
+        "bundle_sha256": bundle_sha256(Path(model)),
+        "data_md5": bundle.manifest.lineage["data_md5"],
+    }
+    assert [path.name for path in tmp_path.iterdir() if "scores" in path.name] == [out.name]
+
+
+def test_all_endings_hold_the_same_numbers(tmp_path, model):
+    for ending in ("parquet", "csv", "npy"):
+        score(Batch(("digits",), model, tmp_path / f"s.{ending}"))
+    table = pyarrow.parquet.read_table(tmp_path / "s.parquet")
+    scores = np.load(tmp_path / "s.npy")
+    np.testing.assert_array_equal(table["score"], scores)
+    rows = np.genfromtxt(
+        tmp_path / "s.csv", delimiter=",", names=True, dtype=None, encoding="utf-8", comments=None
+    )
+    assert rows["id"].tolist() == table["id"].to_pylist()
+    np.testing.assert_array_equal(rows["score"].astype(np.float32), scores)
+    np.testing.assert_allclose(rows["percentile"], table["percentile"])
+    with pytest.raises(VaeflowError, match="scores alone"):
+        score(Batch(("digits",), model, tmp_path / "s.npy", latents=True))
+    with pytest.raises(VaeflowError, match=r"expected \.csv, \.parquet, \.npy"):
+        score(Batch(("digits",), model, tmp_path / "s.txt"))
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(interrupted):
+    _, batch, expected = interrupted
+    scored = score(batch)
+    assert scored.resumed == KEPT
+    assert batch.out.read_bytes() == expected
+    assert [path.name for path in batch.out.parent.iterdir()] == [batch.out.name]
+
+
+def test_nothing_is_taken_from_a_run_on_other_images(interrupted, digits):
+    source, batch, _ = interrupted
+    changed = digits.copy()
+    changed[200] = 255 - changed[200]  # in the second shard
+    np.save(source / "a.npy", changed)
+    scored = score(batch)
+    assert scored.resumed == KEPT - 195
+    scores = pyarrow.parquet.read_table(batch.out)["score"].to_numpy()
+    np.testing.assert_allclose(scores, vaeflow.load(batch.model).score(changed), rtol=1e-5)
+
+
+def test_nothing_is_taken_from_a_run_of_another_model_or_with_other_options(interrupted, tmp_path):
+    _, batch, _ = interrupted
+    other = shutil.copytree(batch.model, tmp_path / "other")
+    content = json.loads((other / MANIFEST).read_text())
+    (other / MANIFEST).write_text(json.dumps({**content, "name": "other"}))
+    for how in ({"model": str(other)}, {"latents": False}):
+        with_another = Batch(**{**vars(batch), **how})
+        shutil.copytree(  # the run before removed them
+            batch.out.parent / ".scores.parquet.parts", tmp_path / "parts", dirs_exist_ok=True
+        )
+        assert score(with_another).resumed == 0
+        shutil.copytree(tmp_path / "parts", batch.out.parent / ".scores.parquet.parts")
+
+
+def test_damaged_parts_are_computed_again(interrupted):
+    _, batch, expected = interrupted
+    first, second, third, *_ = sorted((batch.out.parent / ".scores.parquet.parts").glob("*.npy"))
+    first.write_bytes(first.read_bytes()[:-1])
+    second.write_bytes(b"")
+    np.save(third, np.zeros((3, 1)))
+    assert score(batch).resumed == KEPT - 3 * 195
+    assert batch.out.read_bytes() == expected
+
+
+def test_the_same_output_twice_at_once_is_refused(tmp_path, model):
+    parts = tmp_path / ".s.csv.parts"
+    parts.mkdir()
+    with (parts / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(VaeflowError, match="another process is writing"):
+            score(Batch(("digits",), model, tmp_path / "s.csv"))
+    assert score(Batch(("digits",), model, tmp_path / "s.csv")).count == 1797
+
+
+def test_bad_images_are_named_and_left_out_on_demand(tmp_path, digits, model):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    sources = (str(tmp_path / "a.png"), str(tmp_path / "b.npy"))
+    np.save(tmp_path / "b.npy", digits[:5])
+    scored = score(Batch(sources, model, tmp_path / "s.npy", skip_bad=True))
+    assert scored.count == 5
+    assert any("a.png: not a readable image" in line for line in scored.lines())
+    with pytest.raises(DataError, match=r"no images that can be scored.\n.*1\n.*a\.png"):
+        score(Batch(sources[:1], model, tmp_path / "t.npy", skip_bad=True))
+    assert not (tmp_path / "t.npy").exists()
+
+
+def test_without_quantiles_there_is_no_percentile(tmp_path, bundle):
+    content = json.loads((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(json.dumps({**content, "score_quantiles": {}}))
+    score(Batch(("digits",), str(bundle), tmp_path / "s.parquet"))
+    assert pyarrow.parquet.read_schema(tmp_path / "s.parquet").names == ["id", "score"]
+
+
+def test_a_model_of_the_registry_is_named_by_its_version(bundled, tmp_path):
+    register(bundled)
+    score(Batch(("digits",), "models:/digits-vae@champion", tmp_path / "s.parquet"))
+    metadata = pyarrow.parquet.read_schema(tmp_path / "s.parquet").metadata
+    assert metadata[b"model_version"] == b"1"
+    assert metadata[b"bundle_sha256"].decode() == bundle_sha256(bundled.bundle)
