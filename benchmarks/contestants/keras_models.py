@@ -11,11 +11,15 @@ from vaeflow.device import (
     choose_jit,
     choose_steps_per_execution,
     count_devices,
+    keep_on_device,
     layers_in,
     use_gpu_if_any,
 )
 from vaeflow.model.vae import VAE
 
+# What vaeflow reaches the bound fastest with: `train.batch_size`, `train.learning_rate` and
+# `train.weight_average`.
+FASTEST = {"batch_size": 64, "learning_rate": 0.004, "weight_average": 0.98}
 # Of `presets/mnist.yaml`.
 NETWORK = {"latent_dim": 40, "filters": (32, 64), "hidden_units": 512}
 
@@ -33,6 +37,11 @@ class KerasModel:
         self.batch_size, self.precision, self.device = batch_size, precision, device
         self.reset()
 
+    def reset_for_bound(self) -> dict:
+        """Untrained, with the settings that reach a bound; returns those that are its own."""
+        self.reset()
+        return {}
+
     def images(self, images: np.ndarray, epochs: int) -> int:
         """How many `train` has seen."""
         return epochs * len(images)
@@ -45,23 +54,38 @@ class KerasModel:
 class Vaeflow(KerasModel):
     """The model, its batches and its choices as `vaeflow train` has them."""
 
-    def reset(self) -> None:
+    def reset(self, learning_rate: float = 0.002, weight_average: float = 0.0) -> None:
         """Untrained, with the learning rate of the preset."""
         keras.utils.set_random_seed(0)
         with all_devices():
             with layers_in(self.precision):
                 self.model = VAE((28, 28, 1), **NETWORK, binarize="dynamic")
+            optimizer = keras.optimizers.Adam(
+                learning_rate, use_ema=weight_average > 0, ema_momentum=weight_average
+            )
             self.model.compile(
-                optimizer=keras.optimizers.Adam(0.002),
+                optimizer=optimizer,
                 jit_compile=choose_jit("auto"),
                 steps_per_execution=choose_steps_per_execution(),
             )
-            self.model.optimizer.build(self.model.trainable_variables)
+            optimizer.build(self.model.trainable_variables)
+        self.raw = RawWeights()
+        self.given = None
+
+    def reset_for_bound(self) -> dict:
+        """Untrained, with the settings that reach a bound; returns those that are its own."""
+        self.batch_size = FASTEST["batch_size"]
+        self.reset(FASTEST["learning_rate"], FASTEST["weight_average"])
+        return FASTEST
 
     def train(self, images: np.ndarray, epochs: int) -> None:
-        """One `fit`."""
+        """One `fit`; the images given first stay on the device, if it is one of its own."""
+        if self.given is None:
+            self.given, self.model.kept_images = images, keep_on_device(images)
+        images = self.model.kept_images if images is self.given else images
+        self.raw.put_back()
         batches = self._batches(images, shuffle_seed=0)
-        self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
+        self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[self.raw])
 
     def elbo(self, images: np.ndarray) -> float:
         """Mean over images that are black and white, nats."""
@@ -69,6 +93,23 @@ class Vaeflow(KerasModel):
 
     def _batches(self, images, **kwargs) -> Batches:
         return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs).feed()
+
+
+class RawWeights(keras.callbacks.Callback):
+    """The weights that training goes on from, where Keras puts their averages after each `fit`."""
+
+    values = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Keep them."""
+        if self.model.optimizer.use_ema:
+            self.values = [variable.numpy() for variable in self.model.trainable_variables]
+
+    def put_back(self):
+        """Have the model go on from them."""
+        if self.values is not None:
+            for variable, value in zip(self.model.trainable_variables, self.values, strict=True):
+                variable.assign(value)
 
 
 class KerasIo(KerasModel):
