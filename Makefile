@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro preset test test-all fuzz lint lock clean
+.PHONY: help setup repro preset test test-all fuzz load lint lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test-all: lint ## the same, with the tests that take over a minute each
 
 fuzz: $(READY) ## more than ten thousand generated requests to a server
 	VAEFLOW_FUZZ=12000 pytest tests/serving/test_fuzz.py
+
+load: $(READY) ## twice the load that a server can carry, for two minutes, and a report
+	VAEFLOW_LOAD=120 pytest -s tests/serving/test_load.py
 
 lint: $(READY)
 	ruff check

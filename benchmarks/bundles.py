@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,13 @@ def untrained(preset: str, folder: Path) -> Path:
         run_id="none",
         lineage={"data_md5": "none"},
         metrics={},
+        score_quantiles={"0": 0.0, "1": 1000.0},
         export_differences=compare(folder, vae, images),
         files=describe_files(folder),
     )
     write_manifest(folder, manifest)
     return folder
+
+
+if __name__ == "__main__":
+    untrained(sys.argv[1], Path(sys.argv[2]))

@@ -1,28 +1,36 @@
-"""How much the server adds to the bare onnxruntime call, and what batching gains.
+"""What `vaeflow serve` adds to the bare onnxruntime call, what batching gains, and MLflow's server.
 
-    python benchmarks/serve.py outputs/bundle --out benchmarks/results/serve.json
+    python benchmarks/serve.py [--networks digits mnist] [--seconds 5]
 
-The server and the load run on separate cores where there are two or more. Latencies are of
-`/v2/models/NAME/infer` with binary tensors both ways, one client, one connection; throughput is of
-32 clients in a closed loop, each with one image a request. `--mlflow URL` compares with a running
-`mlflow models serve` of the same model (its `/invocations`, JSON).
+For the network of each preset, at 28x28 and untrained (no speed depends on the weights):
+
+- `latency_ms`: of one client with one connection; the bare call, `/v2/models/NAME/infer` with
+  binary tensors both ways, and `mlflow models serve` of the same bundle, whose bodies are JSON;
+- `images_per_second`: of 32 clients, each with one image a request and the next when it is
+  answered; with batching and without (`--batch 1`), in turns, the median. `cpu_us_per_image` is the
+  server's processor time. `bare` is what runs of 1 and of 32 images could give if requests cost
+  nothing: no batching gains more than their ratio;
+- `seconds_to_ready`, `memory_mb`: from the start of the process, and at most until the end.
+
+The servers have one core and the load the others. The load is sent by `wrk` where it is installed
+(`apt install wrk`), else by `http_load.py`, which is slower. Writes `results/serve.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 from machine import CORES, machine
@@ -31,47 +39,70 @@ from vaeflow.bundle.runtime import Bundle
 from vaeflow.files import write_json
 from vaeflow.processes import process_group
 
+HERE = Path(__file__).parent
 CLIENTS = 32
+ROUNDS = 3
+ROWS = (1, 32, 256)
+FEWEST = 20  # calls that a latency is of
+PATIENCE = 120  # seconds for a server to become ready
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--requests", type=int, default=2000, help="of each latency")
-    parser.add_argument("--seconds", type=float, default=20, help="of each throughput")
-    parser.add_argument("--mlflow", help="address of a running mlflow models serve")
+    parser.add_argument("--networks", nargs="+", default=["digits", "mnist"], help="presets")
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "serve.json")
     options = parser.parse_args()
 
+    results = {
+        "machine": machine(),
+        "command": f"python benchmarks/serve.py --networks {' '.join(options.networks)} "
+        f"--seconds {options.seconds:g}",
+        "load": "wrk" if shutil.which("wrk") else "http_load.py",
+        "clients": CLIENTS,
+        "networks": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for network in options.networks:
+            bundle = Path(folder) / network
+            _python(HERE / "bundles.py", network, bundle)
+            results["networks"][network] = measured = _measure(bundle, options.seconds)
+            _print(network, measured)
+    write_json(options.out, results)
+
+
+def _measure(folder: Path, seconds: float) -> dict[str, object]:
     server_core, load_cores = _share_cores()
-    bundle = Bundle(options.bundle)
-    results: dict[str, object] = {"machine": machine(), "image": bundle.image_shape}
-    os.sched_setaffinity(0, server_core)  # the bare call, on the core that the server will have
-    bare_bundle = Bundle(options.bundle)
+    os.sched_setaffinity(0, server_core)  # the bare call, on the core that the servers will have
+    bundle = Bundle(folder)
+    requests = {rows: Request(bundle, rows) for rows in ROWS}
     bare = {
-        rows: _latency(partial(bare_bundle.encode, _images(bundle, rows)), options)
-        for rows in (1, 256)
+        rows: _latency(partial(bundle.encode, request.images), seconds)
+        for rows, request in requests.items()
     }
     os.sched_setaffinity(0, load_cores)
+    latency = {rows: {"bare": times} for rows, times in bare.items()}
+    results = {"latency_ms": latency, "seconds_to_ready": {}, "memory_mb": {}}
 
-    with _Serving(options.bundle, server_core) as served:
-        results["seconds_to_ready"] = served.seconds
-        for rows in (1, 256):
-            send = served.sender(bundle, rows)
-            results[f"batch_{rows}_ms"] = {"bare": bare[rows], "server": _latency(send, options)}
-            if options.mlflow:
-                call = _mlflow_sender(options.mlflow, _images(bundle, rows))
-                results[f"batch_{rows}_ms"]["mlflow"] = _latency(call, options)
-        results["clients"] = CLIENTS
-        results["images_per_second_batched"] = _throughput(served, bundle, options.seconds)
-        results["memory_mb"] = served.memory_mb()
-    with _Serving(options.bundle, server_core, "--batch", "1") as served:
-        results["images_per_second_one_by_one"] = _throughput(served, bundle, options.seconds)
+    def note(server: Server) -> None:
+        results["seconds_to_ready"][server.name] = server.seconds
+        results["memory_mb"][server.name] = server.memory_mb()
 
-    print(json.dumps(results, indent=2))
-    if options.out:
-        write_json(options.out, results)
+    with _vaeflow(folder) as batched, _vaeflow(folder, "--batch", "1") as single:
+        for rows, request in requests.items():
+            latency[rows]["vaeflow"] = _latency(request.sender(batched), seconds)
+        results |= _throughput(batched, single, requests[1], seconds)
+        note(batched)
+    for times, key in zip(
+        (bare[1]["p50"], bare[32]["p50"] / 32), ("single", "batched"), strict=True
+    ):
+        results["images_per_second"][f"bare_{key}"] = round(1000 / times)
+    with _mlflow(folder) as mlflow:
+        for rows, request in requests.items():
+            latency[rows]["mlflow"] = _latency(request.mlflow_sender(mlflow), seconds)
+        note(mlflow)
+    return results
 
 
 def _share_cores() -> tuple[set[int], set[int]]:
@@ -80,47 +111,91 @@ def _share_cores() -> tuple[set[int], set[int]]:
     return {cores[0]}, set(cores[1:] if CORES > 1 else cores)
 
 
-def _images(bundle: Bundle, rows: int) -> np.ndarray:
-    random = np.random.default_rng(0)
-    return random.random((rows, *bundle.image_shape), dtype=np.float32)
-
-
-def _latency(call, options) -> dict[str, float]:
-    """Median and 99th percentile in milliseconds, after a tenth as many to warm up."""
-    times = []
-    for index in range(options.requests + options.requests // 10):
-        start = time.perf_counter()
+def _latency(call: Callable[[], object], seconds: float) -> dict[str, float]:
+    """Median and 99th percentile in milliseconds, after a tenth of the time to warm up."""
+    times, start = [], time.perf_counter()
+    while (now := time.perf_counter()) < start + 1.1 * seconds or len(times) < FEWEST:
         call()
-        if index >= options.requests // 10:
-            times.append(1000 * (time.perf_counter() - start))
+        if now > start + 0.1 * seconds:
+            times.append(1000 * (time.perf_counter() - now))
     p50, p99 = np.percentile(times, [50, 99])
-    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "requests": len(times)}
 
 
-class _Serving:
-    """`vaeflow serve` on some cores."""
+class Request:
+    """The same images for every server, in the form that each takes."""
 
-    def __init__(self, bundle: Path, cores: set[int], *arguments: str):
-        self._command = [sys.executable, "-m", "vaeflow", "serve", "--model", str(bundle)]
-        self._command += ["--port", "0", *arguments]
-        self._cores = cores
+    def __init__(self, bundle: Bundle, rows: int):
+        random = np.random.default_rng(0)
+        self.images = random.random((rows, *bundle.image_shape), dtype=np.float32)
+        tensor = {"name": "images", "shape": self.images.shape, "datatype": "FP32"}
+        tensor["parameters"] = {"binary_data_size": self.images.nbytes}
+        content = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        header = json.dumps(content).encode()
+        self.path = f"/v2/models/{bundle.manifest.name}/infer"
+        self.body = header + self.images.tobytes()
+        self.header = f"Inference-Header-Content-Length: {len(header)}"
 
-    def __enter__(self):
+    def sender(self, server: Server) -> Callable[[], None]:
+        """A function that sends it again on a connection of its own."""
+        return _sender(server, self.path, self.header, self.body)
+
+    def mlflow_sender(self, server: Server) -> Callable[[], None]:
+        """The same for MLflow's server."""
+        content = {"inputs": self.images.tolist(), "params": {"output": "encode"}}
+        body = json.dumps(content).encode()
+        return _sender(server, "/invocations", "Content-Type: application/json", body)
+
+
+def _sender(server: Server, path: str, header: str, body: bytes) -> Callable[[], None]:
+    """As little of an HTTP client as it takes, so that it is the server that is measured."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\nContent-Length: {len(body)}"
+    request = head.encode() + b"\r\n\r\n" + body
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send() -> None:
+        connection.sendall(request)
+        answer = b""
+        while (head := answer.find(b"\r\n\r\n")) < 0:
+            answer += connection.recv(1 << 20)
+        left = int(re.search(rb"content-length: (\d+)", answer)[1]) - len(answer) + head + 4
+        while left > 0:
+            left -= len(connection.recv(1 << 20))
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"{path}: {answer[:500]!r}")
+
+    return send
+
+
+class Server:
+    """A server on the servers' core, ready to answer.
+
+    Args:
+        name: in the results.
+        command: that starts it on `port`.
+        port: to be answered on.
+        ready: path that is answered with 200 once it is.
+    """
+
+    def __init__(self, name: str, command: list[str], port: int, ready: str):
+        self.name, self.port, self._ready = name, port, ready
+        self._command = command
+
+    def __enter__(self) -> Server:
         self._log = tempfile.NamedTemporaryFile("w+")
-        start = time.perf_counter()
-        cores = self._cores
+        core, start = _share_cores()[0], time.perf_counter()
         self._group = process_group(
             self._command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            preexec_fn=lambda: os.sched_setaffinity(0, core),
         )
-        self.process = self._group.__enter__()
-        while not (found := re.search(r"running on (\S+)", Path(self._log.name).read_text())):
-            if self.process.poll() is not None:
+        self._process = self._group.__enter__()
+        while not self._answers():
+            if self._process.poll() is not None or time.perf_counter() > start + PATIENCE:
                 raise SystemExit(Path(self._log.name).read_text())
-            time.sleep(0.005)
-        self.address = urlsplit(found[1]).netloc
+            time.sleep(0.01)
         self.seconds = round(time.perf_counter() - start, 2)
         return self
 
@@ -128,60 +203,128 @@ class _Serving:
         self._group.__exit__(*error)
         self._log.close()
 
-    def sender(self, bundle: Bundle, rows: int):
-        """A function that sends the same request again on a connection of its own."""
-        images = _images(bundle, rows)
-        tensor = {"name": "images", "shape": images.shape, "datatype": "FP32"}
-        tensor["parameters"] = {"binary_data_size": images.nbytes}
-        content = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
-        header = json.dumps(content).encode()
-        body = header + images.tobytes()
-        headers = {"Inference-Header-Content-Length": str(len(header))}
-        path = f"/v2/models/{bundle.manifest.name}/infer"
-        connection = http.client.HTTPConnection(self.address)
+    def _answers(self) -> bool:
+        request = f"GET {self._ready} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(request)
+                return connection.recv(100).split()[1:2] == [b"200"]
+        except OSError:
+            return False
 
-        def send() -> None:
-            _post(connection, path, body, headers)
-
-        return send
+    def cpu_seconds(self) -> float:
+        """Processor time so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_mb(self) -> float:
-        """Largest resident size so far."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024, 1)
+        """Largest resident size so far, of all its processes together."""
+        total = 0
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                if os.getpgid(int(status.parent.name)) == self._process.pid:
+                    total += int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+            except (OSError, TypeError):  # it has just ended
+                continue
+        return round(total / 1024, 1)
 
 
-def _mlflow_sender(address: str, images: np.ndarray):
-    body = json.dumps({"inputs": images.tolist()}).encode()
-    connection = http.client.HTTPConnection(urlsplit(address).netloc)
-    headers = {"Content-Type": "application/json"}
-    return lambda: _post(connection, "/invocations", body, headers)
+def _vaeflow(bundle: Path, *arguments: str) -> Server:
+    port = _free_port()
+    command = [sys.executable, "-m", "vaeflow", "serve", "--model", str(bundle)]
+    return Server("vaeflow", [*command, "--port", str(port), *arguments], port, "/v2/health/ready")
 
 
-def _post(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict) -> None:
-    connection.request("POST", path, body, headers)
-    answer = connection.getresponse()
-    content = answer.read()
-    if answer.status != 200:
-        raise SystemExit(f"{answer.status}: {content[:300]!r}")
+def _mlflow(bundle: Path) -> Server:
+    """`mlflow models serve` of the bundle as it is kept in the registry."""
+    model, port = bundle.with_name(f"{bundle.name}-mlflow"), _free_port()
+    _python("-c", WRITE_MODEL, model, bundle)
+    program = str(Path(sys.executable).with_name("mlflow"))
+    command = [program, "models", "serve", "--model-uri", str(model), "--env-manager", "local"]
+    return Server("mlflow", [*command, "--port", str(port)], port, "/ping")
 
 
-def _throughput(served: _Serving, bundle: Bundle, seconds: float) -> float:
-    """Images a second that all clients together are answered."""
-    counts, end = [0] * CLIENTS, time.perf_counter() + seconds
+WRITE_MODEL = """
+import sys
+from pathlib import Path
+from vaeflow.bundle.manifest import read_verified
+from vaeflow.registry.packaging import write_mlflow_model
+folder, bundle = map(Path, sys.argv[1:])
+write_mlflow_model(folder, bundle, read_verified(bundle))
+"""
 
-    def work(index: int) -> None:
-        send = served.sender(bundle, 1)
-        while time.perf_counter() < end:
-            send()
-            counts[index] += 1
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return round(sum(counts) / seconds, 1)
+def _throughput(
+    batched: Server, single: Server, request: Request, seconds: float
+) -> dict[str, object]:
+    rates, costs = {"batched": [], "single": []}, {"batched": [], "single": []}
+    for _ in range(ROUNDS):
+        for name, server in (("batched", batched), ("single", single)):
+            before = server.cpu_seconds()
+            count, rate = _load(server, request, seconds)
+            rates[name].append(rate)
+            costs[name].append(1e6 * (server.cpu_seconds() - before) / count)
+    return {
+        "images_per_second": {name: round(float(np.median(rates[name]))) for name in rates},
+        "cpu_us_per_image": {name: round(float(np.median(costs[name])), 1) for name in costs},
+    }
+
+
+def _load(server: Server, request: Request, seconds: float) -> tuple[int, float]:
+    """Answers, and answers a second, of all clients together."""
+    url = f"http://127.0.0.1:{server.port}{request.path}"
+    with tempfile.TemporaryDirectory() as folder:
+        body = Path(folder) / "body"
+        body.write_bytes(request.body)
+        if not shutil.which("wrk"):
+            clients = ["--clients", CLIENTS, "--seconds", seconds]
+            options = ["--body", body, "--header", request.header, *clients]
+            seen = json.loads(_python(HERE / "http_load.py", url, *options))
+            if set(seen["statuses"]) != {"200"}:
+                raise SystemExit(f"{url}: {seen}")
+            return seen["statuses"]["200"], seen["accepted_per_second"]
+        script = Path(folder) / "post.lua"
+        name, _, value = request.header.partition(": ")
+        script.write_text(
+            f'local file = io.open("{body}", "rb")\nwrk.method = "POST"\n'
+            f'wrk.body = file:read("*all")\nwrk.headers["{name}"] = "{value}"\n'
+        )
+        length = f"-d{max(1, round(seconds))}s"
+        seen = _run("wrk", "-t1", f"-c{CLIENTS}", length, "-s", script, url)
+        if "Non-2xx" in seen or "Socket errors" in seen:
+            raise SystemExit(f"{url}: {seen}")
+        count = int(re.search(r"(\d+) requests in", seen)[1])
+        return count, float(re.search(r"Requests/sec:\s+(\S+)", seen)[1])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def _python(*arguments: object) -> str:
+    return _run(sys.executable, *arguments)
+
+
+def _run(*command: object) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command[:3]}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _print(network: str, results: dict) -> None:
+    print(f"{network}\n{'batch':>12} {'bare':>9} {'vaeflow':>9} {'mlflow':>9}  p50 in ms")
+    for rows, times in results["latency_ms"].items():
+        print(f"{rows:>12}", *(f"{times[name]['p50']:9.3f}" for name in times))
+    rates = results["images_per_second"]
+    print(
+        f"  {CLIENTS} clients: {rates['batched']} images/s, one by one {rates['single']} "
+        f"({rates['batched'] / rates['single']:.2f} times; the bare runs "
+        f"{rates['bare_batched'] / rates['bare_single']:.2f} times)"
+    )
+    for what in ("seconds_to_ready", "memory_mb"):
+        print(f"  {what}: {results[what]}", flush=True)
 
 
 if __name__ == "__main__":

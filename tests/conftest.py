@@ -6,11 +6,16 @@ import shutil
 import signal
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from helpers import SCRATCH, SMALL, make_workspace, run
 
 from vaeflow.workspace import Workspace
+
+# No test is timed: on a busy machine an example may take a while.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_sessionstart():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
 import re
 import signal
@@ -10,10 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
+
+from vaeflow.bundle.manifest import MANIFEST
+from vaeflow.registry.register import register
+from vaeflow.workspace import Workspace
 
 
 class Server:
@@ -77,3 +84,28 @@ def together(count: int, call) -> list:
     for thread in threads:
         thread.join()
     return results
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array as `.npy`."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def better(place: Workspace, bound: float, decoder: dict | None = None) -> str:
+    """Register a better version: the bundle's manifest with another bound; its number."""
+    path = place.bundle / MANIFEST
+    content = json.loads(path.read_text())
+    content["metrics"]["importance_weighted_bound"] = bound
+    if decoder is not None:
+        content["files"]["decoder.onnx"] = decoder
+    path.write_text(json.dumps(content))
+    return register(place).version

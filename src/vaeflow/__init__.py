@@ -42,8 +42,9 @@ def load(model: str | Path, *, offline_ok: bool = False) -> Bundle:
         >>> model.score(images)  # images: uint8, (count, 8, 8, 1)
     """
     from vaeflow.bundle.runtime import Bundle
+    from vaeflow.registry.versions import SCHEME
 
-    if str(model).startswith("models:/"):
+    if str(model).startswith(SCHEME):
         from vaeflow.registry.pull import pull
 
         return Bundle(pull(str(model), offline_ok))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from vaeflow.errors import VaeflowError
+from vaeflow.serving.settings import Settings
 from vaeflow.workspace import Workspace
 
 # Nothing is sent anywhere, and TensorFlow's start-up notes stay quiet, unless the user says so.
@@ -416,6 +417,9 @@ def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the port.")
+    ] = Settings.workers,
     follow: Annotated[
         str, typer.Option(help="How often to look for a new version, such as 30s or 5m; 0: never.")
     ] = "0",
@@ -423,28 +427,37 @@ def serve(
         str,
         typer.Option(envvar="VAEFLOW_TOKEN", help="Ask for it in Authorization: Bearer TOKEN."),
     ] = "",
-    batch: Annotated[int, typer.Option(min=1, help="Images run together at most.")] = 64,
-    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others.")] = 2,
-    queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = 2048,
-    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds to answer within.")] = 10,
-    body: Annotated[int, typer.Option(min=1, help="MiB that a request may hold.")] = 16,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images run together at most.")
+    ] = Settings.batch,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others.")] = (
+        1000 * Settings.wait
+    ),
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = Settings.queue,
+    deadline: Annotated[
+        float, typer.Option(min=0.001, help="Seconds to answer within.")
+    ] = Settings.deadline,
+    body: Annotated[int, typer.Option(min=1, help="MiB that a request may hold.")] = (
+        Settings.body >> 20
+    ),
 ) -> None:
     """Answer over HTTP, until stopped; /docs shows how."""
-    from vaeflow.serving.server import listen, run
-    from vaeflow.serving.settings import Settings, parse_seconds
+    from vaeflow.serving.settings import parse_seconds
+    from vaeflow.serving.workers import run
 
     settings = Settings(
         model=model,
+        workers=workers,
         follow=parse_seconds(follow),
         token=token,
         batch=batch,
         wait=wait / 1000,
         queue=queue,
-        rows=min(1024, queue),
+        rows=min(Settings.rows, queue),
         deadline=deadline,
         body=body << 20,
     )
-    run(settings, listen(host, port))
+    run(settings, host, port)
 
 
 def _workspace():

@@ -10,6 +10,7 @@ import pytest
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BadImageError, DataError, VaeflowError
+from vaeflow.registry.promotion import settle
 from vaeflow.registry.register import register
 from vaeflow.scoring import score as module
 from vaeflow.scoring.score import Batch, score
@@ -170,7 +171,7 @@ def test_without_quantiles_there_is_no_percentile(tmp_path, bundle):
 
 
 def test_a_model_of_the_registry_is_named_by_its_version(bundled, tmp_path):
-    register(bundled)
+    settle(bundled, register(bundled))
     score(Batch(("digits",), "models:/digits-vae@champion", tmp_path / "s.parquet"))
     metadata = pyarrow.parquet.read_schema(tmp_path / "s.parquet").metadata
     assert metadata[b"model_version"] == b"1"

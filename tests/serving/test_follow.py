@@ -1,12 +1,9 @@
-import json
 import threading
-import time
 
 import httpx
 import pytest
-from serving_helpers import serving
+from serving_helpers import better, serving, wait_for
 
-from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.files import sha256_of
 from vaeflow.registry.register import register
 
@@ -20,25 +17,8 @@ def place(bundled):
     return bundled
 
 
-def better(place, bound, decoder=None):
-    path = place.bundle / MANIFEST
-    content = json.loads(path.read_text())
-    content["metrics"]["importance_weighted_bound"] = bound
-    if decoder is not None:
-        content["files"]["decoder.onnx"] = decoder
-    path.write_text(json.dumps(content))
-    return register(place).version
-
-
 def version(server):
     return httpx.get(f"{server.url}/v2/models/digits-vae").json()["versions"]
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_a_new_champion_takes_over_and_a_bad_one_does_not(place):

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from serving_helpers import npy
 
 import vaeflow
 
@@ -15,12 +16,6 @@ NPY = "application/x-npy"
 @pytest.fixture(scope="module")
 def model(finished):
     return vaeflow.load(finished / "outputs" / "bundle")
-
-
-def npy(array):
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def picture(image, kind="PNG"):
@@ -217,4 +212,32 @@ def test_the_inference_protocol_in_json_and_in_binary(client, model, digits):
         wrong = infer(client, {"inputs": [{**binary, **change}]}, images.tobytes())
         assert wrong.status_code == 422
         assert wrong.json()["field"].startswith("inputs.0")
-    assert infer(client, {"inputs": [binary]}, images.tobytes(), "other").status_code == 404
+    for name in ("other", "digits-vae/infer%0A?", "digits%2Dvae/other"):
+        assert infer(client, {"inputs": [binary]}, images.tobytes(), name).status_code == 404
+    assert client.get("/v2/models/digits-vae/infer").status_code == 405
+
+
+def examples(content):
+    content = content["application/json"]
+    yield from [content["example"]] if "example" in content else []
+    yield from (named["value"] for named in content.get("examples", {}).values())
+
+
+def test_the_examples_of_the_openapi_page_are_true(client):
+    """Each example of a request is answered, and the first as the example of an answer says."""
+    tried = 0
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        described = methods.get("post", {})
+        for body in examples(
+            described.get("requestBody", {}).get("content", {"application/json": {}})
+        ):
+            answer = client.post(path.replace("{name}", "digits-vae"), json=body)
+            assert answer.status_code == 200, answer.text
+            for expected in examples(
+                described["responses"]["200"].get("content", {"application/json": {}})
+            ):
+                assert expected.keys() == answer.json().keys()
+                for name, values in expected.items():
+                    np.testing.assert_allclose(answer.json()[name], values, atol=0.05, rtol=0.01)
+            tried += 1
+    assert tried == 6

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import threading
@@ -7,10 +8,11 @@ import httpx
 import numpy as np
 import pytest
 from helpers import REPOSITORY
-from serving_helpers import serving, together
+from serving_helpers import npy, serving, together
 
-from vaeflow.bundle.runtime import Bundle
+from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError
+from vaeflow.serving.served import open_folder
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -53,6 +55,8 @@ def test_sigterm_ends_it_well_after_what_was_accepted(folder, tmp_path):
             server.process.terminate()
             time.sleep(0.3)
             assert kept.get("/v2/health/ready").status_code == 503
+        for thread in threads[:8]:
+            thread.join()
         assert statuses == [200] * 8
         assert httpx.post(f"{server.url}/sample").status_code == 503
         go_on.set()
@@ -62,13 +66,35 @@ def test_sigterm_ends_it_well_after_what_was_accepted(folder, tmp_path):
         assert server.process.wait(10) == 0
 
 
+def test_what_reached_the_machine_before_sigterm_is_answered(folder, tmp_path):
+    """Stopped meanwhile, the server cannot have seen any of it when the signal comes."""
+    with serving(folder, tmp_path) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        answers: list[httpx.Response] = []
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{server.url}/sample", timeout=30))
+            )
+            for _ in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGCONT)
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 20
+        assert server.process.wait(10) == 0
+
+
 def test_a_full_queue_is_429_and_says_when_to_come_back(folder, tmp_path):
     with serving(folder, tmp_path, "--queue", "4", "--batch", "1") as server:
         answers = together(
             48,
             lambda index: httpx.post(
                 f"{server.url}/score?samples=128&count=1",
-                content=npy(4),
+                content=npy(np.zeros((4, 8, 8, 1), np.uint8)),
                 headers={"Content-Type": "application/x-npy"},
                 timeout=30,
             ),
@@ -78,14 +104,6 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(folder, tmp_path):
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) >= 1
         assert httpx.post(f"{server.url}/sample").status_code == 200
-
-
-def npy(count: int) -> bytes:
-    import io
-
-    stream = io.BytesIO()
-    np.save(stream, np.zeros((count, 8, 8, 1), np.uint8))
-    return stream.getvalue()
 
 
 def test_past_the_deadline_is_504(folder, tmp_path):
@@ -131,10 +149,14 @@ def test_what_cannot_be_served_is_said_in_a_paragraph(folder, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_any_flipped_byte_of_a_bundle_is_refused(bundle):
+def test_any_flipped_byte_of_a_bundle_is_refused(bundle, monkeypatch):
     """A thousand of them, anywhere in the bundle, each refused before anything is loaded."""
-    from vaeflow.bundle.manifest import MANIFEST, bundle_sha256, read_verified
+    import onnxruntime
 
+    made, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *given: made.append(given) or session(*given)
+    )
     random = np.random.default_rng(7)
     digest = bundle_sha256(bundle)
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
@@ -149,9 +171,11 @@ def test_any_flipped_byte_of_a_bundle_is_refused(bundle):
             assert bundle_sha256(bundle) != digest
         else:
             with pytest.raises(BundleError):
-                read_verified(bundle)
+                open_folder(bundle, None, threads=1)
         path.write_bytes(content)
-    Bundle(bundle)
+    assert not made
+    open_folder(bundle, None, threads=1)
+    assert len(made) == 2
 
 
 def test_the_extra_alone_serves_a_local_bundle(folder, tmp_path):

@@ -14,6 +14,7 @@ from keras import ops
 
 from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
 from vaeflow.bundle.reference import REFERENCE
+from vaeflow.bundle.warmup import write_warmup
 from vaeflow.config import Export
 from vaeflow.data.prepare import load_split
 from vaeflow.device import use_cpu
@@ -79,7 +80,7 @@ def export_onnx(folder: Path, vae: VAE) -> None:
 
 
 def export_saved_model(folder: Path, vae: VAE) -> None:
-    """Write a SavedModel with the signatures encode, decode, reconstruct and score.
+    """Write a SavedModel with the signatures encode, decode, reconstruct and score, and a warm-up.
 
     Inputs are named `images`, `latents` and `noise`; `noise`, draws of N(0, I) of shape
     `(batch, latent_dim)`, is an input because a random generator inside would repeat the same
@@ -99,6 +100,9 @@ def export_saved_model(folder: Path, vae: VAE) -> None:
     for name, function in _signatures(vae).items():
         archive.add_endpoint(name, function, list(_arguments(function, specs).values()))
     archive.write_out(folder, verbose=False)
+    blank = {name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
+    requests = {name: _arguments(function, blank) for name, function in _signatures(vae).items()}
+    write_warmup(folder, requests)
     # DVC keeps no empty folders: it would find the bundle changed by this one for ever.
     (folder / "assets").rmdir()
 

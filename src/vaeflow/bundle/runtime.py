@@ -63,6 +63,8 @@ class Bundle:
         content = read_file(folder, self.manifest, name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
+        # Threads that wait actively take the cores from whatever else the process does.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class

@@ -7,7 +7,7 @@ and it is sane. Every verdict stays on the version as tags, `gate.CHECK`.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from vaeflow.registry.pull import pull
 from vaeflow.registry.versions import Version
 from vaeflow.training.tracking import clear_errors, connect
 from vaeflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 BOUND = "importance_weighted_bound"
 
@@ -85,10 +88,10 @@ def judge(workspace: Workspace, version: Version) -> Verdict:
     with clear_errors(client.tracking_uri):
         champion = holder(client, version.name, CHAMPION)
         champion = None if champion == version.number else champion
-        servable = check_servability(version)
+        servable = check_servability(client, version)
         if servable.passed:
             quality, comparison = _check_quality(workspace, parameters, version, champion)
-            sanity = _check_sanity(Bundle(pull(version.uri)).manifest, parameters.registry)
+            sanity = _check_sanity(_load(workspace, version).manifest, parameters.registry)
             checks = {"quality": quality, "servability": servable, "sanity": sanity}
             verdict = Verdict(champion, checks, comparison)
         else:  # there is nothing else that it could be asked
@@ -98,10 +101,14 @@ def judge(workspace: Workspace, version: Version) -> Verdict:
     return verdict
 
 
-def check_servability(version: Version) -> Check:
+def check_servability(client: MlflowClient, version: Version) -> Check:
     """Whether whoever pulls a version can use it."""
-    wrong = probe(version.uri)
+    wrong = probe(version.uri, client.tracking_uri)
     return Check(wrong is None, wrong or "pulled, verified and answering in a fresh process")
+
+
+def _load(workspace: Workspace, version: Version) -> Bundle:
+    return Bundle(pull(version.uri, workspace=workspace))
 
 
 def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
@@ -118,12 +125,12 @@ def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
 def _check_quality(
     workspace: Workspace, parameters: Parameters, version: Version, champion: str | None
 ) -> tuple[Check, Comparison | None]:
-    challenger = Bundle(pull(version.uri))
+    challenger = _load(workspace, version)
     if champion is None:
         bound = challenger.manifest.metrics[BOUND]
         return Check(True, f"there was no champion; its bound is {bound:.3f} nats"), None
     try:
-        theirs = Bundle(pull(Version(version.name, champion).uri))
+        theirs = _load(workspace, Version(version.name, champion))
     except (BundleError, RegistryError) as error:
         return Check(False, f"the champion, version {champion}, cannot be had: {error}"), None
     if (ours_of := _measure(challenger)) != (theirs_of := _measure(theirs)):

@@ -18,11 +18,12 @@ SECONDS = 600
 IMAGES = 16
 
 
-def probe(address: str) -> str | None:
+def probe(address: str, registry: str) -> str | None:
     """Run the probe in a fresh process.
 
     Args:
         address: `models:/NAME/VERSION`.
+        registry: the registry's own address.
 
     Returns:
         None when the model is fit to answer, else what is wrong with it.
@@ -31,7 +32,7 @@ def probe(address: str) -> str | None:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "vaeflow.registry.probe", address],
-                env={**os.environ, "VAEFLOW_CACHE": cache},
+                env={**os.environ, "VAEFLOW_CACHE": cache, "MLFLOW_TRACKING_URI": registry},
                 capture_output=True,
                 text=True,
                 timeout=SECONDS,

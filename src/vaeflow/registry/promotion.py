@@ -8,6 +8,7 @@ from vaeflow.errors import RegistryError
 from vaeflow.registry.aliases import (
     CHALLENGER,
     CHAMPION,
+    REASON_TAG,
     ROLLED_BACK_TAG,
     alone_with,
     champion_before,
@@ -58,7 +59,8 @@ def settle(workspace: Workspace, version: Version, verdict: Verdict | None = Non
             return before
         champion = holder(client, version.name, CHAMPION)
         if champion == version.number:  # an earlier call was cut short before it noted its verdict
-            settled = Settled(version, CHAMPION, "it was made champion")
+            tags = client.get_model_version(version.name, version.number).tags
+            settled = Settled(version, CHAMPION, tags.get(REASON_TAG, "it was made champion"))
         else:
             if verdict is None or verdict.against != champion:
                 verdict = judge(workspace, version)
@@ -105,7 +107,7 @@ def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled
         if holder(client, version.name, CHAMPION) == version.number:
             return Settled(version, CHAMPION, "it is already")
         if force:
-            verdict = Verdict(None, {"servability": check_servability(version)}, None)
+            verdict = Verdict(None, {"servability": check_servability(client, version)}, None)
         else:
             verdict = judge(workspace, version)
         if not verdict.passed:
@@ -130,7 +132,7 @@ def rollback(name: str, reason: str) -> Settled:
     client = connect()
     with clear_errors(client.tracking_uri), alone_with(client, name):
         present, before = champion_before(client, name)
-        servable = check_servability(before)
+        servable = check_servability(client, before)
         if not servable.passed:
             raise RegistryError(f"{before.uri} cannot be champion again: {servable.reason}.")
         note = f"{now()} to version {before.number}: {reason}"

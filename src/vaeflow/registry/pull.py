@@ -15,6 +15,7 @@ from vaeflow.files import atomic_directory, atomic_file, cache_folder, sha256_of
 from vaeflow.registry.packaging import BUNDLE_PATH
 from vaeflow.registry.versions import SHA256_TAG, Address, UnreachableError
 from vaeflow.training.tracking import connect
+from vaeflow.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,13 +31,13 @@ class Pulled(NamedTuple):
     version: str
 
 
-def pull(uri: str, offline_ok: bool = False) -> Path:
+def pull(uri: str, offline_ok: bool = False, workspace: Workspace | None = None) -> Path:
     """Fetch a registered bundle into the local cache; see `pull_version`.
 
     Returns:
         The bundle's folder.
     """
-    return pull_version(uri, offline_ok).folder
+    return pull_version(uri, offline_ok, workspace).folder
 
 
 def pull_to(uri: str, target: Path, offline_ok: bool = False) -> Pulled:
@@ -54,7 +55,7 @@ def pull_to(uri: str, target: Path, offline_ok: bool = False) -> Pulled:
     return pulled._replace(folder=target)
 
 
-def pull_version(uri: str, offline_ok: bool = False) -> Pulled:
+def pull_version(uri: str, offline_ok: bool = False, workspace: Workspace | None = None) -> Pulled:
     """Fetch a registered bundle into the local cache, unless it is there already.
 
     The cache is keyed by content, so two versions never mix; it lies in `VAEFLOW_CACHE`, by default
@@ -65,6 +66,8 @@ def pull_version(uri: str, offline_ok: bool = False) -> Pulled:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         offline_ok: where the registry cannot be reached, take what the address stood for when it
             was pulled last; a warning says so.
+        workspace: whose registry, where none is named in the environment; by default that which
+            the working directory is in.
 
     Returns:
         The bundle's folder, and which version it is now.
@@ -74,7 +77,7 @@ def pull_version(uri: str, offline_ok: bool = False) -> Pulled:
         BundleError: what was downloaded is not what was registered.
     """
     address = Address.parse(uri)
-    client = connect()
+    client = connect(workspace)
     note = _note(client, uri)
     try:
         version = address.resolve(client)

@@ -11,7 +11,7 @@ from vaeflow.bundle.runtime import SCORE_SAMPLES
 from vaeflow.serving import bodies, inference_protocol
 from vaeflow.serving.answers import answer
 from vaeflow.serving.gate import Gate
-from vaeflow.serving.openapi import RESPONSES, body_of
+from vaeflow.serving.openapi import answers_of, body_of
 from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.service import MOST_SAMPLES, OPERATIONS, Service
 
@@ -19,7 +19,7 @@ LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> Gate:
     """All routes over a service."""
     app = FastAPI(
         title="vaeflow",
@@ -27,7 +27,6 @@ def create_app(service: Service) -> FastAPI:
         description="A variational autoencoder: embeddings, reconstructions, samples, scores.",
         redirect_slashes=False,
     )
-    app.add_middleware(Gate, service=service)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_operations(app, service)
@@ -38,25 +37,25 @@ def create_app(service: Service) -> FastAPI:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    return app
+    return Gate(inference_protocol.Direct(app, service), service)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     async def run(request: Request, operation: str, **options: int) -> Response:
         served, deadline = service.served, service.deadline()
-        body = await bodies.read(request, service.settings.body, service.settings.deadline)
+        body = await service.read(request.scope, request.receive)
         read = getattr(bodies, f"{OPERATIONS[operation].takes}_of")
         rows = read(body, request.headers.get("content-type", ""), served.bundle)
         arrays = await service.run(served, operation, rows, deadline, **options)
         return answer(arrays, request.headers.get("accept", ""), served.headers)
 
     def post(operation: str):
-        extra = body_of(OPERATIONS[operation].takes, service.served.bundle)
+        taken, given = service.example(operation)
         return app.post(
             f"/{operation}",
             response_class=Response,
-            responses=RESPONSES,
-            openapi_extra=extra,
+            responses=answers_of(given),
+            openapi_extra=body_of(OPERATIONS[operation].takes, taken),
             tags=["model"],
         )
 
@@ -86,7 +85,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """Minus the ELBO in nats, and the percentage of validation images that score lower."""
         return await run(request, "score", samples=samples, seed=seed)
 
-    @app.post("/sample", response_class=Response, responses=RESPONSES, tags=["model"])
+    responses = answers_of(service.example("decode")[1])
+
+    @app.post("/sample", response_class=Response, responses=responses, tags=["model"])
     async def sample(
         request: Request,
         count: Annotated[int, Query(ge=1, le=service.settings.rows)] = 1,

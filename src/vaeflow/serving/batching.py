@@ -23,13 +23,18 @@ Outputs = tuple[np.ndarray, ...]
 Function = Callable[[np.ndarray], Outputs]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Job:
     key: Hashable
     function: Function
     inputs: np.ndarray
-    deadline: float  # time.monotonic()
     answer: asyncio.Future
+
+    def give_up(self) -> None:
+        """The deadline has passed."""
+        if not self.answer.done():
+            late = RefusedError(504, "not answered within the deadline; send less at once.")
+            self.answer.set_exception(late)
 
 
 class Batcher:
@@ -39,10 +44,10 @@ class Batcher:
         batch: rows that are run together at most; a larger request runs alone.
         wait: seconds that jobs wait for others where some are expected.
         queue: rows that may wait.
-        on_batch: called with the rows of each batch before it runs.
+        on_batch: called before a batch runs, with its rows and those that are left waiting.
     """
 
-    def __init__(self, batch: int, wait: float, queue: int, on_batch: Callable[[int], None]):
+    def __init__(self, batch: int, wait: float, queue: int, on_batch: Callable[[int, int], None]):
         self._batch, self._wait, self._queue, self._on_batch = batch, wait, queue, on_batch
         self._waiting: deque[_Job] = deque()
         self._rows = 0
@@ -50,11 +55,6 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 1  # jobs in the last batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
-
-    @property
-    def waiting(self) -> int:
-        """Rows in the queue."""
-        return self._rows
 
     async def run(
         self, key: Hashable, function: Function, inputs: np.ndarray, deadline: float
@@ -69,17 +69,16 @@ class Batcher:
                 429, "too many requests are waiting; try again later.", retry_after=1
             )
         loop = asyncio.get_running_loop()
-        job = _Job(key, function, inputs, deadline, loop.create_future())
+        job = _Job(key, function, inputs, loop.create_future())
+        # Lighter than asyncio.timeout, and there is one for every request.
+        timer = loop.call_later(deadline - time.monotonic(), job.give_up)
         self._waiting.append(job)
         self._rows += len(inputs)
         self._consider()
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await job.answer
-        except TimeoutError:
-            raise RefusedError(
-                504, "not answered within the deadline; send less at once."
-            ) from None
+            return await job.answer
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """End the thread when it has finished what it runs."""
@@ -109,10 +108,10 @@ class Batcher:
 
     def _take(self) -> list[_Job]:
         """The first job, and those of its key as far as the batch goes; others keep their place."""
-        jobs, kept, rows, now = [], [], 0, time.monotonic()
+        jobs, kept, rows = [], [], 0
         while self._waiting:
             job = self._waiting.popleft()
-            if job.answer.done() or job.deadline <= now:  # nobody waits for it any more
+            if job.answer.done():  # nobody waits for it any more
                 self._rows -= len(job.inputs)
             elif not jobs or (job.key == jobs[0].key and rows + len(job.inputs) <= self._batch):
                 jobs.append(job)
@@ -129,7 +128,7 @@ class Batcher:
         inputs = jobs[0].inputs
         if len(jobs) > 1:
             inputs = np.concatenate([job.inputs for job in jobs])
-        self._on_batch(len(inputs))
+        self._on_batch(len(inputs), self._rows)
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(
                 self._thread, jobs[0].function, inputs

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pydantic_core
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
 
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.config import Limits
@@ -27,31 +27,41 @@ LARGEST_NPY_HEADER = 10_000
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
-async def read(request: Request, limit: int, seconds: float) -> bytes:
+def header(scope: Scope, name: bytes) -> str:
+    """The value of a request's header, of a lower-case name; empty where it is not given."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return ""
+
+
+async def read(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
     """The body, received within the limits.
 
     Raises:
-        RefusedError: 413 when it is larger than `limit` bytes, 408 when it takes longer.
+        RefusedError: 413 when it is larger than `limit` bytes, 408 when it takes longer, 400 when
+            it ends early.
     """
-    too_large = RefusedError(413, f"the body may hold {limit} bytes at most.", "body")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    parts, size = [], 0
+    declared = header(scope, b"content-length")
+    # What is declared too large is not read at all.
+    allowed = -1 if declared.isdecimal() and int(declared) > limit else limit
+    parts, more = [], True
     try:
         async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
+            while more and allowed >= 0:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RefusedError(400, "the body ended before it was whole.", "body")
+                parts.append(message.get("body", b""))
+                allowed -= len(parts[-1])
+                more = message.get("more_body", False)
     except TimeoutError:
         raise RefusedError(
             408, f"the body did not arrive within {seconds:g} seconds.", "body"
         ) from None
-    except ClientDisconnect:
-        raise RefusedError(400, "the body ended before it was whole.", "body") from None
-    return b"".join(parts)
+    if allowed < 0:
+        raise RefusedError(413, f"the body may hold {limit} bytes at most.", "body")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def images_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:

@@ -7,6 +7,7 @@ The outputs that are asked for decide what is run: `mean` and `log_variance` (th
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,15 +15,21 @@ import pydantic_core
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
+from starlette.types import Receive, Scope, Send
 
 import vaeflow
 from vaeflow.serving import bodies
-from vaeflow.serving.openapi import ERRORS
+from vaeflow.serving.openapi import ERRORS, MOST_SHOWN, shown
 from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.served import Served
-from vaeflow.serving.service import Service
+from vaeflow.serving.service import OPERATIONS, Service
 
-HEADER_LENGTH = "inference-header-content-length"
+Answer = tuple[list[tuple[bytes, bytes]], bytes]  # headers and body
+
+INFER = "/v2/models/{name}/infer"
+INFER_PATH = re.compile("/v2/models/([^/]+)/infer")
+HEADER_LENGTH = b"inference-header-content-length"
+LENGTH = re.compile("[0-9]{1,18}")
 DATATYPES = {"UINT8": "u1", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 # Output to the operation that gives it, and its name there.
 OUTPUTS = {
@@ -42,18 +49,18 @@ class _Tensor(BaseModel):
     name: str
     shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     data: Any = None
 
 
 class _Output(BaseModel):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class _Inference(BaseModel):
     id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: Annotated[list[_Tensor], Field(min_length=1, max_length=1)]
     outputs: list[_Output] = []
 
@@ -69,7 +76,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v2/health/ready", responses={503: ERRORS[503]}, tags=["operation"])
     async def ready() -> JSONResponse:
         """Whether it takes work."""
-        return JSONResponse({"ready": not service.draining}, 503 if service.draining else 200)
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.get("/v2", tags=["inference protocol"])
     async def server() -> dict[str, Any]:
@@ -91,25 +98,54 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def model_ready(name: str) -> JSONResponse:
         """Whether the model takes work."""
         _named(service, name)
-        return JSONResponse({"ready": not service.draining}, 503 if service.draining else 200)
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.post(
-        "/v2/models/{name}/infer",
+        INFER,
         response_class=Response,
         responses={**ERRORS, **failures},
-        openapi_extra=_body(service.served),
+        openapi_extra=_body(service),
         tags=["inference protocol"],
     )
     async def infer(name: str, request: Request) -> Response:
         """Run the model on one tensor; the outputs asked for decide what is computed."""
-        served, deadline = _named(service, name), service.deadline()
-        body = await bodies.read(request, service.settings.body, service.settings.deadline)
-        asked, binary = _parse(body, request.headers.get(HEADER_LENGTH))
-        tensor = asked.inputs[0]
-        rows = _rows(tensor, binary, served)
-        wanted = [output.name for output in asked.outputs] or list(DEFAULT[tensor.name])
-        arrays = await _compute(service, served, tensor.name, wanted, rows, deadline)
-        return _respond(asked, served, arrays)
+        # Direct has answered by now, but for names with a line break at their end.
+        raise RefusedError(404, f"no model of that name; this is {service.served.name}.", "name")
+
+
+class Direct:
+    """ASGI middleware that answers inference requests itself, and passes all others on.
+
+    FastAPI's way to such a route takes longer than a small model's run. It has the route too, for
+    the OpenAPI page and for other methods.
+    """
+
+    def __init__(self, app: FastAPI, service: Service):
+        self._app, self._service = app, service
+        self._route = next(route for route in app.routes if route.path == INFER)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on; what is wrong with a request is raised as RefusedError."""
+        found = INFER_PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if found is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = self._route
+        headers, body = await _infer(self._service, found[1], scope, receive)
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _infer(service: Service, name: str, scope: Scope, receive: Receive) -> Answer:
+    served, deadline = _named(service, name), service.deadline()
+    body = await service.read(scope, receive)
+    asked, binary = _parse(body, bodies.header(scope, HEADER_LENGTH))
+    tensor = asked.inputs[0]
+    rows = _rows(tensor, binary, served)
+    wanted = [output.name for output in asked.outputs] or list(DEFAULT[tensor.name])
+    arrays = await _compute(service, served, tensor.name, wanted, rows, deadline)
+    return _answer(asked, served, arrays)
 
 
 def _named(service: Service, name: str) -> Served:
@@ -142,22 +178,23 @@ def _metadata(served: Served) -> dict[str, Any]:
     }
 
 
-def _parse(body: bytes, header_length: str | None) -> tuple[_Inference, bytes]:
+def _parse(body: bytes, header_length: str) -> tuple[_Inference, memoryview]:
     """The request's JSON, and the raw tensor after it."""
     length = len(body)
-    if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > len(body):
-            raise RefusedError(422, f"{HEADER_LENGTH}: no length within the body.", HEADER_LENGTH)
+    if header_length:
+        if not LENGTH.fullmatch(header_length) or int(header_length) > len(body):
+            field = HEADER_LENGTH.decode()
+            raise RefusedError(422, f"{field}: no length within the body.", field)
         length = int(header_length)
     try:
-        return _Inference.model_validate_json(body[:length]), body[length:]
+        return _Inference.model_validate_json(body[:length]), memoryview(body)[length:]
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"]) or "body"
         raise RefusedError(422, f"{field}: {fault['msg']}.", field) from None
 
 
-def _rows(tensor: _Tensor, binary: bytes, served: Served) -> np.ndarray:
+def _rows(tensor: _Tensor, binary: memoryview, served: Served) -> np.ndarray:
     """The input as an array that the bundle has checked."""
     if tensor.name not in OUTPUTS:
         raise RefusedError(422, f"inputs.0.name: expected {' or '.join(OUTPUTS)}.", "inputs.0.name")
@@ -214,7 +251,7 @@ async def _compute(
     return arrays
 
 
-def _respond(asked: _Inference, served: Served, arrays: dict[str, np.ndarray]) -> Response:
+def _answer(asked: _Inference, served: Served, arrays: dict[str, np.ndarray]) -> Answer:
     """JSON, with those outputs behind it that were asked for in binary."""
     everywhere = asked.parameters.get("binary_data_output") is True
     binary = {
@@ -235,32 +272,29 @@ def _respond(asked: _Inference, served: Served, arrays: dict[str, np.ndarray]) -
     if asked.id is not None:
         content["id"] = asked.id
     header = pydantic_core.to_json(content)
-    headers = dict(served.headers)
     if not raw:
-        return Response(header, media_type=bodies.JSON, headers=headers)
-    headers[HEADER_LENGTH] = str(len(header))
-    body = b"".join([header, *raw])
-    return Response(body, media_type="application/octet-stream", headers=headers)
+        return [(b"content-type", bodies.JSON.encode()), *served.raw_headers], header
+    headers = [
+        (b"content-type", b"application/octet-stream"),
+        (HEADER_LENGTH, b"%d" % len(header)),
+        *served.raw_headers,
+    ]
+    return headers, b"".join([header, *raw])
 
 
-def _body(served: Served) -> dict:
-    shape = [1, *served.bundle.image_shape]
-    tensor = {
-        "name": "images",
-        "shape": shape,
-        "datatype": "FP32",
-        "data": [0.0] * math.prod(shape),
-    }
+def _body(service: Service) -> dict:
+    examples = {}
+    for operation in ("score", "decode"):
+        rows, given = service.example(operation)
+        outputs = list(given) if operation == "score" else ["image"]
+        if rows.size <= MOST_SHOWN:
+            tensor = {"name": OPERATIONS[operation].takes, "shape": rows.shape, "datatype": "FP32"}
+            inputs = [{**tensor, "data": shown(rows.ravel())}]
+            asked = [{"name": output} for output in outputs]
+            examples[operation] = {"value": {"inputs": inputs, "outputs": asked}}
+    schema = {"type": "object", "required": ["inputs"]}
     content = {
-        "schema": {"type": "object", "required": ["inputs"]},
-        "example": {"inputs": [tensor], "outputs": [{"name": "score"}]},
+        bodies.JSON: {"schema": schema, "examples": examples},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     }
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                bodies.JSON: content,
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            },
-        }
-    }
+    return {"requestBody": {"required": True, "content": content}}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from vaeflow.bundle.runtime import Bundle
 from vaeflow.serving.bodies import JSON, NPY, PICTURES
 
 _ERROR = {
@@ -29,22 +30,17 @@ ERRORS = {
     status: {"description": meaning, "content": {JSON: {"schema": _ERROR}}}
     for status, meaning in _MEANINGS.items()
 }
-RESPONSES = {
-    **ERRORS,
-    200: {
-        "description": "JSON of all arrays; .npy or, of images, PNG where Accept asks for it",
-        "content": {
-            JSON: {"schema": {"type": "object"}},
-            NPY: {"schema": _BINARY},
-            "image/png": {"schema": _BINARY},
-        },
-    },
-}
+MOST_SHOWN = 4096  # numbers in an example; those of larger images would fill the page
 
 
-def body_of(takes: str, bundle: Bundle) -> dict:
-    """The request body of an operation on images or latents, with an example of the right shape."""
-    shape = bundle.image_shape if takes == "images" else (bundle.latent_dim,)
+def body_of(takes: str, example: np.ndarray) -> dict:
+    """The request body of an operation.
+
+    Args:
+        takes: `images` or `latents`.
+        example: one of them, `(1, ...)`.
+    """
+    shape = example.shape[1:]
     lists = {"type": "number"}
     if takes == "images":
         lists |= {"minimum": 0, "maximum": 1}
@@ -54,13 +50,38 @@ def body_of(takes: str, bundle: Bundle) -> dict:
         takes: {"type": "array", "items": lists, "minItems": 1},
         "dtype": {"enum": ["float32"], "description": "or uint8, for images in 0..255"},
     }
+    schema = {"type": "object", "properties": properties, "required": [takes]}
     content = {
-        JSON: {
-            "schema": {"type": "object", "properties": properties, "required": [takes]},
-            "example": {takes: np.zeros((1, *shape)).tolist()},
-        },
+        JSON: {"schema": schema, **_example({takes: example})},
         NPY: {"schema": _BINARY},
     }
     if takes == "images" and shape[-1] in (1, 3):
         content |= {kind: {"schema": _BINARY} for kind in PICTURES}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def answers_of(example: Mapping[str, np.ndarray]) -> dict:
+    """The answers of an operation, by status.
+
+    Args:
+        example: arrays by name that it gave.
+    """
+    lists = {name: {"type": "array"} for name in example}
+    schema = {"type": "object", "properties": lists, "required": list(example)}
+    content = {JSON: {"schema": schema, **_example(example)}, NPY: {"schema": _BINARY}}
+    description = f"JSON, or .npy of {next(iter(example))}, as Accept asks"
+    if "images" in example:
+        content["image/png"] = {"schema": _BINARY}
+        description = "JSON, .npy or PNG, as Accept asks"
+    return {**ERRORS, 200: {"description": description, "content": content}}
+
+
+def shown(array: np.ndarray) -> list:
+    """Numbers as a page shows them: three decimals."""
+    return array.astype(np.float64).round(3).tolist()
+
+
+def _example(arrays: Mapping[str, np.ndarray]) -> dict:
+    if max(array.size for array in arrays.values()) > MOST_SHOWN:
+        return {}
+    return {"example": {name: shown(array) for name, array in arrays.items()}}

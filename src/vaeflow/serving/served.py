@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import numpy as np
 from vaeflow.bundle.manifest import bundle_sha256
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BundleError, RegistryError
+from vaeflow.registry.versions import SCHEME
 
-REGISTRY = "models:/"
 PULL_SECONDS = 600
 
 
@@ -24,11 +25,13 @@ class Served:
 
     Attributes:
         bundle: verified and warm.
+        folder: where it lies.
         version: of the registry; for a folder, the first twelve digits of the bundle's SHA-256.
         sha256: of the bundle.
     """
 
     bundle: Bundle
+    folder: Path
     version: str
     sha256: str
 
@@ -42,30 +45,44 @@ class Served:
         """Of the images it was trained on, as DVC has it."""
         return self.bundle.manifest.lineage.get("data_md5", "unknown")
 
-    @property
+    @cached_property
     def headers(self) -> dict[str, str]:
         """What every answer of this model carries."""
         return {"X-Model-Name": self.name, "X-Model-Version": self.version}
 
+    @cached_property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The same as ASGI has them."""
+        return [(k.lower().encode(), v.encode("latin-1")) for k, v in self.headers.items()]
 
-def load(model: str) -> Served:
-    """Load and warm a bundle's folder, or a model of the registry.
+
+def locate(model: str) -> tuple[Path, str | None]:
+    """Where the bundle lies, and its version where it is one of the registry.
+
+    Args:
+        model: a bundle's folder, or the address of a model in the registry, which is fetched.
+
+    Raises:
+        RegistryError: the registry cannot be reached or has no such model.
+    """
+    return pull(model) if model.startswith(SCHEME) else (Path(model), None)
+
+
+def open_folder(folder: Path, version: str | None, threads: int) -> Served:
+    """Verify, load and warm a bundle's folder.
+
+    Args:
+        folder: the bundle.
+        version: its version in the registry, where it is of one.
+        threads: of one run.
 
     Raises:
         BundleError: it is damaged, or gives numbers that are not finite.
-        RegistryError: the registry cannot be reached or has no such model.
     """
-    if model.startswith(REGISTRY):
-        return open_folder(*pull(model))
-    return open_folder(Path(model))
-
-
-def open_folder(folder: Path, version: str | None = None) -> Served:
-    """Verify, load and warm a bundle's folder."""
-    bundle = Bundle(folder)
+    bundle = Bundle(folder, threads)
     _warm(bundle)
     sha256 = bundle_sha256(folder)
-    return Served(bundle, version or sha256[:12], sha256)
+    return Served(bundle, folder, version or sha256[:12], sha256)
 
 
 def pull(address: str) -> tuple[Path, str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from starlette.types import Receive, Scope
 
+from vaeflow.serving import bodies
 from vaeflow.serving.batching import Batcher, Outputs
 from vaeflow.serving.metrics import Metrics
 from vaeflow.serving.refusals import RefusedError
@@ -40,16 +43,18 @@ class Service:
         served: the model that answers new requests; `replace` changes it.
         metrics: what it counts.
         in_flight: requests received and not answered yet.
-        draining: whether new requests are refused because the server ends.
+        ready: whether to send it more; false as soon as it is told to end.
+        draining: whether new requests are refused because it ends.
     """
 
     def __init__(self, served: Served, settings: Settings):
         self.settings = settings
         self.served = served
-        self.metrics = Metrics(lambda: self._batcher.waiting)
+        self.metrics = Metrics()
         self._batcher = Batcher(settings.batch, settings.wait, settings.queue, self.metrics.batch)
         self.metrics.model(served)
         self.in_flight = 0
+        self.ready = True
         self.draining = False
 
     def replace(self, served: Served) -> None:
@@ -83,14 +88,24 @@ class Service:
         self.check_rows(len(rows))
         function = partial(_apply, served, operation, options)
         key = (id(served), operation, tuple(sorted(options.items())), rows.dtype.str)
-        outputs = await self._batcher.run(key, function, rows, deadline)
-        takes, gives = OPERATIONS[operation]
-        if not all(np.isfinite(values).all() for values in outputs):
+        finite, *outputs = await self._batcher.run(key, function, rows, deadline)
+        if not finite.all():
+            takes = OPERATIONS[operation].takes
             raise RefusedError(422, f"{takes}: the model's answer to them is not finite.", takes)
-        arrays = dict(zip(gives, outputs, strict=True))
-        if operation == "score" and served.bundle.manifest.score_quantiles:
-            arrays["percentile"] = 100 * served.bundle.score_rank(arrays["score"])
-        return arrays
+        return _named(served, operation, outputs)
+
+    def example(self, operation: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What the operation may take, `(1, ...)`, and what it gives: around the prior's mean."""
+        bundle = self.served.bundle
+        rows = np.zeros((1, bundle.latent_dim), np.float32)
+        if OPERATIONS[operation].takes == "images":
+            rows = bundle.decode(rows)
+        _, *outputs = _apply(self.served, operation, {}, rows)
+        return rows, _named(self.served, operation, outputs)
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """A request's body, within the limits; see `vaeflow.serving.bodies.read`."""
+        return await bodies.read(scope, receive, self.settings.body, self.settings.deadline)
 
     def check_rows(self, count: int) -> None:
         """Refuse what is more than one request may ask for."""
@@ -105,6 +120,16 @@ class Service:
 
 
 def _apply(served: Served, operation: str, options: dict[str, int], rows: np.ndarray) -> Outputs:
+    """Of each row whether its outputs are finite, then the outputs."""
     with np.errstate(all="ignore"):  # what is not finite is refused afterwards
         outputs = getattr(served.bundle, operation)(rows, **options)
-    return tuple(outputs) if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    finite = [np.isfinite(values).reshape(len(rows), -1).all(axis=1) for values in outputs]
+    return np.logical_and.reduce(finite), *outputs
+
+
+def _named(served: Served, operation: str, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = dict(zip(OPERATIONS[operation].gives, outputs, strict=True))
+    if operation == "score" and served.bundle.manifest.score_quantiles:
+        arrays["percentile"] = 100 * served.bundle.score_rank(arrays["score"])
+    return arrays

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from vaeflow.errors import ServingError
+from vaeflow.registry.versions import SCHEME
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -16,6 +17,7 @@ class Settings:
 
     Attributes:
         model: a bundle's folder, or the address of a model in the registry.
+        workers: processes that share the port. The limits below are of each of them.
         follow: seconds between looks at the registry for a new version; 0 never looks.
         token: what requests must carry as `Authorization: Bearer TOKEN`; empty asks for none.
         batch: rows (images or latents) that are run together at most.
@@ -28,6 +30,7 @@ class Settings:
     """
 
     model: str
+    workers: int = 1
     follow: float = 0
     token: str = ""
     batch: int = 64
@@ -38,9 +41,16 @@ class Settings:
     deadline: float = 10
     in_flight: int = 512
 
+    @property
+    def threads(self) -> int:
+        """Of one run of the model: the cores are shared out among the workers."""
+        from vaeflow.data.decoding import cores
+
+        return max(1, cores() // self.workers)
+
     def __post_init__(self):
-        if self.follow and not self.model.startswith("models:/"):
-            raise ServingError(f"{self.model} is a folder; only models:/NAME@ALIAS is followed.")
+        if self.follow and not self.model.startswith(SCHEME):
+            raise ServingError(f"{self.model} is a folder; only {SCHEME}NAME@ALIAS is followed.")
 
 
 def parse_seconds(text: str) -> float:
