@@ -92,7 +92,7 @@ def test_no_way_back_to_a_champion_that_is_gone(improving):
     settle(place, first)
     settle(place, second)
     run_id = connect(place).get_model_version(*first).run_id
-    (folder,) = (place.root / "mlartifacts").glob(f"*/{run_id}")
+    (folder,) = (place.root / "mlartifacts").rglob(run_id)
     shutil.rmtree(folder)
     with pytest.raises(RegistryError, match="cannot be champion again"):
         rollback(NAME, "")
