@@ -33,13 +33,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from machine import CORES, machine
+from machine import machine
 
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.files import write_json
 from vaeflow.processes import process_group
 
 HERE = Path(__file__).parent
+FIRST, *OTHERS = sorted(os.sched_getaffinity(0))
+SERVER_CORE, LOAD_CORES = {FIRST}, set(OTHERS or [FIRST])
 CLIENTS = 32
 ROUNDS = 3
 ROWS = (1, 32, 256)
@@ -73,15 +75,14 @@ def main() -> None:
 
 
 def _measure(folder: Path, seconds: float) -> dict[str, object]:
-    server_core, load_cores = _share_cores()
-    os.sched_setaffinity(0, server_core)  # the bare call, on the core that the servers will have
+    os.sched_setaffinity(0, SERVER_CORE)  # the bare call, on the core that the servers will have
     bundle = Bundle(folder)
     requests = {rows: Request(bundle, rows) for rows in ROWS}
     bare = {
         rows: _latency(partial(bundle.encode, request.images), seconds)
         for rows, request in requests.items()
     }
-    os.sched_setaffinity(0, load_cores)
+    os.sched_setaffinity(0, LOAD_CORES)
     latency = {rows: {"bare": times} for rows, times in bare.items()}
     results = {"latency_ms": latency, "seconds_to_ready": {}, "memory_mb": {}}
 
@@ -103,12 +104,6 @@ def _measure(folder: Path, seconds: float) -> dict[str, object]:
             latency[rows]["mlflow"] = _latency(request.mlflow_sender(mlflow), seconds)
         note(mlflow)
     return results
-
-
-def _share_cores() -> tuple[set[int], set[int]]:
-    """One core for the server, the others for the load."""
-    cores = sorted(os.sched_getaffinity(0))
-    return {cores[0]}, set(cores[1:] if CORES > 1 else cores)
 
 
 def _latency(call: Callable[[], object], seconds: float) -> dict[str, float]:
@@ -184,12 +179,12 @@ class Server:
 
     def __enter__(self) -> Server:
         self._log = tempfile.NamedTemporaryFile("w+")
-        core, start = _share_cores()[0], time.perf_counter()
+        start = time.perf_counter()
         self._group = process_group(
             self._command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: os.sched_setaffinity(0, core),
+            preexec_fn=lambda: os.sched_setaffinity(0, SERVER_CORE),
         )
         self._process = self._group.__enter__()
         while not self._answers():

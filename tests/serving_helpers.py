@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
-import json
 import os
 import re
 import signal
@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+from helpers import change_manifest
 
-from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.registry.register import register
+from vaeflow.training.tracking import connect
 from vaeflow.workspace import Workspace
 
 
@@ -86,6 +88,16 @@ def together(count: int, call) -> list:
     return results
 
 
+def sent(server: Server, path: str, count: int) -> list[http.client.HTTPConnection]:
+    """Connections over each of which a request has been sent, and no answer been read."""
+    connections = []
+    for _ in range(count):
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        connection.request("POST", path)
+        connections.append(connection)
+    return connections
+
+
 def npy(array: np.ndarray) -> bytes:
     """An array as `.npy`."""
     stream = io.BytesIO()
@@ -100,12 +112,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
-def better(place: Workspace, bound: float, decoder: dict | None = None) -> str:
-    """Register a better version: the bundle's manifest with another bound; its number."""
-    path = place.bundle / MANIFEST
-    content = json.loads(path.read_text())
-    content["metrics"]["importance_weighted_bound"] = bound
-    if decoder is not None:
-        content["files"]["decoder.onnx"] = decoder
-    path.write_text(json.dumps(content))
-    return register(place).version
+def crown(place: Workspace, **changes: object) -> str:
+    """Register the bundle, with other entries in its manifest, as champion, ungated; its number."""
+    change_manifest(place.bundle, **changes)
+    version = register(place)
+    connect(place).set_registered_model_alias(version.name, "champion", version.number)
+    return version.number

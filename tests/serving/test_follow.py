@@ -2,27 +2,20 @@ import threading
 
 import httpx
 import pytest
-from serving_helpers import better, serving, wait_for
+from serving_helpers import crown, serving, wait_for
 
-from vaeflow.files import sha256_of
-from vaeflow.registry.register import register
+from vaeflow.bundle.manifest import MANIFEST, describe_files
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
-
-
-@pytest.fixture
-def place(bundled):
-    """The same, registered."""
-    register(bundled)
-    return bundled
 
 
 def version(server):
     return httpx.get(f"{server.url}/v2/models/digits-vae").json()["versions"]
 
 
-def test_a_new_champion_takes_over_and_a_bad_one_does_not(place):
-    with serving("models:/digits-vae@champion", place.root, "--follow", "1s") as server:
+def test_a_new_champion_takes_over_and_a_bad_one_does_not(bundled):
+    assert crown(bundled) == "1"
+    with serving("models:/digits-vae@champion", bundled.root, "--follow", "1s") as server:
         assert version(server) == ["1"]
         statuses, versions, done = [], [], threading.Event()
 
@@ -36,12 +29,14 @@ def test_a_new_champion_takes_over_and_a_bad_one_does_not(place):
         asking = threading.Thread(target=ask)
         asking.start()
         try:
-            assert better(place, 100.0) == "2"
+            assert crown(bundled, metrics={"elbo": 1.0}) == "2"
             wait_for(lambda: version(server) == ["2"])
 
-            junk = b"as its manifest says, but no model"
-            (place.bundle / "decoder.onnx").write_bytes(junk)
-            assert better(place, 200.0, {"size": len(junk), "sha256": sha256_of(junk)}) == "3"
+            (bundled.bundle / "decoder.onnx").write_bytes(b"as its manifest says, but no model")
+            described = describe_files(bundled.bundle)
+            del described[MANIFEST]
+            files = {name: file.model_dump() for name, file in described.items()}
+            assert crown(bundled, files=files) == "3"
             refusals = "vaeflow_refused_models_total 1.0"
             wait_for(lambda: refusals in httpx.get(f"{server.url}/metrics").text)
             assert version(server) == ["2"]

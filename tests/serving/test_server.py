@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from helpers import REPOSITORY
-from serving_helpers import npy, serving, together
+from serving_helpers import npy, sent, serving, together
 
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError
@@ -70,21 +70,10 @@ def test_what_reached_the_machine_before_sigterm_is_answered(folder, tmp_path):
     """Stopped meanwhile, the server cannot have seen any of it when the signal comes."""
     with serving(folder, tmp_path) as server:
         server.process.send_signal(signal.SIGSTOP)
-        answers: list[httpx.Response] = []
-        threads = [
-            threading.Thread(
-                target=lambda: answers.append(httpx.post(f"{server.url}/sample", timeout=30))
-            )
-            for _ in range(20)
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(1)
+        connections = sent(server, "/sample", 20)
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
-        for thread in threads:
-            thread.join()
-        assert [answer.status_code for answer in answers] == [200] * 20
+        assert [connection.getresponse().status for connection in connections] == [200] * 20
         assert server.process.wait(10) == 0
 
 

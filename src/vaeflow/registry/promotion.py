@@ -8,6 +8,7 @@ from vaeflow.errors import RegistryError
 from vaeflow.registry.aliases import (
     CHALLENGER,
     CHAMPION,
+    REASON_TAG,
     ROLLED_BACK_TAG,
     alone_with,
     champion_before,
@@ -58,7 +59,8 @@ def settle(workspace: Workspace, version: Version, verdict: Verdict | None = Non
             return before
         champion = holder(client, version.name, CHAMPION)
         if champion == version.number:  # an earlier call was cut short before it noted its verdict
-            settled = Settled(version, CHAMPION, "it was made champion")
+            tags = client.get_model_version(version.name, version.number).tags
+            settled = Settled(version, CHAMPION, tags.get(REASON_TAG, "it was made champion"))
         else:
             if verdict is None or verdict.against != champion:
                 verdict = judge(workspace, version)
