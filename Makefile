@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro preset test test-all fuzz load lint lock clean
+.PHONY: help setup repro preset test test-all fuzz load kills lint lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ fuzz: $(READY) ## more than ten thousand generated requests to a server
 
 load: $(READY) ## twice the load that a server can carry, for two minutes, and a report
 	VAEFLOW_LOAD=120 pytest -s tests/serving/test_load.py
+
+kills: $(READY) ## a batch run killed ten times: the result is that of one that was not
+	VAEFLOW_TEST_ALL=1 pytest tests/scoring/test_kills.py
 
 lint: $(READY)
 	ruff check

@@ -43,14 +43,13 @@ import peers
 import tensorflow as tf
 from crops import bits_of_files, photograph_crops
 from machine import machine
+from mnist import mnist
 
 from vaeflow.config import Train, load_parameters
 from vaeflow.data.batches import Batches
-from vaeflow.data.sources import read_images
 from vaeflow.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
 from vaeflow.evaluation.bounds import compute_bounds
 from vaeflow.files import atomic_directory, atomic_file, write_json
-from vaeflow.model.binarize import Binarized
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.training.setup import make_optimizer, make_vae
 
@@ -59,8 +58,6 @@ PRESETS = REPOSITORY / "presets"
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "mnist_likelihood.json"
 WORK = REPOSITORY / "benchmarks" / "work"
-FILES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"}
-BINARIZE_SEED = 0  # of the test images: one and the same test set whatever the seed of training
 FINISH_SHARE = 1 / 3  # of the time, where the settings have `finish_epochs`
 IMAGES_AT_ONCE = 100  # evaluated between two writes of what has been found so far
 COLOUR = Train(
@@ -138,18 +135,6 @@ def make_entries() -> dict[str, Entry]:
     }
 
 
-def mnist(folder: Path, split: str) -> np.ndarray:
-    """MNIST's images; those to test on black and white."""
-    path = folder / FILES[split]
-    if not path.exists():
-        raise SystemExit(
-            f"{path} is missing. Download MNIST's {' and '.join(FILES.values())} "
-            "and say where they are: --data FOLDER"
-        )
-    pixels = read_images(path).pixels
-    return Binarized(pixels, BINARIZE_SEED)[:] if split == "test" else pixels
-
-
 # === Training ===
 
 
@@ -212,7 +197,7 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
     clock = WithinTime(60 * arguments.minutes, settings)
     fit = functools.partial(
         vae.fit,
-        Batches(images, settings.batch_size, shuffle_seed=settings.seed),
+        Batches(images, settings.batch_size, shuffle_seed=settings.seed).feed(),
         epochs=1_000_000,
         callbacks=[clock],
         shuffle=False,  # the batches are shuffled already

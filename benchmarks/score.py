@@ -8,7 +8,7 @@ random images of 28x28, and measures, on the same cores:
 - images per second of `vaeflow score` into Parquet with latents, reading, writing and keeping parts
   included; beside onnxruntime alone on what the score of an image takes, one encoding and 16
   decodings, in batches that are ready in memory, of the size that suits it best;
-- the peak memory of scoring 4,000 images, and ten times as many.
+- the peak memory of scoring 10,000 images, and ten times as many.
 
 Writes `benchmarks/results/score.json`: a list of entries with `name`, `images_per_second` (the
 median of interleaved runs, imports left out) or `peak_memory_mb` (of a process of its own), and the
@@ -32,7 +32,7 @@ from vaeflow.scoring.score import Batch, score
 
 RESULTS = Path(__file__).parent / "results" / "score.json"
 IMAGES, RUNS = 2_000, 3
-FEW = 4_000  # in the smaller of the runs whose memory is measured
+FEW = 10_000  # in the smaller of the runs whose memory is measured
 BARE_IMAGES = 1_024
 BATCHES = (64, 256, 1024)
 
@@ -119,7 +119,7 @@ def measure(scratch: Path) -> list[dict]:
     few, many = (entry["peak_memory_mb"] for entry in memory)
     ratios = [
         ("rate of vaeflow score / onnxruntime's best", ours / max(bare), "at least 0.8"),
-        ("memory of ten times as many images / of few", many / few, "at most 1.05"),
+        ("memory of ten times as many images / of few", many / few, "at most 1.1"),
     ]
     entries += memory
     entries += [{"name": n, "ratio": round(ratio, 3), "aim": aim} for n, ratio, aim in ratios]

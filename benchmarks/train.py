@@ -10,7 +10,7 @@ Contestants, each in a process of its own, made ready and warm, then measured in
 - `matrix products`: the machine's limit, as many operations in large products of two matrices.
 
 With `--data`, a folder with MNIST's four files, also how long each takes until the ELBO of the
-test images, dynamically binarised once, is -100 nats. Writes `benchmarks/results/train.json` and
+test images, binarised once, is -100 nats (`--nats`). Writes `benchmarks/results/train.json` and
 prints the ratios. Where only JAX is installed, `KERAS_BACKEND=jax` and the source folder on
 `PYTHONPATH` are enough.
 """
@@ -29,11 +29,11 @@ from pathlib import Path
 
 import numpy as np
 from machine import machine
+from mnist import mnist
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results" / "train.json"
 CONTESTANTS = ("vaeflow", "keras-io", "torch-eager", "torch-compile", "matrix products")
-NATS = 100.0
 
 
 class Contestant:
@@ -81,11 +81,15 @@ def main() -> None:
     if arguments.data:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mnist.npz"
-            np.savez(path, **mnist(arguments.data))
+            np.savez(path, **{split: mnist(arguments.data, split) for split in ("train", "test")})
             entries += times([name for name in names if name != "matrix products"], path, arguments)
+    if not any(entry["device"].startswith("GPU") for entry in entries):
+        entries.append(
+            {"name": "vaeflow", "device": "GPU: none at hand", "images_per_second": None}
+        )
     for entry in entries:
         entry.update(command=command(arguments), **machine(entry["device"]))
-    RESULTS.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -95,7 +99,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32")
     parser.add_argument("--windows", type=int, default=11)
     parser.add_argument("--epochs", type=int, default=1, help="of 4,096 images, in each window")
+    parser.add_argument("--nats", type=float, default=100.0, help="to train down to, with --data")
     parser.add_argument("--data", type=Path, help="folder with MNIST's four files")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -133,10 +139,10 @@ def times(names, path, arguments) -> list[dict]:
     entries = []
     for name in names:
         contestant = Contestant(name, 128, arguments.precision)
-        answer = contestant.ask(f"until {NATS} {path}")
+        answer = contestant.ask(f"until {arguments.nats} {path}")
         contestant.end()
         entry = {"name": name, "precision": arguments.precision, "device": contestant.device}
-        entries.append({**entry, "batch_size": 128, "until_nats": NATS, **answer})
+        entries.append({**entry, "batch_size": 128, "until_nats": arguments.nats, **answer})
         print(f"{name}: {answer['minus_elbo']} nats after {answer['seconds']} s", flush=True)
     return entries
 
@@ -154,17 +160,10 @@ def print_ratios(entries) -> None:
         )
 
 
-def mnist(folder: Path) -> dict[str, np.ndarray]:
-    """Training images in grey, test images black and white."""
-    from mnist_likelihood import mnist as read
-
-    return {"train": read(folder, "train"), "test": read(folder, "test")}
-
-
 def command(arguments) -> str:
     """How to make the same again."""
     sizes = " ".join(map(str, arguments.batch_sizes))
-    data = " --data MNIST" if arguments.data else ""
+    data = f" --data MNIST --nats {arguments.nats:g}" if arguments.data else ""
     return (
         f"python benchmarks/train.py --batch-sizes {sizes} --precision {arguments.precision}"
         f" --windows {arguments.windows} --epochs {arguments.epochs}{data}"

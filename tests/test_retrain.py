@@ -163,6 +163,7 @@ def test_a_training_goes_on_when_its_tracking_server_stops(tmp_path, monkeypatch
         assert client.get_run(run_id).info.status == "FINISHED"
         assert len(client.get_metric_history(run_id, "elbo")) == 25
         assert client.get_model_version("digits-vae", "1").run_id == run_id
+        assert f"{address}/#/models/digits-vae/versions/1" in artifacts()["retrain-mlflow"]
 
 
 def start_flow(root, log, *options):

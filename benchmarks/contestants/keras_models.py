@@ -11,11 +11,15 @@ from vaeflow.device import (
     choose_jit,
     choose_steps_per_execution,
     count_devices,
+    keep_on_device,
     layers_in,
     use_gpu_if_any,
 )
 from vaeflow.model.vae import VAE
 
+# What vaeflow reaches the bound fastest with: `train.batch_size`, `train.learning_rate` and
+# `train.weight_average`.
+FASTEST = {"batch_size": 64, "learning_rate": 0.004, "weight_average": 0.99}
 # Of `presets/mnist.yaml`.
 NETWORK = {"latent_dim": 40, "filters": (32, 64), "hidden_units": 512}
 
@@ -33,6 +37,11 @@ class KerasModel:
         self.batch_size, self.precision, self.device = batch_size, precision, device
         self.reset()
 
+    def reset_for_bound(self) -> dict:
+        """Untrained, with the settings that reach a bound; returns those that are its own."""
+        self.reset()
+        return {}
+
     def images(self, images: np.ndarray, epochs: int) -> int:
         """How many `train` has seen."""
         return epochs * len(images)
@@ -45,30 +54,62 @@ class KerasModel:
 class Vaeflow(KerasModel):
     """The model, its batches and its choices as `vaeflow train` has them."""
 
-    def reset(self) -> None:
+    def reset(self, learning_rate: float = 0.002, weight_average: float = 0.0) -> None:
         """Untrained, with the learning rate of the preset."""
         keras.utils.set_random_seed(0)
         with all_devices():
             with layers_in(self.precision):
                 self.model = VAE((28, 28, 1), **NETWORK, binarize="dynamic")
+            optimizer = keras.optimizers.Adam(
+                learning_rate, use_ema=weight_average > 0, ema_momentum=weight_average
+            )
             self.model.compile(
-                optimizer=keras.optimizers.Adam(0.002),
+                optimizer=optimizer,
                 jit_compile=choose_jit("auto"),
                 steps_per_execution=choose_steps_per_execution(),
             )
-            self.model.optimizer.build(self.model.trainable_variables)
+            optimizer.build(self.model.trainable_variables)
+        self.raw = RawWeights()
+        self.given = None
+
+    def reset_for_bound(self) -> dict:
+        """Untrained, with the settings that reach a bound; returns those that are its own."""
+        self.batch_size = FASTEST["batch_size"]
+        self.reset(FASTEST["learning_rate"], FASTEST["weight_average"])
+        return FASTEST
 
     def train(self, images: np.ndarray, epochs: int) -> None:
-        """One `fit`."""
+        """One `fit`; the images given first stay on the device, if it is one of its own."""
+        if self.given is None:
+            self.given, self.model.kept_images = images, keep_on_device(images)
+        images = self.model.kept_images if images is self.given else images
+        self.raw.put_back()
         batches = self._batches(images, shuffle_seed=0)
-        self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
+        self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[self.raw])
 
     def elbo(self, images: np.ndarray) -> float:
         """Mean over images that are black and white, nats."""
         return self.model.evaluate(self._batches(images), verbose=0, return_dict=True)["elbo"]
 
     def _batches(self, images, **kwargs) -> Batches:
-        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs)
+        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs).feed()
+
+
+class RawWeights(keras.callbacks.Callback):
+    """The weights that training goes on from, where Keras puts their averages after each `fit`."""
+
+    values = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Keep them."""
+        if self.model.optimizer.use_ema:
+            self.values = [variable.numpy() for variable in self.model.trainable_variables]
+
+    def put_back(self):
+        """Have the model go on from them."""
+        if self.values is not None:
+            for variable, value in zip(self.model.trainable_variables, self.values, strict=True):
+                variable.assign(value)
 
 
 class KerasIo(KerasModel):
@@ -78,8 +119,7 @@ class KerasIo(KerasModel):
         """Untrained, with the example's optimizer."""
         keras.utils.set_random_seed(0)
         with layers_in(self.precision):
-            networks = VAE((28, 28, 1), **NETWORK)
-        self.model = keras_io_model(networks.encoder, networks.decoder)
+            self.model = keras_io_model(*keras_networks())
         self.model.compile(optimizer=keras.optimizers.Adam(0.001))
 
     def train(self, images: np.ndarray, epochs: int) -> None:
@@ -97,6 +137,29 @@ class KerasIo(KerasModel):
         return -self.model.evaluate(
             images / np.float32(255), batch_size=self.batch_size, verbose=0, return_dict=True
         )["loss"]
+
+
+def keras_networks() -> tuple[keras.Model, keras.Model]:
+    """Encoder and decoder, vaeflow's `conv` of `presets/mnist.yaml`, of Keras's own layers."""
+    from keras import layers
+
+    convolution = {"strides": 2, "padding": "same", "activation": "silu"}
+    images = keras.Input((28, 28, 1))
+    x = layers.Conv2D(32, 3, **convolution)(images)
+    x = layers.Conv2D(64, 3, **convolution)(x)
+    x = layers.Dense(NETWORK["hidden_units"], activation="silu")(layers.Flatten()(x))
+    mean = layers.Dense(NETWORK["latent_dim"], dtype="float32")(x)
+    log_variance = layers.Dense(NETWORK["latent_dim"], dtype="float32")(x)
+    posterior = {"mean": mean, "log_variance": 12 * keras.ops.tanh(log_variance / 12)}
+
+    latents = keras.Input((NETWORK["latent_dim"],))
+    x = layers.Dense(NETWORK["hidden_units"], activation="silu")(latents)
+    x = layers.Dense(7 * 7 * 64, activation="silu")(x)
+    x = layers.Conv2DTranspose(64, 3, **convolution)(layers.Reshape((7, 7, 64))(x))
+    x = layers.Conv2D(4, 3, padding="same", dtype="float32")(x)
+    x = layers.Permute((1, 3, 2, 4), dtype="float32")(layers.Reshape((14, 14, 2, 2))(x))
+    logits = layers.Reshape((28, 28, 1), dtype="float32")(x)
+    return keras.Model(images, posterior), keras.Model(latents, {"logits": logits})
 
 
 def keras_io_model(encoder, decoder) -> keras.Model:

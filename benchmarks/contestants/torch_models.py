@@ -73,6 +73,11 @@ class Torch:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=0.001)
         self.loss = torch.compile(self.network) if self.compiled else self.network
 
+    def reset_for_bound(self) -> dict:
+        """The same: none of its settings are chosen for that."""
+        self.reset()
+        return {}
+
     def train(self, images: np.ndarray, epochs: int) -> None:
         """Batches of one size only, lest `torch.compile` begin anew for the last."""
         pixels = torch.from_numpy(images).to(self.target)

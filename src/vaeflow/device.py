@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+KEPT_BYTES = 2**30
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
 
@@ -52,6 +54,29 @@ def choose_steps_per_execution() -> int:
     if _backend() == "tensorflow" and count_devices() > 1:
         return 1  # more at once it fails to make on several devices (TensorFlow 2.21)
     return 32 if has_gpu() else 8
+
+
+def keep_on_device(images):
+    """Images as one tensor on the only accelerator, where they take at most 1 GiB; else as given.
+
+    Args:
+        images: uint8, `(count, height, width, channels)`; an array, or what stands in for one.
+    """
+    if not has_gpu() or count_devices() > 1 or math.prod(images.shape) > KEPT_BYTES:
+        return images
+    return put_on_device(images[:])
+
+
+def put_on_device(images):
+    """A tensor of them on the first device; of the CPU's, where there is no other."""
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.device(_devices()[0].name):
+            return tf.identity(images)
+    import jax
+
+    return jax.device_put(images, _devices()[0])
 
 
 @contextmanager

@@ -3,6 +3,8 @@ import numpy as np
 import tensorflow as tf
 
 from vaeflow.data.batches import Batches
+from vaeflow.device import put_on_device
+from vaeflow.model.vae import VAE
 
 
 def epochs(digits, seed):
@@ -13,14 +15,14 @@ def epochs(digits, seed):
 def test_fit_goes_through_the_epochs(digits):
     class Keep(keras.Model):
         def train_step(self, data):
-            tf.py_function(lambda batch: seen.append(batch.numpy()), [data[0]], [])
+            tf.py_function(lambda batch: seen.append(batch.numpy()), [data], [])
             return {"loss": 0.0}
 
     seen = []
     model = Keep()
     model.compile()
     data = Batches(digits, 256, shuffle_seed=1)
-    model.fit(data, epochs=2, shuffle=False, verbose=0)
+    model.fit(data.feed(), epochs=2, shuffle=False, verbose=0)
     np.testing.assert_array_equal(np.concatenate(seen), np.concatenate(epochs(digits, 1)))
 
 
@@ -44,3 +46,15 @@ def test_an_epoch_can_be_gone_on_with_in_the_middle(digits):
 
 def test_without_a_seed_the_order_is_kept(digits):
     np.testing.assert_array_equal(np.concatenate(list(Batches(digits, 100).at(7))), digits)
+
+
+def test_images_that_a_device_keeps_are_trained_on_like_others(digits):
+    weights = []
+    for images in (digits, put_on_device(digits)):
+        keras.utils.set_random_seed(0)
+        vae = VAE((8, 8, 1), latent_dim=2, filters=(4,), hidden_units=8)
+        vae.compile(optimizer="adam", steps_per_execution=3)
+        vae.kept_images = images
+        vae.fit(Batches(images, 256, shuffle_seed=1).feed(), epochs=2, shuffle=False, verbose=0)
+        weights.append(np.concatenate([np.ravel(value) for value in vae.get_weights()]))
+    np.testing.assert_array_equal(*weights)

@@ -12,8 +12,8 @@ from helpers import run
 IMAGES = {2: 150_000, 10: 500_000}  # more than can be scored between the kills
 
 
-def kill_during(command, parts, random) -> None:
-    """Start a run, and kill it a moment after it has kept something."""
+def kill_during(command, parts, delay) -> None:
+    """Start a run, and kill it a moment after it has kept something new."""
     before = set(parts.glob("*.npy"))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
@@ -21,7 +21,7 @@ def kill_during(command, parts, random) -> None:
             assert process.poll() is None, "the run has ended"
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(random.uniform(0, 1))
+        time.sleep(delay)
         process.kill()
     assert process.returncode == -signal.SIGKILL
 
@@ -45,12 +45,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished, tmp_path
     command = ["vaeflow", "score", str(tmp_path / "images.npy"), "--latents"]
     command += ["--model", str(finished / "outputs" / "bundle"), "--out"]
     straight, killed = tmp_path / "straight" / "s.parquet", tmp_path / "killed" / "s.parquet"
+    start = time.monotonic()
     run(tmp_path, *command, str(straight))
+    seconds = time.monotonic() - start
 
     random = np.random.default_rng()
     parts = killed.with_name(".s.parquet.parts")
     for _ in range(kills):
-        kill_during([*command, str(killed)], parts, random)
+        delay = random.uniform(0, 0.03 * seconds)  # about as long as a shard takes
+        print("killed after seconds", delay)  # shown when the test fails
+        kill_during([*command, str(killed)], parts, delay)
         assert not killed.exists()
     done = run(tmp_path, *command, str(killed))
 

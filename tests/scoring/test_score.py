@@ -1,19 +1,24 @@
 import fcntl
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from helpers import run, worsen
+from PIL import Image
 
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
+from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BadImageError, DataError, VaeflowError
-from vaeflow.registry.promotion import settle
+from vaeflow.registry.pull import pull
 from vaeflow.registry.register import register
 from vaeflow.scoring import score as module
 from vaeflow.scoring.score import Batch, score
+from vaeflow.training.tracking import connect
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -170,9 +175,43 @@ def test_without_quantiles_there_is_no_percentile(tmp_path, bundle):
     assert pyarrow.parquet.read_schema(tmp_path / "s.parquet").names == ["id", "score"]
 
 
-def test_a_model_of_the_registry_is_named_by_its_version(bundled, tmp_path):
-    settle(bundled, register(bundled))
-    score(Batch(("digits",), "models:/digits-vae@champion", tmp_path / "s.parquet"))
-    metadata = pyarrow.parquet.read_schema(tmp_path / "s.parquet").metadata
-    assert metadata[b"model_version"] == b"1"
-    assert metadata[b"bundle_sha256"].decode() == bundle_sha256(bundled.bundle)
+def test_the_champion_is_the_one_that_it_was_at_the_start(bundled, tmp_path, digits, small_shards):
+    address, out = "models:/digits-vae@champion", tmp_path / "s.parquet"
+    np.save(tmp_path / "a.npy", digits)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    batch = Batch((str(tmp_path / "a.npy"), str(tmp_path / "b.png")), address, out)
+    client = connect(bundled)
+    for expected in ("1", "2"):  # the second in place of the first, whose run was stopped
+        version = register(bundled)
+        assert version.number == expected
+        client.set_registered_model_alias("digits-vae", "champion", expected)
+        with pytest.raises(BadImageError):
+            score(batch)
+        worsen(bundled.bundle, 0.5)
+    worse = Bundle(pull(address)).score(digits)
+    assert not np.allclose(worse, Bundle(pull("models:/digits-vae/1")).score(digits), rtol=1e-3)
+
+    Image.fromarray(digits[0, ..., 0]).save(tmp_path / "b.png")
+    assert score(batch).resumed == KEPT
+    table = pyarrow.parquet.read_table(out)
+    assert table.schema.metadata[b"model_version"] == b"2"
+    assert table.schema.metadata[b"bundle_sha256"].decode() == bundle_sha256(pull(address))
+    np.testing.assert_allclose(table["score"][: len(digits)], worse, rtol=1e-5)
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+from vaeflow.scoring.score import Batch, score
+
+images, model, out = sys.argv[1:]
+score(Batch((images,), model, Path(out)))
+heavy = {"tensorflow", "keras", "mlflow", "dvc", "prefect", "pandas", "pyarrow", "scipy"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_scores_of_a_local_bundle_as_csv_need_nothing_heavy(tmp_path, digits, model):
+    np.save(tmp_path / "some.npy", digits[:9])
+    command = [sys.executable, "-c", LIGHT, "some.npy", model, "s.csv"]
+    assert run(tmp_path, *command).stdout.strip() == "[]"

@@ -56,7 +56,7 @@ def train(prepared, folder, backend, devices, gradient_limit=1000.0):
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         },
         capture_output=True,

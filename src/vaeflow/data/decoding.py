@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -111,7 +111,7 @@ class Decoded(NamedTuple):
 
 
 def decode_all(
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     conversion: Conversion,
     limits: Limits,
     check: CheckShape,

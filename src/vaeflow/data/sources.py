@@ -74,7 +74,7 @@ class Contents:
     """What there is to read in a source, each kind in the order of the paths."""
 
     arrays: list[Path] = field(default_factory=list)
-    pictures: list[Path] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)  # a path object is four times as large
 
 
 def read_images(*sources: Path | str, reading: Reading | None = None) -> Images:
@@ -197,14 +197,14 @@ def _leads_inside(link: Path, root: Path) -> bool:
 
 
 def _sort_in(path: Path, is_file: bool, reading: Reading, contents: Contents) -> None:
-    kinds = ((contents.pictures, is_picture), (contents.arrays, is_array))
-    kind = next((files for files, is_one in kinds if is_one(path)), None)
-    if kind is None:
+    if not (is_picture(path) or is_array(path)):
         reading.on_other(path)
-    elif is_file:
-        kind.append(path)
-    else:  # a pipe, say, would never answer
+    elif not is_file:  # a pipe, say, would never answer
         reading.on_bad(BadImageError(path, "not a file."))
+    elif is_picture(path):
+        contents.pictures.append(str(path))
+    else:
+        contents.arrays.append(path)
 
 
 def is_picture(path: Path) -> bool:
@@ -295,19 +295,22 @@ def select(images: Images, rows: Sequence[int]) -> Images:
 
 
 def _picture_blocks(
-    source: Path, paths: Sequence[Path], reading: Reading, same: _SameShape
+    source: Path, paths: Sequence[str], reading: Reading, same: _SameShape
 ) -> Iterator[Images]:
-    labels: dict[Path, str | None] = {}
-    for path in paths:
-        try:
-            labels[path] = _folder_label(source, path, reading)
-        except BadImageError as error:
-            reading.on_bad(error)
+    def labelled() -> Iterator[Path]:
+        for path in map(Path, paths):
+            try:
+                _folder_label(source, path, reading)
+            except BadImageError as error:
+                reading.on_bad(error)
+            else:
+                yield path
+
     parts: list[Images] = []
     # Closed with the loop: files that were read ahead are then dropped.
     with closing(
         decode_all(
-            list(labels),
+            labelled(),
             reading.conversion,
             reading.limits,
             same.check,
@@ -321,8 +324,8 @@ def _picture_blocks(
                 continue
             same.fix(decoded.paths[0], decoded.pixels.shape[1:])
             names = [str(path) for path in decoded.paths]
-            labelled = [labels[path] for path in decoded.paths]
-            parts.append(Images(decoded.pixels, decoded.digests, names, labelled))
+            labels = [_folder_label(source, path, reading) for path in decoded.paths]
+            parts.append(Images(decoded.pixels, decoded.digests, names, labels))
             # Not if the next part would go beyond a block's size: joining copies.
             if sum(part.pixels.nbytes for part in (*parts, parts[-1])) > BYTES_PER_BLOCK:
                 yield joined(parts)

@@ -55,7 +55,9 @@ def global_norm(gradients):
 def apply_if(sound, optimizer, gradients, variables):
     """Apply the gradients, or leave everything as it is."""
     if replicas() == 1:
-        tf.cond(sound, lambda: optimizer.apply(gradients, variables), lambda: None)
+        # Dozens of small operations on every weight: XLA makes one pass over the memory of them.
+        apply = tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=True)
+        tf.cond(sound, apply, lambda: None)
         return
     # Replicas may not meet inside a condition, as they do to apply gradients: choose afterwards.
     changed = [variable.value for variable in (*variables, *optimizer.variables)]

@@ -141,6 +141,8 @@ class VAE(keras.Model):
 
         # === Noise, progress and metrics ===
         self.noise = keras.random.SeedGenerator(seed)
+        # All images to train on, uint8, where a device keeps them and batches are rows of them.
+        self.kept_images = None
         # Steps made so far, skipped ones too; saved, so that a loaded model goes on warming up.
         self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
         self.skipped_in_a_row = self.add_weight(
@@ -248,17 +250,29 @@ class VAE(keras.Model):
         return {**results, self.skipped_metric.name: self.skipped_metric.result()}
 
     def _test(self, data):
-        images = _images_of(data)
+        images = self._images_of(data)
         terms = self.terms(images, self._draw_noise(images, self.seed))
         return self._update_metrics(terms, self.loss_of(terms, self.beta))
 
     def _observe(self, data):
         """The images of a batch, drawn black and white where the model binarises."""
-        images = _images_of(data)
+        images = self._images_of(data)
         if self.binarize != "dynamic":
             return images
         draws = keras.random.uniform(_shape_of_all(images), seed=self.noise)
         return ops.cast(backend().own_part(draws, axis=0) < images, "float32")
+
+    def _images_of(self, data):
+        """Images in [0, 1] from what `fit` hands over.
+
+        That is these or uint8, rows of `kept_images`, or a tuple `(images, labels, weights)`.
+        """
+        images = data[0] if isinstance(data, list | tuple) else data
+        if keras.backend.standardize_dtype(images.dtype) == "int32":
+            images = ops.take(self.kept_images, images, axis=0)
+        if keras.backend.standardize_dtype(images.dtype) == "uint8":
+            return ops.cast(images, "float32") / 255.0
+        return images
 
     def tighten(self, samples: int) -> None:
         """Go on training with the importance-weighted bound, of so many draws an image.
@@ -364,14 +378,6 @@ def _shape_of_all(images):
 def _check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
-
-
-def _images_of(data):
-    """Images in [0, 1]; `fit` hands over these or uint8, or a tuple `(images, labels, weights)`."""
-    images = data[0] if isinstance(data, list | tuple) else data
-    if keras.backend.standardize_dtype(images.dtype) == "uint8":
-        return ops.cast(images, "float32") / 255.0
-    return images
 
 
 def load_vae(path: Path) -> VAE:

@@ -36,6 +36,8 @@ class ParquetTable:
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str]):
+        import pyarrow.parquet  # noqa: F401  # if it is missing, better known now than later
+
         self._path = path
         self._metadata = metadata
         self._writer = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from vaeflow.config import Train
 from vaeflow.data.batches import Batches
-from vaeflow.device import count_devices
+from vaeflow.device import count_devices, keep_on_device
 from vaeflow.model.vae import VAE, backend
 from vaeflow.progress import Progress
 from vaeflow.training.progress import TrainingProgress
@@ -40,6 +40,7 @@ class Training:
         self.vae = vae
         self.settings = settings
         share = {"batch_size": settings.batch_size, "multiple_of": count_devices()}
+        vae.kept_images = images = keep_on_device(images)
         self.batches = Batches(images, shuffle_seed=settings.seed, **share)
         self.steps_per_epoch = len(self.batches)
         self.validation = Batches(validation, **share)
@@ -92,7 +93,7 @@ class Training:
             self.train()
         # Keras has put the averaged weights, where there are such, into the model.
         validation = self.vae.evaluate(
-            self.validation, callbacks=self.callbacks, return_dict=True, verbose=0
+            self.validation.feed(), callbacks=self.callbacks, return_dict=True, verbose=0
         )
         validation = {f"validation_{name}": value for name, value in validation.items()}
         row = {"epoch": progress.epoch + 1, **progress.means, **validation}
@@ -112,7 +113,7 @@ class Training:
             _put(self.vae.trainable_variables, self.raw)
             self.raw = None
         self.vae.fit(
-            self.batches.at(progress.epoch, progress.batch),
+            self.batches.at(progress.epoch, progress.batch).feed(),
             initial_epoch=progress.epoch,
             epochs=progress.epoch + 1,
             callbacks=self.callbacks,

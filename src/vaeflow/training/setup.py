@@ -10,11 +10,14 @@ import keras
 
 from vaeflow.config import Train
 from vaeflow.data.prepare import load_split
+from vaeflow.data.stored import StoredImages
 from vaeflow.device import count_devices
 from vaeflow.errors import ConfigError
 from vaeflow.model.binarize import Binarized, binarized
 from vaeflow.model.likelihoods import why_it_does_not_fit
 from vaeflow.model.vae import VAE
+
+SPLITS = ("train", "validation")
 
 
 def load_images(prepared: Path, settings: Train):
@@ -22,10 +25,10 @@ def load_images(prepared: Path, settings: Train):
 
     Warns where the likelihood does not fit them.
     """
-    images = load_split(prepared, "train")
+    images, validation = (StoredImages(load_split(prepared, name)) for name in SPLITS)
     if settings.binarize == "static":
         images = Binarized(images, settings.seed)
-    validation = binarized(load_split(prepared, "validation"), settings.binarize, settings.seed)
+    validation = binarized(validation, settings.binarize, settings.seed)
     # The validation images stand for all: they are few, and what the model will be judged on.
     if reason := why_it_does_not_fit(settings.likelihood, validation):
         print(f"warning: {reason}", flush=True)

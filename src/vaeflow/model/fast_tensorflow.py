@@ -1,0 +1,70 @@
+"""What TensorFlow computes on CPUs, computed faster: the same values, to rounding.
+
+Outside training nothing here is used: what is exported has TensorFlow's own operations.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+@tf.custom_gradient
+def silu(x):
+    """`x * sigmoid(x)`; its gradient in one pass over the memory, where TensorFlow makes six."""
+    return tf.nn.silu(x), lambda upstream: _silu_gradient(x, upstream)
+
+
+@tf.function(jit_compile=True)
+def _silu_gradient(x, upstream):
+    sigmoid = tf.sigmoid(x)
+    return upstream * (sigmoid + x * sigmoid * (1 - sigmoid))
+
+
+def narrow_convolution(x, kernel):
+    """`tf.nn.conv2d(x, kernel, 1, "SAME")` where few channels come out, in half of the time.
+
+    oneDNN's convolutions find 16 channels at once, wanted or not. Here a product of matrices finds
+    what every place gives to each of its neighbours, and the gradient in the kernel is that of a
+    convolution whose input is narrow, which oneDNN is good at.
+
+    Args:
+        x: `(batch, height, width, inputs)`.
+        kernel: `(rows, columns, inputs, outputs)`, rows and columns odd.
+    """
+    return _narrow_convolution(x, tf.convert_to_tensor(kernel))
+
+
+@tf.custom_gradient
+def _narrow_convolution(x, kernel):
+    rows, columns, inputs, outputs = kernel.shape
+    taps = tf.reshape(tf.transpose(kernel, (2, 0, 1, 3)), (inputs, -1))
+    given = tf.reshape(tf.reshape(x, (-1, inputs)) @ taps, (-1, *x.shape[1:3], taps.shape[1]))
+
+    def gradient(upstream):
+        same = {"strides": (1, 1, 1, 1), "padding": "SAME"}
+        in_x = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, **same
+        )
+        swapped = tf.raw_ops.Conv2DBackpropFilter(
+            input=upstream, filter_sizes=(rows, columns, outputs, inputs), out_backprop=x, **same
+        )
+        return in_x, tf.transpose(tf.reverse(swapped, (0, 1)), (0, 1, 3, 2))
+
+    return _collect(given, rows, columns), gradient
+
+
+@tf.function(jit_compile=True)
+def _collect(given, rows, columns):
+    """Sum, at every place, what its neighbours give to it: a slice of the channels each."""
+    height, width, channels = given.shape[1:]
+    outputs = channels // (rows * columns)
+    edges = [(0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)]
+    padded = tf.pad(given, edges)
+    return tf.add_n(
+        [
+            padded[:, row : row + height, column : column + width, first : first + outputs]
+            for row in range(rows)
+            for column in range(columns)
+            for first in [(row * columns + column) * outputs]
+        ]
+    )
