@@ -29,9 +29,9 @@ pytestmark = [
 ]
 
 SECONDS = float(os.environ.get("VAEFLOW_LOAD", "120"))
-CLIENTS = 32
+CLIENTS = 16
 FLAT_MB = 30
-ROWS, QUEUE = 8, 512  # of a request, and of the server's queue
+ROWS, QUEUE = 8, 256  # of a request, and of the server's queue
 # An accepted request waits for the queue before it to be run at the sustainable rate; and while
 # the server refuses as many again, for longer.
 PATIENCE = 4
