@@ -135,12 +135,13 @@ def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     pipeline.check_parameters(place)
     if not (state := fetch_data(place, return_state=True)).is_completed():
         return state
-    if not (state.result() or force) and (known := find_settled(place)):
+    changed = state.result()
+    if not (changed or force) and (known := find_settled(place)):
         message = f"nothing changed: {known}"
         print(message)
         return Completed(message=message, data=known.uri)
 
-    for stage in pipeline.stages(place):
+    for stage in pipeline.stages_to_run(place, set(changed), force):
         if not (state := run_stage(place, stage, force, return_state=True)).is_completed():
             return state
     if not (state := register_bundle(place, return_state=True)).is_completed():

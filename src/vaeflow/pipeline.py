@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
+from itertools import dropwhile
 
 from vaeflow.config import load_parameters
 from vaeflow.errors import BusyError, DataError, StageError
@@ -76,6 +77,18 @@ def alone_in(workspace: Workspace, wait: bool, report: Callable[[str], None]) ->
         yield
     finally:
         lock.release()
+
+
+def stages_to_run(workspace: Workspace, changed: set[str], force: bool) -> list[str]:
+    """The stages from the first that changed: those before it depend on nothing that did.
+
+    Args:
+        workspace: whose `dvc.yaml`.
+        changed: from `fetch_data`.
+        force: all of them.
+    """
+    ordered = stages(workspace)
+    return ordered if force else list(dropwhile(lambda stage: stage not in changed, ordered))
 
 
 def check_parameters(workspace: Workspace) -> None:
