@@ -13,9 +13,7 @@ from keras import layers, ops
 from vaeflow.device import has_gpu
 
 if keras.backend.backend() == "tensorflow":
-    from vaeflow.model.fast_tensorflow import narrow_convolution, silu
-else:
-    from keras.activations import silu
+    from vaeflow.model import fast_tensorflow
 
 LOG_VARIANCE_BOUNDS = (-12.0, 12.0)
 NARROW = 4  # channels; from twice as many on, Conv2D is as fast
@@ -65,13 +63,21 @@ class PerChannel(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
+def silu(x):
+    """`x * sigmoid(x)`, whose gradient TensorFlow would take six passes over the memory for."""
+    if keras.backend.backend() == "tensorflow":
+        return fast_tensorflow.silu(x)
+    return keras.activations.silu(x)
+
+
+@keras.saving.register_keras_serializable(package="vaeflow")
 class NarrowConv2D(layers.Conv2D):
     """A `Conv2D` of stride 1 to few channels, which trains faster on CPUs under TensorFlow."""
 
     def call(self, inputs, training=False):
         """As `Conv2D`, to rounding."""
         if training and keras.backend.backend() == "tensorflow" and not has_gpu():
-            return narrow_convolution(inputs, self.kernel) + self.bias
+            return fast_tensorflow.narrow_convolution(inputs, self.kernel) + self.bias
         return super().call(inputs)
 
 
