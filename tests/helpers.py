@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 # A copy of MNIST's files, where there is one: tests that use it are skipped elsewhere.
@@ -23,6 +24,17 @@ MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 SCRATCH = Path(tempfile.mkdtemp(prefix="vaeflow-tests-"))
 # A training of seconds, long enough that the latents carry something.
 SMALL = {"epochs": 3, "filters": [8, 16], "hidden_units": 32, "batch_size": 8}
+
+# How often a test kills what it starts: twice, and ten times where there are minutes for it.
+KILLS = [
+    2,
+    pytest.param(
+        10,
+        marks=pytest.mark.skipif(
+            not os.environ.get("VAEFLOW_TEST_ALL"), reason="takes minutes: make test-all"
+        ),
+    ),
+]
 
 # Nothing of the user's own is read or written: no tracking server, cache or Prefect profile.
 for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "PREFECT_", "DVC_"))]:

@@ -1,13 +1,12 @@
 """Real batch runs, killed at random moments and started again."""
 
-import os
 import signal
 import subprocess
 import time
 
 import numpy as np
 import pytest
-from helpers import run
+from helpers import KILLS, run
 
 IMAGES = {2: 150_000, 10: 500_000}  # more than can be scored between the kills
 
@@ -27,18 +26,7 @@ def kill_during(command, parts, delay) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kills",
-    [
-        2,
-        pytest.param(
-            10,
-            marks=pytest.mark.skipif(
-                not os.environ.get("VAEFLOW_TEST_ALL"), reason="takes minutes: make test-all"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kills", KILLS)
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished, tmp_path, kills):
     images = np.random.default_rng(0).integers(0, 256, (IMAGES[kills], 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)

@@ -1,13 +1,12 @@
 """Real training processes, killed at random moments and started again."""
 
-import os
 import signal
 import subprocess
 import time
 
 import numpy as np
 import pytest
-from helpers import make_workspace, run
+from helpers import KILLS, make_workspace, run
 
 from vaeflow.model.vae import load_vae
 from vaeflow.training.tracking import connect
@@ -46,18 +45,7 @@ def kill_after_epochs(folder, epochs: int, delay: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kills",
-    [
-        2,
-        pytest.param(
-            10,
-            marks=pytest.mark.skipif(
-                not os.environ.get("VAEFLOW_TEST_ALL"), reason="takes minutes: make test-all"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kills", KILLS)
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(prepared_workspace, kills):
     folder, outputs = prepared_workspace, prepared_workspace / "outputs"
     run(folder, "vaeflow", "train")

@@ -90,8 +90,10 @@ def judge(workspace: Workspace, version: Version) -> Verdict:
         champion = None if champion == version.number else champion
         servable = check_servability(client, version)
         if servable.passed:
-            quality, comparison = _check_quality(workspace, parameters, version, champion)
-            sanity = _check_sanity(_load(workspace, version).manifest, parameters.registry)
+            challenger = _load(workspace, version)
+            against = Version(version.name, champion) if champion else None
+            quality, comparison = _check_quality(workspace, parameters, challenger, against)
+            sanity = _check_sanity(challenger.manifest, parameters.registry)
             checks = {"quality": quality, "servability": servable, "sanity": sanity}
             verdict = Verdict(champion, checks, comparison)
         else:  # there is nothing else that it could be asked
@@ -123,18 +125,18 @@ def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
 
 
 def _check_quality(
-    workspace: Workspace, parameters: Parameters, version: Version, champion: str | None
+    workspace: Workspace, parameters: Parameters, challenger: Bundle, champion: Version | None
 ) -> tuple[Check, Comparison | None]:
-    challenger = _load(workspace, version)
     if champion is None:
         bound = challenger.manifest.metrics[BOUND]
         return Check(True, f"there was no champion; its bound is {bound:.3f} nats"), None
+    named = f"version {champion.number}"
     try:
-        theirs = _load(workspace, Version(version.name, champion))
+        theirs = _load(workspace, champion)
     except (BundleError, RegistryError) as error:
-        return Check(False, f"the champion, version {champion}, cannot be had: {error}"), None
+        return Check(False, f"the champion, {named}, cannot be had: {error}"), None
     if (ours_of := _measure(challenger)) != (theirs_of := _measure(theirs)):
-        reason = f"its bound, of {ours_of}, does not compare with version {champion}'s"
+        reason = f"its bound, of {ours_of}, does not compare with {named}'s"
         return Check(False, f"{reason}, of {theirs_of}"), None
     images = _test_images(workspace, parameters, challenger.manifest)
     comparison = compare(challenger, theirs, images, parameters.registry.samples)
@@ -142,7 +144,7 @@ def _check_quality(
     better = comparison.is_better(least)
     wanted = f" (wanted: {least:g} nats, and two standard errors)" * (not better)
     verdict = "better" if better else "not better"
-    return Check(better, f"{verdict} than version {champion}{wanted}: {comparison}"), comparison
+    return Check(better, f"{verdict} than {named}{wanted}: {comparison}"), comparison
 
 
 def _test_images(workspace: Workspace, parameters: Parameters, manifest: Manifest) -> np.ndarray:
