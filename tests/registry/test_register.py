@@ -21,6 +21,7 @@ import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError
 from vaeflow.processes import process_group
+from vaeflow.registry import register as registering
 from vaeflow.registry.register import find_registered, register
 from vaeflow.training.tracking import connect, find_run, start_run
 
@@ -64,9 +65,21 @@ def test_processes_that_register_one_bundle_at_once_leave_one_version(bundled):
     connect(bundled)
     command = [sys.executable, "-c", REGISTER]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    printed = {process.communicate(timeout=120)[0].split()[-1] for process in started}
+    printed = [process.communicate(timeout=120)[0].split()[-1:] for process in started]
     (version,) = versions(bundled)
-    assert printed == {str(version.version)}
+    assert printed == [[str(version.version)]] * 4
+
+
+def test_a_second_version_that_another_process_deleted_first_is_no_error(bundled, monkeypatch):
+    """Two processes find the same second version at once; here, one with an old list."""
+    register(bundled)
+    client = connect(bundled)
+    (first,) = versions(bundled)
+    client.create_model_version(NAME, first.source, run_id=first.run_id, tags=first.tags)
+    old = registering._versions(client, NAME, first.tags["bundle_sha256"])
+    client.delete_model_version(NAME, "2")
+    monkeypatch.setattr(registering, "_versions", lambda *_: old)
+    assert register(bundled).number == "1"
 
 
 def test_versions_left_by_a_process_that_was_killed_before_it_looked_again_are_removed(bundled):

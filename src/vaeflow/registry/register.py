@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
 from vaeflow.lineage import stage_hashes
 from vaeflow.registry.packaging import write_mlflow_model
-from vaeflow.registry.versions import SHA256_TAG, Version
+from vaeflow.registry.versions import ABSENT, SHA256_TAG, Version
 from vaeflow.training.report import complete
 from vaeflow.training.tracking import Run, clear_errors, connect, find_run, start_run
 from vaeflow.workspace import Workspace
@@ -53,9 +53,16 @@ def find_registered(workspace: Workspace) -> Version | None:
 
 def _only_version(client: MlflowClient, name: str, digest: str) -> Version | None:
     """The first version of a bundle; later ones, of processes that came second, are deleted."""
+    from mlflow.exceptions import MlflowException
+
     first, *later = _versions(client, name, digest) or [None]
     for version in later:
-        client.delete_model_version(name, version.number)
+        try:
+            client.delete_model_version(name, version.number)
+        except MlflowException as error:
+            # Each process that finds a second version deletes it: another one was faster.
+            if error.error_code not in ABSENT:
+                raise
     return first
 
 
