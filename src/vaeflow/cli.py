@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from vaeflow import collector
 from vaeflow.errors import VaeflowError
 from vaeflow.serving.settings import Settings
 from vaeflow.workspace import Workspace
@@ -68,7 +69,8 @@ def main() -> None:
         if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
     try:
-        app()
+        with collector.seldom():
+            app()
     except VaeflowError as error:
         _refuse(str(error))
     except ModuleNotFoundError as error:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+from vaeflow import collector
 from vaeflow.errors import VaeflowError
 
 SECONDS = 600
@@ -73,4 +74,5 @@ def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with collector.seldom():
+        main(sys.argv[1])
