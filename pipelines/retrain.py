@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -12,6 +13,7 @@ from prefect.artifacts import (
     create_markdown_artifact,
     create_table_artifact,
 )
+from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 
@@ -20,8 +22,10 @@ from vaeflow.errors import BusyError, RegistryError, StageError
 from vaeflow.flows import without_traceback
 from vaeflow.overrides import overridden
 from vaeflow.registry import gate, promotion
-from vaeflow.registry.register import find_registered, register
+from vaeflow.registry.probe import Probe
+from vaeflow.registry.register import find_registered, get_ready, register
 from vaeflow.registry.versions import Version
+from vaeflow.training.tracking import connect
 from vaeflow.versioning import dvc
 from vaeflow.workspace import Workspace
 
@@ -31,9 +35,11 @@ async def is_worth_retrying(task, run, state: State) -> bool:
     return isinstance(await state.aresult(raise_on_failure=False), (RegistryError, StageError))
 
 
+# DVC and the registry know what was done before; a result is never taken from an earlier run.
+step = functools.partial(task, cache_policy=NO_CACHE)
 # For what speaks with remotes and servers. A training that failed would fail again.
 patient = functools.partial(
-    task,
+    step,
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
     retry_jitter_factor=0.5,
@@ -43,12 +49,12 @@ patient = functools.partial(
 
 @patient(task_run_name="fetch-data")
 @without_traceback
-def fetch_data(workspace: Workspace) -> list[str]:
-    """Bring data/ to its newest version; returns the stages that are out of date."""
-    return pipeline.fetch_data(workspace)
+def fetch_data(workspace: Workspace, force: bool) -> list[str]:
+    """Bring data/ to its newest version; returns the stages to run."""
+    return pipeline.fetch_data(workspace, force)
 
 
-@task(task_run_name="{stage}")
+@step(task_run_name="{stage}")
 @without_traceback
 def run_stage(workspace: Workspace, stage: str, force: bool) -> None:
     """Bring one DVC stage up to date."""
@@ -64,9 +70,9 @@ def register_bundle(workspace: Workspace) -> Version:
 
 @patient(task_run_name="gate")
 @without_traceback
-def judge(workspace: Workspace, version: Version) -> gate.Verdict | None:
+def judge(workspace: Workspace, version: Version, probe: Probe) -> gate.Verdict | None:
     """Compare the version with the champion, and look whether it is fit to serve."""
-    return promotion.judge_once(workspace, version)
+    return promotion.judge_once(workspace, version, probe)
 
 
 @patient(task_run_name="promote")
@@ -85,7 +91,7 @@ def push_outputs(workspace: Workspace) -> None:
     print(dvc(workspace, "push").strip())
 
 
-@task(task_run_name="report")
+@step(task_run_name="report")
 def publish(workspace: Workspace, settled: promotion.Settled) -> None:
     """Leave a summary, the figures and a picture beside the run."""
     found = run_report.describe(workspace, settled.version)
@@ -133,22 +139,25 @@ def retrain(
 def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     """The run itself, in a workspace that is its own."""
     pipeline.check_parameters(place)
-    if not (state := fetch_data(place, return_state=True)).is_completed():
+    if not (state := fetch_data(place, force, return_state=True)).is_completed():
         return state
-    changed = state.result()
-    if not (changed or force) and (known := find_settled(place)):
+    stages = state.result()
+    if not stages and (known := find_settled(place)):
         message = f"nothing changed: {known}"
         print(message)
         return Completed(message=message, data=known.uri)
 
-    for stage in pipeline.stages_to_run(place, set(changed), force):
-        if not (state := run_stage(place, stage, force, return_state=True)).is_completed():
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(get_ready, place)  # this process only waits for the stages meanwhile
+        for stage in stages:
+            if not (state := run_stage(place, stage, force, return_state=True)).is_completed():
+                return state
+    with Probe(connect(place).tracking_uri) as probe:
+        if not (state := register_bundle(place, return_state=True)).is_completed():
             return state
-    if not (state := register_bundle(place, return_state=True)).is_completed():
-        return state
-    version = state.result()
-    if not (state := judge(place, version, return_state=True)).is_completed():
-        return state
+        version = state.result()
+        if not (state := judge(place, version, probe, return_state=True)).is_completed():
+            return state
     if not (state := promote(place, version, state.result(), return_state=True)).is_completed():
         return state
     settled = state.result()

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from itertools import dropwhile
@@ -79,31 +80,24 @@ def alone_in(workspace: Workspace, wait: bool, report: Callable[[str], None]) ->
         lock.release()
 
 
-def stages_to_run(workspace: Workspace, changed: set[str], force: bool) -> list[str]:
-    """The stages from the first that changed: those before it depend on nothing that did.
-
-    Args:
-        workspace: whose `dvc.yaml`.
-        changed: from `fetch_data`.
-        force: all of them.
-    """
-    ordered = stages(workspace)
-    return ordered if force else list(dropwhile(lambda stage: stage not in changed, ordered))
-
-
 def check_parameters(workspace: Workspace) -> None:
     """Refuse a `params.yaml` with a key or a value that is not allowed (ConfigError)."""
     load_parameters(workspace.parameters)
 
 
-def fetch_data(workspace: Workspace) -> list[str]:
+def fetch_data(workspace: Workspace, force: bool = False) -> list[str]:
     """Bring `data/` to what `data.dvc` says; where that is an import, to its source's newest.
 
     Images that no version stands for stop the run: `dvc repro -s` would train on them without a
     word, and `dvc repro` would rewrite `data.dvc`, and nobody decided that they are the next.
 
+    Args:
+        workspace: whose.
+        force: take all stages for out of date.
+
     Returns:
-        The stages that are out of date by what is there now; those after them will be, too.
+        The stages to run, in order: all from the first that is out of date by what is there now,
+        as those before it depend on nothing that changed.
 
     Raises:
         DataError: `data/` is missing, or holds images without a version.
@@ -111,7 +105,9 @@ def fetch_data(workspace: Workspace) -> list[str]:
     """
     if is_import(workspace):
         dvc(workspace, "update", "data.dvc")
-    status = _status(workspace)
+    with ThreadPoolExecutor(1) as beside:
+        graph = beside.submit(stages, workspace)
+        status = _status(workspace)
     if "data.dvc" in status:
         try:
             dvc(workspace, "pull", "data.dvc")
@@ -123,7 +119,7 @@ def fetch_data(workspace: Workspace) -> list[str]:
     require_data(workspace)
     if not workspace.data_pointer.is_file():
         raise DataError(UNVERSIONED)
-    return [name for name in status if not name.endswith(".dvc")]
+    return list(dropwhile(lambda stage: not force and stage not in status, graph.result()))
 
 
 def _status(workspace: Workspace) -> dict:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vaeflow import collector
 from vaeflow.errors import DataError, StageError, WorkspaceError
 from vaeflow.workspace import Workspace
 
 
 def dvc_command(*arguments: str) -> list[str]:
     """The command line of this environment's DVC."""
-    return [sys.executable, "-m", "dvc", *arguments]
+    return collector.command("dvc", *arguments)
 
 
 def dvc_environment() -> dict[str, str]:

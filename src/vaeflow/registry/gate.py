@@ -7,6 +7,7 @@ and it is sane. Every verdict stays on the version as tags, `gate.CHECK`.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from vaeflow.errors import BundleError, RegistryError
 from vaeflow.model.binarize import binarized
 from vaeflow.registry.aliases import CHAMPION, holder
 from vaeflow.registry.comparison import Comparison, compare
-from vaeflow.registry.probe import probe
+from vaeflow.registry.probe import Probe
 from vaeflow.registry.pull import pull
 from vaeflow.registry.versions import Version
 from vaeflow.training.tracking import clear_errors, connect
@@ -76,8 +77,13 @@ class Verdict(NamedTuple):
         return tags
 
 
-def judge(workspace: Workspace, version: Version) -> Verdict:
+def judge(workspace: Workspace, version: Version, probe: Probe | None = None) -> Verdict:
     """Compare a version with the present champion, probe it, and keep the verdict as tags.
+
+    Args:
+        workspace: with the test images.
+        version: registered.
+        probe: one that stands ready, where there is one.
 
     Raises:
         RegistryError: the registry cannot be reached, or has no such version.
@@ -88,25 +94,31 @@ def judge(workspace: Workspace, version: Version) -> Verdict:
     with clear_errors(client.tracking_uri):
         champion = holder(client, version.name, CHAMPION)
         champion = None if champion == version.number else champion
-        servable = check_servability(client, version)
-        if servable.passed:
-            challenger = _load(workspace, version)
-            against = Version(version.name, champion) if champion else None
-            quality, comparison = _check_quality(workspace, parameters, challenger, against)
-            sanity = _check_sanity(challenger.manifest, parameters.registry)
-            checks = {"quality": quality, "servability": servable, "sanity": sanity}
-            verdict = Verdict(champion, checks, comparison)
-        else:  # there is nothing else that it could be asked
-            verdict = Verdict(champion, {"servability": servable}, None)
+        with ThreadPoolExecutor(1) as beside:
+            looked = beside.submit(_look_inside, workspace, parameters, version, champion)
+            servable = check_servability(client, version, probe)
+        # Of one that nobody can use, there is nothing else to say.
+        checks, comparison = looked.result() if servable.passed else ({}, None)
+        verdict = Verdict(champion, {**checks, "servability": servable}, comparison)
         for key, text in verdict.tags().items():
             client.set_model_version_tag(version.name, version.number, key, text[:5000])
     return verdict
 
 
-def check_servability(client: MlflowClient, version: Version) -> Check:
+def check_servability(client: MlflowClient, version: Version, probe: Probe | None = None) -> Check:
     """Whether whoever pulls a version can use it."""
-    wrong = probe(version.uri, client.tracking_uri)
+    wrong = (probe or Probe(client.tracking_uri)).ask(version.uri)
     return Check(wrong is None, wrong or "pulled, verified and answering in a fresh process")
+
+
+def _look_inside(
+    workspace: Workspace, parameters: Parameters, version: Version, champion: str | None
+) -> tuple[dict[str, Check], Comparison | None]:
+    challenger = _load(workspace, version)
+    against = Version(version.name, champion) if champion else None
+    quality, comparison = _check_quality(workspace, parameters, challenger, against)
+    sanity = _check_sanity(challenger.manifest, parameters.registry)
+    return {"quality": quality, "sanity": sanity}, comparison
 
 
 def _load(workspace: Workspace, version: Version) -> Bundle:

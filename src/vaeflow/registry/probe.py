@@ -1,4 +1,4 @@
-"""`python -m vaeflow.registry.probe ADDRESS`: whether a registered model is fit to answer.
+"""Whether a registered model is fit to answer.
 
 In a process of its own and with an empty cache, as on the machine of somebody who has never seen
 the model: it is downloaded, verified, loaded, warmed and asked everything that it can be asked.
@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from types import TracebackType
 
 from vaeflow import collector
 from vaeflow.errors import VaeflowError
@@ -19,40 +19,83 @@ SECONDS = 600
 IMAGES = 16
 
 
-def probe(address: str, registry: str) -> str | None:
-    """Run the probe in a fresh process.
+class Probe:
+    """A fresh process that can be asked about a model.
+
+    As a context manager it is started with the block, and imports what it needs while its caller
+    does something else; otherwise with the question.
 
     Args:
-        address: `models:/NAME/VERSION`.
         registry: the registry's own address.
 
-    Returns:
-        None when the model is fit to answer, else what is wrong with it.
+    Example:
+        >>> with Probe("http://localhost:5000") as probe:
+        ...     version = register(workspace)
+        ...     wrong = probe.ask(version.uri)
     """
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "vaeflow.registry.probe", address],
-                env={**os.environ, "VAEFLOW_CACHE": cache, "MLFLOW_TRACKING_URI": registry},
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            return f"it did not answer within {SECONDS} seconds"
-    if not done.returncode:
-        return None
-    return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+    def __init__(self, registry: str):
+        self.registry = registry
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Probe:
+        self._process = self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+
+    def ask(self, address: str) -> str | None:
+        """Ask about `models:/NAME/VERSION`; a second question starts another fresh process.
+
+        Returns:
+            None when the model is fit to answer, else what is wrong with it.
+        """
+        process, self._process = self._process or self._start(), None
+        with tempfile.TemporaryDirectory() as cache:
+            try:
+                _, said = process.communicate(f"{address}\n{cache}\n", SECONDS)
+            except subprocess.TimeoutExpired:
+                return f"it did not answer within {SECONDS} seconds"
+            finally:
+                process.kill()
+                process.wait()
+        if not process.returncode:
+            return None
+        return (said.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+
+    def _start(self) -> subprocess.Popen:
+        return subprocess.Popen(
+            collector.command("vaeflow.registry.probe"),
+            env={**os.environ, "MLFLOW_TRACKING_URI": self.registry},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
-def main(address: str) -> None:
-    """Ask the model everything; what is wrong is one line and status 1."""
+def main() -> None:
+    """Read which model, and which cache is to be its own; ask it everything.
+
+    What is wrong is one line and status 1.
+    """
     import numpy as np
+    import onnxruntime  # noqa: F401 (so that it is there when the question comes)
 
     import vaeflow
+    from vaeflow.training.tracking import connect
 
-    began = time.monotonic()
     try:
+        connect()
+        address, os.environ["VAEFLOW_CACHE"] = sys.stdin.read().splitlines()
         model = vaeflow.load(address)
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (IMAGES, *model.image_shape), dtype=np.uint8)
@@ -70,9 +113,7 @@ def main(address: str) -> None:
     for name in ("reconstruct", "sample"):
         if answers[name].min() < 0 or answers[name].max() > 1:
             sys.exit(f"`{name}` gives pixels outside of [0, 1]")
-    print(f"it answers, {time.monotonic() - began:.1f} s after the first request for its files")
 
 
 if __name__ == "__main__":
-    with collector.seldom():
-        main(sys.argv[1])
+    main()

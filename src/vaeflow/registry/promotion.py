@@ -19,6 +19,7 @@ from vaeflow.registry.aliases import (
     point,
 )
 from vaeflow.registry.gate import Verdict, check_servability, judge
+from vaeflow.registry.probe import Probe
 from vaeflow.registry.versions import Address, Version
 from vaeflow.training.tracking import clear_errors, connect
 from vaeflow.workspace import Workspace
@@ -83,9 +84,11 @@ def settled_before(workspace: Workspace, version: Version) -> Settled | None:
         return Settled(version, held_by(client, version), "it was registered before")
 
 
-def judge_once(workspace: Workspace, version: Version) -> Verdict | None:
-    """Judge a version, unless its verdict was carried out before."""
-    return None if settled_before(workspace, version) else judge(workspace, version)
+def judge_once(
+    workspace: Workspace, version: Version, probe: Probe | None = None
+) -> Verdict | None:
+    """Judge a version as `gate.judge` does, unless its verdict was carried out before."""
+    return None if settled_before(workspace, version) else judge(workspace, version, probe)
 
 
 def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled:

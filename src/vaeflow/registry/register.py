@@ -40,6 +40,12 @@ def register(workspace: Workspace) -> Version:
         return _only_version(client, manifest.name, digest)
 
 
+def get_ready(workspace: Workspace) -> None:
+    """Import and connect what `register` needs: seconds that may pass beside something else."""
+    connect(workspace)
+    import mlflow.pyfunc  # noqa: F401
+
+
 def find_registered(workspace: Workspace) -> Version | None:
     """The version that `outputs/bundle` is, if it is registered; a damaged bundle is none."""
     if not (workspace.bundle / MANIFEST).is_file():
