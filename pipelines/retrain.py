@@ -25,7 +25,7 @@ from vaeflow.registry import gate, promotion
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.register import find_registered, get_ready, register
 from vaeflow.registry.versions import Version
-from vaeflow.training.tracking import connect
+from vaeflow.training.tracking import store_address
 from vaeflow.versioning import dvc
 from vaeflow.workspace import Workspace
 
@@ -147,12 +147,14 @@ def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
         print(message)
         return Completed(message=message, data=known.uri)
 
-    with ThreadPoolExecutor(1) as beside:
-        beside.submit(get_ready, place)  # this process only waits for the stages meanwhile
+    with ThreadPoolExecutor(1) as beside, Probe(store_address(place)) as probe:
+        # This process only waits for the stages: what comes after them gets ready meanwhile.
+        beside.submit(get_ready, place)
         for stage in stages:
+            if stage == stages[-1]:
+                probe.start()
             if not (state := run_stage(place, stage, force, return_state=True)).is_completed():
                 return state
-    with Probe(connect(place).tracking_uri) as probe:
         if not (state := register_bundle(place, return_state=True)).is_completed():
             return state
         version = state.result()

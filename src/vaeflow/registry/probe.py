@@ -22,14 +22,15 @@ IMAGES = 16
 class Probe:
     """A fresh process that can be asked about a model.
 
-    As a context manager it is started with the block, and imports what it needs while its caller
-    does something else; otherwise with the question.
+    It may be started ahead, to import what it needs while its caller does something else. As a
+    context manager it leaves no process behind.
 
     Args:
         registry: the registry's own address.
 
     Example:
         >>> with Probe("http://localhost:5000") as probe:
+        ...     probe.start()
         ...     version = register(workspace)
         ...     wrong = probe.ask(version.uri)
     """
@@ -39,7 +40,6 @@ class Probe:
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> Probe:
-        self._process = self._start()
         return self
 
     def __exit__(
@@ -52,13 +52,26 @@ class Probe:
             self._process.kill()
             self._process.communicate()
 
+    def start(self) -> None:
+        """Start the process, unless one stands ready."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                collector.command("vaeflow.registry.probe"),
+                env={**os.environ, "MLFLOW_TRACKING_URI": self.registry},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
     def ask(self, address: str) -> str | None:
-        """Ask about `models:/NAME/VERSION`; a second question starts another fresh process.
+        """Ask about `models:/NAME/VERSION`; every question has a fresh process.
 
         Returns:
             None when the model is fit to answer, else what is wrong with it.
         """
-        process, self._process = self._process or self._start(), None
+        self.start()
+        process, self._process = self._process, None
         with tempfile.TemporaryDirectory() as cache:
             try:
                 _, said = process.communicate(f"{address}\n{cache}\n", SECONDS)
@@ -70,16 +83,6 @@ class Probe:
         if not process.returncode:
             return None
         return (said.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-
-    def _start(self) -> subprocess.Popen:
-        return subprocess.Popen(
-            collector.command("vaeflow.registry.probe"),
-            env={**os.environ, "MLFLOW_TRACKING_URI": self.registry},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
 
 def main() -> None:

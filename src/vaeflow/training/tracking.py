@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 EXPERIMENT = "vaeflow"
 # Which process a run is open in: host, process id, and when the process began, in seconds.
 PROCESS_TAG = "vaeflow.process"
+SQLITE = "sqlite:///"
 
 
-def connect(workspace: Workspace | None = None) -> MlflowClient:
-    """A client of the tracking server and registry.
+def store_address(workspace: Workspace | None = None) -> str:
+    """Where runs and models are kept.
 
     `MLFLOW_TRACKING_URI` wins; without it, the SQLite file `mlflow.db` at the workspace's root.
 
@@ -33,6 +34,20 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
     Raises:
         RegistryError: neither names a tracking store.
     """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    try:
+        return f"{SQLITE}{(workspace or Workspace.find()).repository / 'mlflow.db'}"
+    except WorkspaceError as error:
+        raise RegistryError(f"{error} Or name a registry in MLFLOW_TRACKING_URI.") from None
+
+
+def connect(workspace: Workspace | None = None) -> MlflowClient:
+    """A client of the tracking server and registry at `store_address`.
+
+    Raises:
+        RegistryError: there is no such address, or nothing that could be used there.
+    """
     # Read when MLflow is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -41,16 +56,13 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     from mlflow import MlflowClient
 
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+    uri = store_address(workspace)
+    if os.environ.get("MLFLOW_TRACKING_URI"):
         with clear_errors(uri):
             return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
-    try:
-        database = (workspace or Workspace.find()).repository / "mlflow.db"
-    except WorkspaceError as error:
-        raise RegistryError(f"{error} Or name a registry in MLFLOW_TRACKING_URI.") from None
-    if not database.exists():
+    if not (database := Path(uri.removeprefix(SQLITE))).exists():
         _create(database)
-    return MlflowClient(tracking_uri=f"sqlite:///{database}")
+    return MlflowClient(tracking_uri=uri)
 
 
 def _create(database: Path) -> None:
@@ -67,7 +79,7 @@ def _create(database: Path) -> None:
             return
         fresh = database.with_suffix(".new")
         fresh.unlink(missing_ok=True)
-        MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments()
+        MlflowClient(tracking_uri=f"{SQLITE}{fresh}").search_experiments()
         fresh.rename(database)
 
 
