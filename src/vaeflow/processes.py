@@ -1,9 +1,10 @@
-"""Child processes that leave nothing behind when their block is left, however it is left."""
+"""Child processes that leave nothing behind, and names by which processes know one another."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -41,3 +42,23 @@ def _end_group(process: subprocess.Popen, grace: float) -> None:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def this_process() -> str:
+    """A name no other process has: host, process id, and when it began, in seconds."""
+    import psutil
+
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process of this host, named by `this_process`, has ended."""
+    import psutil
+
+    host, number, began = process.rsplit(" ", 2)
+    if host != socket.gethostname():
+        return False  # nobody here can tell
+    try:
+        return abs(psutil.Process(int(number)).create_time() - float(began)) > 1
+    except psutil.NoSuchProcess:
+        return True

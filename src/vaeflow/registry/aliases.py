@@ -1,15 +1,12 @@
-"""Which version is the champion: moved under a lock, with a note of the one before."""
+"""Which version is the champion, with a note of the one before."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vaeflow.errors import RegistryError
-from vaeflow.files import cache_folder, sha256_of
 from vaeflow.registry.versions import Version
 
 if TYPE_CHECKING:
@@ -23,23 +20,6 @@ PROMOTED_TAG = "promoted"
 REASON_TAG = "promoted_because"
 ROLLED_BACK_TAG = "rolled_back"
 ATTEMPTS = 5
-
-
-@contextmanager
-def alone_with(client: MlflowClient, name: str) -> Iterator[None]:
-    """Inside, no other process of this user and machine moves an alias of the model.
-
-    A verdict on the present champion and the move that follows from it belong together: two at once
-    would each compare with the champion before, and the worse of the two could be left. MLflow
-    has no such lock itself: let one machine promote.
-    """
-    from filelock import FileLock
-
-    key = sha256_of(f"{client.tracking_uri} {name}".encode())
-    path = cache_folder() / "locks" / f"{key}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
-        yield
 
 
 def holder(client: MlflowClient, name: str, alias: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vaeflow.errors import RegistryError
 from vaeflow.registry.gate import BOUND
+from vaeflow.registry.lock import SUFFIX
 from vaeflow.training.tracking import clear_errors, connect
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def table(name: str | None) -> list[str]:
     """
     client = connect()
     with clear_errors(client.tracking_uri):
-        models = list(client.search_registered_models(f"name = '{name}'" if name else None))
+        models = client.search_registered_models(f"name = '{name}'" if name else None)
+        models = [model for model in models if not model.name.endswith(SUFFIX)]
         if name and not models:
             raise RegistryError(
                 f"{name}: no such model in {client.tracking_uri}. All: vaeflow models"

@@ -10,7 +10,6 @@ from vaeflow.registry.aliases import (
     CHAMPION,
     REASON_TAG,
     ROLLED_BACK_TAG,
-    alone_with,
     champion_before,
     crown,
     held_by,
@@ -19,6 +18,7 @@ from vaeflow.registry.aliases import (
     point,
 )
 from vaeflow.registry.gate import Verdict, check_servability, judge
+from vaeflow.registry.lock import alone_with
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.versions import Address, Version
 from vaeflow.training.tracking import clear_errors, connect

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaeflow.errors import RegistryError, WorkspaceError
+from vaeflow.processes import is_gone, this_process
 from vaeflow.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "vaeflow"
-# Which process a run is open in: host, process id, and when the process began, in seconds.
+# Which process a run is open in, as `this_process` says it.
 PROCESS_TAG = "vaeflow.process"
 SQLITE = "sqlite:///"
 
@@ -190,7 +190,7 @@ def start_run(
     from mlflow.exceptions import MlflowException
 
     texts = {key: str(value) for key, value in parameters.items()}
-    tags = {**tags, PROCESS_TAG: _this_process()}
+    tags = {**tags, PROCESS_TAG: this_process()}
     run = find_run(workspace, again) if again else None
     if run is None or run.parameters() != texts:
         run = _create_run(workspace, name)
@@ -217,32 +217,13 @@ def start_run(
             print(f"run {run.run_id} could not be closed as {status}: {error.message}")
 
 
-def _this_process() -> str:
-    import psutil
-
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
-
-
-def _is_gone(process: str) -> bool:
-    """Whether a process of this machine, as in `PROCESS_TAG`, has ended."""
-    import psutil
-
-    host, number, began = process.rsplit(" ", 2)
-    if host != socket.gethostname():
-        return False  # nobody here can tell
-    try:
-        return abs(psutil.Process(int(number)).create_time() - float(began)) > 1
-    except psutil.NoSuchProcess:
-        return True
-
-
 def _close_left_behind(workspace: Workspace, client: MlflowClient, present: str) -> None:
     """Close, as KILLED, the open runs of processes that were killed before they could do it."""
     with clear_errors(client.tracking_uri):
         experiment = _experiment_id(client, workspace)
         for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
             process = run.data.tags.get(PROCESS_TAG)
-            if process and run.info.run_id != present and _is_gone(process):
+            if process and run.info.run_id != present and is_gone(process):
                 client.set_terminated(run.info.run_id, "KILLED")
 
 
