@@ -76,7 +76,7 @@ def main() -> None:
 
 def _measure(folder: Path, seconds: float) -> dict[str, object]:
     os.sched_setaffinity(0, SERVER_CORE)  # the bare call, on the core that the servers will have
-    bundle = Bundle(folder)
+    bundle = Bundle(folder, threads=1)  # more would not keep to that core
     requests = {rows: Request(bundle, rows) for rows in ROWS}
     bare = {
         rows: _latency(partial(bundle.encode, request.images), seconds)
