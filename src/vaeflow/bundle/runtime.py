@@ -208,6 +208,8 @@ class Bundle:
         """Apply a function of the first axis block by block; it returns a tuple of arrays."""
         block = self.images_at_once(samples)
         parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
+        if len(parts) == 1:
+            return list(parts[0])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _encode(self, pixels: np.ndarray) -> list[np.ndarray]:

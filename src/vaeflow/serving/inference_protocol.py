@@ -62,7 +62,7 @@ class _Inference(BaseModel):
     id: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: Annotated[list[_Tensor], Field(min_length=1, max_length=1)]
-    outputs: list[_Output] = []
+    outputs: list[_Output] = Field(default_factory=list)
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
