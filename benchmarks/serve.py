@@ -9,7 +9,7 @@ For the network of each preset, at 28x28 and untrained (no speed depends on the 
 - `images_per_second`: of 32 clients, each with one image a request and the next when it is
   answered; with batching and without (`--batch 1`), in turns, the median. `cpu_us_per_image` is the
   server's processor time. `bare` is what runs of 1 and of 32 images could give if requests cost
-  nothing: no batching gains more than their ratio;
+  nothing;
 - `seconds_to_ready`, `memory_mb`: from the start of the process, and at most until the end.
 
 The servers have one core and the load the others. The load is sent by `wrk` where it is installed
@@ -154,7 +154,7 @@ def _sender(server: Server, path: str, header: str, body: bytes) -> Callable[[],
         answer = b""
         while (head := answer.find(b"\r\n\r\n")) < 0:
             answer += connection.recv(1 << 20)
-        left = int(re.search(rb"content-length: (\d+)", answer)[1]) - len(answer) + head + 4
+        left = int(re.search(rb"\ncontent-length: (\d+)", answer)[1]) - len(answer) + head + 4
         while left > 0:
             left -= len(connection.recv(1 << 20))
         if not answer.startswith(b"HTTP/1.1 200"):
