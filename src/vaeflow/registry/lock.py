@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vaeflow.processes import is_gone, this_process
-from vaeflow.registry.versions import ABSENT
+from vaeflow.registry.versions import create_model, if_there
 from vaeflow.training.tracking import PROCESS_TAG
 
 if TYPE_CHECKING:
@@ -44,22 +44,14 @@ def alone_with(client: MlflowClient, name: str) -> Iterator[None]:
 
 
 def _take(client: MlflowClient, lock: str, owner: str) -> None:
-    from mlflow.exceptions import MlflowException
-
     told = False
-    while True:
-        try:
-            client.create_registered_model(lock, tags={PROCESS_TAG: owner})
-            return
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+    while not create_model(client, lock, {PROCESS_TAG: owner}):
         held = _find(client, lock)
         if held is None:
             continue  # it was just given back
         holder = held.tags.get(PROCESS_TAG, "somebody 0 0")
         if is_gone(holder) or time.time() - held.creation_timestamp / 1000 > LEASE_SECONDS:
-            with suppress(MlflowException):  # another who waits was faster
+            with if_there():  # another who waits may be faster
                 client.delete_registered_model(lock)
             continue
         if not told:
@@ -69,11 +61,6 @@ def _take(client: MlflowClient, lock: str, owner: str) -> None:
 
 
 def _find(client: MlflowClient, lock: str) -> RegisteredModel | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with if_there():
         return client.get_registered_model(lock)
-    except MlflowException as error:
-        if error.error_code in ABSENT:
-            return None
-        raise
+    return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
 from vaeflow.lineage import stage_hashes
 from vaeflow.registry.packaging import write_mlflow_model
-from vaeflow.registry.versions import ABSENT, SHA256_TAG, Version
+from vaeflow.registry.versions import SHA256_TAG, Version, create_model, if_there
 from vaeflow.training.report import complete
 from vaeflow.training.tracking import Run, clear_errors, connect, find_run, start_run
 from vaeflow.workspace import Workspace
@@ -33,7 +33,7 @@ def register(workspace: Workspace) -> Version:
     digest = bundle_sha256(workspace.bundle)
     client = connect(workspace)
     with clear_errors(client.tracking_uri):
-        _ensure_model(client, manifest.name)
+        create_model(client, manifest.name)
         if known := _only_version(client, manifest.name, digest):
             return known
         _create_version(client, workspace, manifest, digest)
@@ -59,16 +59,10 @@ def find_registered(workspace: Workspace) -> Version | None:
 
 def _only_version(client: MlflowClient, name: str, digest: str) -> Version | None:
     """The first version of a bundle; later ones, of processes that came second, are deleted."""
-    from mlflow.exceptions import MlflowException
-
     first, *later = _versions(client, name, digest) or [None]
     for version in later:
-        try:
+        with if_there():  # each process that finds a second version deletes it
             client.delete_model_version(name, version.number)
-        except MlflowException as error:
-            # Each process that finds a second version deletes it: another one was faster.
-            if error.error_code not in ABSENT:
-                raise
     return first
 
 
@@ -101,16 +95,6 @@ def _create_version(
     client.create_model_version(
         manifest.name, f"{artifacts}/{folder}", run_id=run.run_id, tags=tags
     )
-
-
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.errors import RegistryError
@@ -17,6 +19,34 @@ SHA256_TAG = "bundle_sha256"
 URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[0-9]+))$")
 # What the registry answers with when it has no such model, version or alias.
 ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+
+
+@contextmanager
+def if_there() -> Iterator[None]:
+    """Leave the block without an error where the registry has no such model or version (any more).
+
+    Another process may have deleted it a moment before.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+
+
+def create_model(client: MlflowClient, name: str, tags: dict[str, str] | None = None) -> bool:
+    """Create a registered model without versions; False where one of that name is there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, tags=tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+    return True
 
 
 class UnreachableError(RegistryError):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from vaeflow import collector
 from vaeflow.bundle.manifest import bundle_sha256
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BundleError, RegistryError
@@ -93,7 +93,7 @@ def pull(address: str) -> tuple[Path, str]:
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "vaeflow.serving.pulling", address],
+            collector.command("vaeflow.serving.pulling", address),
             capture_output=True,
             text=True,
             timeout=PULL_SECONDS,
