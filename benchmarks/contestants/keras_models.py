@@ -13,8 +13,10 @@ from vaeflow.device import (
     count_devices,
     keep_on_device,
     layers_in,
+    share_cores,
     use_gpu_if_any,
 )
+from vaeflow.model.optimizer import Adam
 from vaeflow.model.vae import VAE
 
 # What vaeflow reaches the bound fastest with: `train.batch_size`, `train.learning_rate` and
@@ -56,13 +58,13 @@ class Vaeflow(KerasModel):
 
     def reset(self, learning_rate: float = 0.002, weight_average: float = 0.0) -> None:
         """Untrained, with the learning rate of the preset."""
+        parts = share_cores(self.batch_size)
         keras.utils.set_random_seed(0)
         with all_devices():
             with layers_in(self.precision):
                 self.model = VAE((28, 28, 1), **NETWORK, binarize="dynamic")
-            optimizer = keras.optimizers.Adam(
-                learning_rate, use_ema=weight_average > 0, ema_momentum=weight_average
-            )
+            self.model.parts = parts
+            optimizer = Adam(learning_rate, use_ema=weight_average > 0, ema_momentum=weight_average)
             self.model.compile(
                 optimizer=optimizer,
                 jit_compile=choose_jit("auto"),
@@ -70,7 +72,7 @@ class Vaeflow(KerasModel):
             )
             optimizer.build(self.model.trainable_variables)
         self.raw = RawWeights()
-        self.given = None
+        self.batches = None
 
     def reset_for_bound(self) -> dict:
         """Untrained, with the settings that reach a bound; returns those that are its own."""
@@ -80,19 +82,23 @@ class Vaeflow(KerasModel):
 
     def train(self, images: np.ndarray, epochs: int) -> None:
         """One `fit`; the images given first stay on the device, if it is one of its own."""
-        if self.given is None:
+        if self.batches is None:
             self.given, self.model.kept_images = images, keep_on_device(images)
-        images = self.model.kept_images if images is self.given else images
+            self.batches = self._batches(self.model.kept_images, shuffle_seed=0)
+        same = images is self.given
+        batches = self.batches if same else self._batches(images, shuffle_seed=0)
         self.raw.put_back()
-        batches = self._batches(images, shuffle_seed=0)
-        self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[self.raw])
+        self.model.fit(
+            batches.feed(), epochs=epochs, shuffle=False, verbose=0, callbacks=[self.raw]
+        )
 
     def elbo(self, images: np.ndarray) -> float:
         """Mean over images that are black and white, nats."""
-        return self.model.evaluate(self._batches(images), verbose=0, return_dict=True)["elbo"]
+        batches = self._batches(images).feed()
+        return self.model.evaluate(batches, verbose=0, return_dict=True)["elbo"]
 
     def _batches(self, images, **kwargs) -> Batches:
-        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs).feed()
+        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs)
 
 
 class RawWeights(keras.callbacks.Callback):

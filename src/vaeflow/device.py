@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from vaeflow.processes import cores
 
 KEPT_BYTES = 2**30
+# Cores that share a batch, and images of it for each.
+MOST_PARTS, LEAST_IMAGES = 4, 16
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
 
@@ -29,6 +33,30 @@ def use_gpu_if_any() -> str:
         return f"the CPU ({NAMES[_backend()]} sees no GPU)"
     several = f"{len(accelerators)} of " * (len(accelerators) > 1)
     return f"GPU: {several}{accelerators[0]}"
+
+
+def share_cores(batch_size: int) -> int:
+    """Have every core of the CPU work on a part of each batch, where that is faster.
+
+    One operation after the other, shared by all cores, has them wait for one another hundreds of
+    times a step. A part of a batch, with all its operations, is a core's own. Each makes a gradient
+    in all the weights, though, and more cores than a few are held up by the memory of these.
+
+    Call it before anything is computed: only then can TensorFlow be told.
+
+    Returns:
+        In how many parts to take a batch; 1 on accelerators, under JAX and on many cores.
+    """
+    if _backend() != "tensorflow" or has_gpu():
+        return 1
+    import tensorflow as tf
+
+    parts = cores()
+    if parts > MOST_PARTS or batch_size < LEAST_IMAGES * parts or _is_split(tf):
+        return 1
+    with suppress(RuntimeError):  # it computes already: its operations go on sharing the cores
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+    return parts
 
 
 def has_gpu() -> bool:
@@ -156,6 +184,12 @@ def _accelerators() -> list[str]:
     import jax
 
     return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+
+
+def _is_split(tf) -> bool:
+    """Whether the CPU has been split into several devices."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    return len(tf.config.get_logical_device_configuration(cpu) or [cpu]) > 1
 
 
 def _devices() -> list:

@@ -11,6 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
+def cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def process_group(
     command: list[str], *, grace: float = 10, **options

@@ -21,6 +21,7 @@ import json, sys
 import vaeflow
 import keras, numpy as np
 from vaeflow.data.batches import Batches
+from vaeflow.model.optimizer import Adam
 from vaeflow.model.vae import VAE, load_vae
 
 cases, role = json.loads(sys.argv[1]), sys.argv[2]
@@ -31,7 +32,7 @@ for name, settings in cases.items():
     if role == "tensorflow":
         keras.utils.set_random_seed(0)
         vae = VAE((9, 8, 1), latent_dim=2, filters=(4, 6), hidden_units=8, **settings)
-        vae.compile(optimizer=keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5))
+        vae.compile(optimizer=Adam(0.01, use_ema=True, ema_momentum=0.5))
         vae.save(f"{name}.keras")
     vae = load_vae(f"{name}.keras")
     for _ in range(2):

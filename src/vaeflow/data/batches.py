@@ -40,6 +40,7 @@ class Batches(keras.utils.PyDataset):
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.multiple_of = multiple_of
+        self.feeds = {}
         self.at(epoch=0)
 
     def at(self, epoch: int, first: int = 0) -> Batches:
@@ -55,7 +56,7 @@ class Batches(keras.utils.PyDataset):
         return self
 
     def feed(self):
-        """Itself as the backend takes it fastest, for `fit` and `evaluate`.
+        """Itself as the backend takes it fastest, for one `fit` or `evaluate` after the other.
 
         Of images that TensorFlow keeps on a device it is the rows that are fed; the model picks
         them from `VAE.kept_images`.
@@ -65,6 +66,12 @@ class Batches(keras.utils.PyDataset):
         """
         if keras.backend.backend() != "tensorflow":
             return self
+        # To make one takes as long as a step or two of a small network, and epochs need the same.
+        if self.first not in self.feeds:
+            self.feeds[self.first] = self._dataset()
+        return self.feeds[self.first]
+
+    def _dataset(self):
         import tensorflow as tf
 
         signature = tf.TensorSpec((None, *self.images.shape[1:]), tf.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from vaeflow.data.checks import check_declared, constant, constant_error
 from vaeflow.data.conversion import Conversion
 from vaeflow.data.splits import as_digests, pixel_digest
 from vaeflow.errors import BadImageError
+from vaeflow.processes import cores
 
 # JPEG stands for MPO too, several of them in one file: the first is taken.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -170,13 +170,6 @@ def _on_all_cores(run: Callable, tasks: Iterator[list[Path]]) -> Iterator[Decode
                 running.extend(pool.submit(run, task) for task in itertools.islice(tasks, 1))
         finally:  # the reader may have had enough
             pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _pixels_in_file(path: Path) -> int:

@@ -5,6 +5,7 @@ Outside training nothing here is used: what is exported has TensorFlow's own ope
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -58,13 +59,16 @@ def _collect(given, rows, columns):
     """Sum, at every place, what its neighbours give to it: a slice of the channels each."""
     height, width, channels = given.shape[1:]
     outputs = channels // (rows * columns)
-    edges = [(0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)]
-    padded = tf.pad(given, edges)
-    return tf.add_n(
-        [
-            padded[:, row : row + height, column : column + width, first : first + outputs]
-            for row in range(rows)
-            for column in range(columns)
-            for first in [(row * columns + column) * outputs]
+    found = []
+    for tap, (row, column) in enumerate(np.ndindex(rows, columns)):
+        down, right = row - rows // 2, column - columns // 2
+        places = given[
+            :,
+            max(0, down) : height + min(0, down),
+            max(0, right) : width + min(0, right),
+            tap * outputs : (tap + 1) * outputs,
         ]
-    )
+        # Each filled up with zeros by itself: XLA has that, and the sum, in one pass.
+        edges = [(max(0, -shift), max(0, shift)) for shift in (down, right)]
+        found.append(tf.pad(places, [(0, 0), *edges, (0, 0)]))
+    return tf.add_n(found)

@@ -42,6 +42,11 @@ def synchronise(vae):
     vae.jax_state_sync()
 
 
+def terms(vae, images, noise):
+    """The terms of a batch."""
+    return vae.terms(images, noise)
+
+
 def elbo_gradients(vae, images, noise, weight):
     """Terms, loss and its gradient in every trainable variable."""
 
@@ -99,6 +104,11 @@ def apply_if(sound, optimizer, gradients, variables):
     optimizer.apply(gradients, variables)
     for variable, value in zip(changed, before, strict=True):
         variable.assign(jnp.where(sound, variable.value, value))
+
+
+def in_one_pass(change):
+    """Change variables; the whole step is compiled anyway."""
+    change()
 
 
 def replicas() -> int:

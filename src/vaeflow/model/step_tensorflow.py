@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import tensorflow as tf
 from keras import ops
 
@@ -20,24 +22,40 @@ def synchronise(vae):
     """Have the variables say, inside `fit`, what the steps have made of them; they always do."""
 
 
+def terms(vae, images, noise):
+    """The terms of a batch."""
+    found = _of_parts(vae, images, noise, lambda images, noise, share: vae.terms(images, noise))
+    return _joined(found, tf.shape(images)[0])
+
+
 def elbo_gradients(vae, images, noise, weight):
     """Terms, loss and its gradient in every trainable variable."""
-    with tf.GradientTape() as tape:
-        terms = vae.terms(images, noise, training=True)
-        loss = vae.loss_of(terms, weight)
-    return terms, loss, tape.gradient(loss, vae.trainable_variables)
+    return _in_parts(_elbo_gradients, vae, images, noise, weight)
 
 
 def importance_weighted_gradients(vae, images, noise, weight):
-    """The same for the importance-weighted bound, doubly reparameterised for the encoder.
+    """The same for the importance-weighted bound, doubly reparameterised for the encoder."""
+    return _in_parts(_importance_weighted_gradients, vae, images, noise, weight)
 
-    The chain rule is cut at the latents, where the gradient on its way to the encoder is
-    multiplied by `objective.doubly_reparameterised_factor`.
+
+def _elbo_gradients(vae, weight, images, noise, share):
+    with tf.GradientTape() as tape:
+        terms = vae.terms(images, noise, training=True)
+        loss = vae.loss_of(terms, weight) * share
+    return terms, loss, tape.gradient(loss, vae.trainable_variables)
+
+
+def _importance_weighted_gradients(vae, weight, images, noise, share):
+    """The chain rule is cut at the latents.
+
+    There the gradient on its way to the encoder is multiplied by
+    `objective.doubly_reparameterised_factor`.
     """
     with tf.GradientTape(persistent=True) as tape:
         terms = vae.terms(images, noise, training=True)
         log_weights = vae.log_weights(terms, weight)
-        loss = -ops.mean(objective.importance_weighted_bound(log_weights))
+        bound = ops.mean(objective.importance_weighted_bound(log_weights))
+        loss = -bound * share
     decoder, in_latents = tape.gradient(loss, [vae.decoder.trainable_variables, terms.latents])
     factor = objective.doubly_reparameterised_factor(log_weights, weight)[..., None]
     encoder = tape.gradient(
@@ -45,6 +63,47 @@ def importance_weighted_gradients(vae, images, noise, weight):
     )
     # In the order of `trainable_variables`: the encoder's come first.
     return terms, loss, [*encoder, *decoder]
+
+
+def _in_parts(find, vae, images, noise, weight):
+    """What is found for the parts of a batch, put together."""
+    found = _of_parts(vae, images, noise, partial(find, vae, weight))
+    terms, losses, gradients = zip(*found, strict=True)
+    return (
+        _joined(terms, tf.shape(images)[0]),
+        tf.add_n(losses),
+        [tf.add_n(of_one) for of_one in zip(*gradients, strict=True)],
+    )
+
+
+def _of_parts(vae, images, noise, find):
+    """What is found for each part of a batch, given its images, its noise and its share of the all.
+
+    Nothing in one waits for another: TensorFlow works on them side by side. Without images it would
+    fail, so a part for which there are none has the last image once more, and no share.
+    """
+    if vae.parts == 1:
+        return [find(images, noise, 1.0)]
+    find = tf.function(find, autograph=False)  # is made once for all parts
+    count = tf.shape(images)[0]
+    size = -(-count // vae.parts)
+    found = []
+    for start in (part * size for part in range(vae.parts)):
+        first = tf.minimum(start, count - 1)
+        share = tf.cast(tf.clip_by_value(count - start, 0, size) / count, "float32")
+        found.append(find(images[first : first + size], noise[:, first : first + size], share))
+    return found
+
+
+def _joined(parts, count):
+    """Terms of the parts of a batch as those of the batch, of so many images."""
+    if len(parts) == 1:
+        return parts[0]
+    log_likelihood, *others = zip(*parts, strict=True)
+    return type(parts[0])(
+        tf.concat(log_likelihood, axis=-1)[..., :count],
+        *[tf.concat(values, axis=-2)[..., :count, :] for values in others],
+    )
 
 
 def global_norm(gradients):
@@ -55,9 +114,7 @@ def global_norm(gradients):
 def apply_if(sound, optimizer, gradients, variables):
     """Apply the gradients, or leave everything as it is."""
     if replicas() == 1:
-        # Dozens of small operations on every weight: XLA makes one pass over the memory of them.
-        apply = tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=True)
-        tf.cond(sound, apply, lambda: None)
+        tf.cond(sound, lambda: optimizer.apply(gradients, variables), lambda: None)
         return
     # Replicas may not meet inside a condition, as they do to apply gradients: choose afterwards.
     changed = [variable.value for variable in (*variables, *optimizer.variables)]
@@ -66,6 +123,14 @@ def apply_if(sound, optimizer, gradients, variables):
     optimizer.apply([gradient / replicas() for gradient in gradients], variables)
     for variable, value in zip(changed, before, strict=True):
         variable.assign(tf.where(sound, variable, value))
+
+
+def in_one_pass(change):
+    """Have XLA change variables: it makes one pass over their memory of many operations."""
+    if replicas() == 1:
+        tf.function(lambda: change(), jit_compile=True)()
+    else:
+        change()
 
 
 def replicas() -> int:

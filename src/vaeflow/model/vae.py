@@ -9,8 +9,10 @@ from keras import ops
 
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
+from vaeflow.model.backend import backend
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import NETWORKS, build_decoder, build_encoder
+from vaeflow.model.optimizer import Adam
 
 OBJECTIVES = ("elbo", "importance_weighted")
 BINARIZE = ("none", "static", "dynamic")
@@ -143,6 +145,8 @@ class VAE(keras.Model):
         self.noise = keras.random.SeedGenerator(seed)
         # All images to train on, uint8, where a device keeps them and batches are rows of them.
         self.kept_images = None
+        # In how many parts TensorFlow takes a batch; see `vaeflow.device.share_cores`.
+        self.parts = 1
         # Steps made so far, skipped ones too; saved, so that a loaded model goes on warming up.
         self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
         self.skipped_in_a_row = self.add_weight(
@@ -251,7 +255,7 @@ class VAE(keras.Model):
 
     def _test(self, data):
         images = self._images_of(data)
-        terms = self.terms(images, self._draw_noise(images, self.seed))
+        terms = backend().terms(self, images, self._draw_noise(images, self.seed))
         return self._update_metrics(terms, self.loss_of(terms, self.beta))
 
     def _observe(self, data):
@@ -348,24 +352,6 @@ class VAE(keras.Model):
         }
 
 
-def backend():
-    """The functions of Keras's backend that a step is made with.
-
-    Raises:
-        ImportError: there are none for this one.
-    """
-    name = keras.backend.backend()
-    if name == "tensorflow":
-        from vaeflow.model import step_tensorflow
-
-        return step_tensorflow
-    if name == "jax":
-        from vaeflow.model import step_jax
-
-        return step_jax
-    raise ImportError(f"KERAS_BACKEND is {name}; vaeflow trains with tensorflow or jax.")
-
-
 def _shape_of_all(images):
     """The shape of the whole batch, of which the images are one replica's part.
 
@@ -387,7 +373,7 @@ def load_vae(path: Path) -> VAE:
         BundleError: the file is not a VAE that this version can read.
     """
     try:
-        model = keras.models.load_model(path, safe_mode=True)
+        model = keras.models.load_model(path, custom_objects={"Adam": Adam}, safe_mode=True)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise BundleError(f"{path}: not a readable .keras model ({error}).") from None
     if not isinstance(model, VAE):

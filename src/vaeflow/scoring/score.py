@@ -21,9 +21,9 @@ import numpy as np
 import vaeflow
 from vaeflow.bundle.manifest import bundle_sha256
 from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
-from vaeflow.data.decoding import cores
 from vaeflow.data.sources import Images, refuse
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
+from vaeflow.processes import cores
 from vaeflow.progress import Progress
 from vaeflow.registry.versions import SCHEME
 from vaeflow.scoring.images import blocks, count, in_shards, reading_for

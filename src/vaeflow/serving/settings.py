@@ -44,7 +44,7 @@ class Settings:
     @property
     def threads(self) -> int:
         """Of one run of the model: the cores are shared out among the workers."""
-        from vaeflow.data.decoding import cores
+        from vaeflow.processes import cores
 
         return max(1, cores() // self.workers)
 

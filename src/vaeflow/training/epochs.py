@@ -13,7 +13,8 @@ import numpy as np
 from vaeflow.config import Train
 from vaeflow.data.batches import Batches
 from vaeflow.device import count_devices, keep_on_device
-from vaeflow.model.vae import VAE, backend
+from vaeflow.model.backend import backend
+from vaeflow.model.vae import VAE
 from vaeflow.progress import Progress
 from vaeflow.training.progress import TrainingProgress
 from vaeflow.training.stopping import Signals

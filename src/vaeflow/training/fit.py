@@ -16,6 +16,7 @@ from vaeflow.device import (
     choose_jit,
     choose_steps_per_execution,
     layers_in,
+    share_cores,
 )
 from vaeflow.errors import TrainingError
 from vaeflow.model.vae import VAE
@@ -55,11 +56,13 @@ def fit(
             the last step has been written.
     """
     settings = parameters.train
+    parts = share_cores(settings.batch_size)
     check_devices(settings)
     keras.utils.set_random_seed(settings.seed)
     images, validation = load_images(prepared, settings)
     with all_devices():
         vae = make_compiled(image_shape(prepared), len(images), settings)
+        vae.parts = parts
         training = Training(vae, settings, images, validation, checkpoints, report, callbacks)
         if training.resume():
             resumed(training.progress.rows)

@@ -15,6 +15,7 @@ from vaeflow.device import count_devices
 from vaeflow.errors import ConfigError
 from vaeflow.model.binarize import Binarized, binarized
 from vaeflow.model.likelihoods import why_it_does_not_fit
+from vaeflow.model.optimizer import Adam
 from vaeflow.model.vae import VAE
 
 SPLITS = ("train", "validation")
@@ -68,7 +69,7 @@ def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
     if settings.learning_rate_schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     average = settings.weight_average
-    return keras.optimizers.Adam(rate, use_ema=average > 0, ema_momentum=average)
+    return Adam(rate, use_ema=average > 0, ema_momentum=average)
 
 
 def check_devices(settings: Train) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 
 from vaeflow.errors import TrainingError
-from vaeflow.model.vae import backend
+from vaeflow.model.backend import backend
 
 
 class StopWhenSkipping(keras.callbacks.Callback):
