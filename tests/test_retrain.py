@@ -266,10 +266,14 @@ def test_a_killed_worker_leaves_no_run_behind_that_blocks_the_next(tmp_path):
         second = worker(logs[1])
         try:
             wait_for("models:/digits-vae/1 is @champion", logs[1], second, seconds=600)
+            champion = {"model": "models:/digits-vae@champion"}
+            asked = json.dumps({"sources": ["outputs/prepared/test.npy"], **champion})
+            prefect("deployment", "run", "score/score-images", "--watch", "--params", asked)
         finally:
             second.terminate()
             second.wait(60)
     assert (root / "params.yaml").read_bytes() == before
+    assert (root / "outputs" / "scores.parquet").exists()
     assert {run.info.status for run in connect(Workspace(root)).search_runs(["1"])} == {
         "KILLED",
         "FINISHED",
