@@ -1,0 +1,61 @@
+"""The `vaeflow` command: one short function a command, heavy imports inside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+
+from vaeflow import collector
+from vaeflow.cli import data, inference, registry, retraining, stages
+from vaeflow.errors import VaeflowError
+
+# Nothing is sent anywhere, and TensorFlow's start-up notes stay quiet, unless the user says so.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+SERVING = {"fastapi", "uvicorn", "prometheus_client", "starlette"}
+
+app = typer.Typer(
+    help="Variational autoencoders as a reproducible pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (stages, retraining, registry, inference):
+    app.add_typer(group.commands)
+app.add_typer(data.commands, name="data", rich_help_panel="Images")
+
+
+def main() -> None:
+    """Run the command line. What a user can mend is one paragraph and exit status 2."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    # A file's name may be no text: better shown escaped than an error after the work is done.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    # By default these end a process on the spot: MLflow runs would stay open for ever, and
+    # Prefect's temporary server and a stage's processes would go on without us.
+    for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
+        if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
+    try:
+        with collector.seldom():
+            app()
+    except VaeflowError as error:
+        _refuse(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "vaeflow").startswith("vaeflow"):
+            raise
+        extra = "serve" if error.name in SERVING else "pipeline"
+        _refuse(f"this needs the package {error.name}: pip install 'vaeflow[{extra}]'")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"vaeflow: {message}", file=sys.stderr)
+    sys.exit(2)

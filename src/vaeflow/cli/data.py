@@ -1,0 +1,101 @@
+"""Commands on images: add, check, look at them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeflow.cli.options import Key, Seed, find_workspace
+
+commands = typer.Typer(help="Images: add, check, look at them.", no_args_is_help=True)
+
+
+@commands.command("add")
+def data_add(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of images, an image, an .npy, .npz or IDX array, or a known set: "
+            "digits, mnist, fashion-mnist, kmnist."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="Of the part of data/ it becomes.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Keep what is in data/.")] = False,
+    labels: Annotated[
+        str, typer.Option(help="folders: an image's first subfolder is its label; files: as found.")
+    ] = "files",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT to resize to.")] = None,
+    resize: Annotated[
+        str, typer.Option(help="crop: fill and cut; fit: whole, on black; exact: stretch.")
+    ] = "crop",
+    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
+    key: Key = None,
+    copies: Annotated[
+        Path | None, typer.Option("--from", help="Where the files of a known set lie already.")
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take them even if they are not the published.")
+    ] = False,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Leave out exact copies.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without bad files; list them.")
+    ] = False,
+) -> None:
+    """Make data/ of images, or add them to it, and version it with DVC."""
+    workspace, parameters = find_workspace()
+    from vaeflow.data.add import Addition, add
+    from vaeflow.data.conversion import Conversion, parse_size
+
+    added = add(
+        workspace,
+        parameters.prepare,
+        Addition(
+            source=source,
+            name=name,
+            conversion=Conversion(parse_size(size) if size else None, resize, channels),
+            key=key,
+            labels=labels,
+            copies=copies,
+            verify=not unverified,
+            append=append,
+            drop_duplicates=drop_duplicates,
+            skip_bad=skip_bad,
+        ),
+    )
+    print("\n".join(added.lines()))
+
+
+@commands.command("check")
+def data_check() -> None:
+    """Report on the images in data/; exit status 1 when something is wrong with them."""
+    workspace, parameters = find_workspace()
+    from vaeflow.data.survey import check
+
+    report, wrong = check(workspace, parameters.prepare)
+    print("\n".join(report.lines()))
+    for fault in wrong:
+        print(f"wrong: {fault}", file=sys.stderr)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@commands.command("show")
+def data_show(
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG to write; by default outputs/data.png.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images of each split.")] = 64,
+    seed: Seed = 0,
+) -> None:
+    """Draw random images of each split, and print statistics of their pixels."""
+    workspace, parameters = find_workspace()
+    from vaeflow.data.show import show
+
+    out = out or workspace.root / "outputs" / "data.png"
+    for line in show(workspace, parameters.prepare, out, count, seed):
+        print(line)
+    print(out)

@@ -1,0 +1,158 @@
+"""Commands that use a model, and the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeflow.cli.options import Key, Model, Out, Resize, Seed, Sources, find_workspace
+from vaeflow.serving.settings import Settings
+
+commands = typer.Typer()
+PANEL = "Inference"
+
+
+@commands.command(rich_help_panel=PANEL)
+def sample(
+    model: Model,
+    out: Out,
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    seed: Seed = 0,
+) -> None:
+    """Draw new images from the model (.png or .npy)."""
+    from vaeflow.results import write_images
+
+    images = _load(model).sample(count, seed)
+    write_images(out, images)
+    print(f"{out}: {count} images")
+
+
+@commands.command(rich_help_panel=PANEL)
+def reconstruct(
+    images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None
+) -> None:
+    """Encode images and decode them again (.png: originals above; .npy: the result alone)."""
+    from vaeflow.results import write_images
+
+    loaded, read = _load_and_read(model, images, resize, key)
+    write_images(out, loaded.reconstruct(read.pixels), originals=read.pixels)
+    print(f"{out}: {len(read.names)} images")
+
+
+@commands.command(rich_help_panel=PANEL)
+def encode(images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None) -> None:
+    """Embed images: posterior means (.npy), or means and log variances (.csv, .parquet)."""
+    from vaeflow.results import write_embeddings
+
+    loaded, read = _load_and_read(model, images, resize, key)
+    write_embeddings(out, read.names, *loaded.encode(read.pixels))
+    print(f"{out}: {len(read.names)} images")
+
+
+@commands.command(rich_help_panel=PANEL)
+def score(
+    images: Sources,
+    model: Model,
+    out: Out,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="The posterior means too; drift needs them.")
+    ] = False,
+    resize: Resize = None,
+    key: Key = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without what cannot be used.")
+    ] = False,
+) -> None:
+    """Score images: minus the ELBO in nats, larger is stranger (.parquet, .csv, .npy).
+
+    Any number of them; a run that was killed goes on where it was when it is started again.
+    """
+    from vaeflow.scoring.score import Batch, score
+
+    batch = Batch(tuple(images), model, out, latents, resize, key, skip_bad)
+    print("\n".join(score(batch).lines()))
+
+
+@commands.command(rich_help_panel=PANEL)
+def drift(
+    scores: Annotated[Path, typer.Argument(help="Of a batch: from score --latents, .parquet.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The .json to write; a .png comes beside it.")],
+) -> None:
+    """Compare a scored batch with the validation images; exit status 1 when it differs.
+
+    Prefect is told where PREFECT_API_URL names a server.
+    """
+    _, parameters = find_workspace()
+    from vaeflow.scoring.drift import measure_drift, summary
+    from vaeflow.scoring.events import DRIFT_DETECTED, emit_drift
+
+    report = measure_drift(scores, model, out, parameters.drift)
+    print("\n".join(summary(report)))
+    if report["drifted"]:
+        told = emit_drift(report)
+        print(f"event {DRIFT_DETECTED}: " + ("sent" if told else "no server in PREFECT_API_URL"))
+        raise typer.Exit(1)
+
+
+@commands.command(rich_help_panel=PANEL)
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the port.")
+    ] = Settings.workers,
+    follow: Annotated[
+        str, typer.Option(help="How often to look for a new version, such as 30s or 5m; 0: never.")
+    ] = "0",
+    token: Annotated[
+        str,
+        typer.Option(envvar="VAEFLOW_TOKEN", help="Ask for it in Authorization: Bearer TOKEN."),
+    ] = "",
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images run together at most.")
+    ] = Settings.batch,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others.")] = (
+        1000 * Settings.wait
+    ),
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait.")] = Settings.queue,
+    deadline: Annotated[
+        float, typer.Option(min=0.001, help="Seconds to answer within.")
+    ] = Settings.deadline,
+    body: Annotated[int, typer.Option(min=1, help="MiB that a request may hold.")] = (
+        Settings.body >> 20
+    ),
+) -> None:
+    """Answer over HTTP, until stopped; /docs shows how."""
+    from vaeflow.serving.settings import parse_seconds
+    from vaeflow.serving.workers import run
+
+    settings = Settings(
+        model=model,
+        workers=workers,
+        follow=parse_seconds(follow),
+        token=token,
+        batch=batch,
+        wait=wait / 1000,
+        queue=queue,
+        rows=min(Settings.rows, queue),
+        deadline=deadline,
+        body=body << 20,
+    )
+    run(settings, host, port)
+
+
+def _load(model: str):
+    import vaeflow
+
+    return vaeflow.load(model)
+
+
+def _load_and_read(model: str, sources: list[str], resize: str | None, key: str | None):
+    from vaeflow.scoring.images import read, reading_for
+
+    loaded = _load(model)
+    return loaded, read(sources, reading_for(loaded.image_shape, resize, key))

@@ -1,0 +1,35 @@
+"""What several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeflow.workspace import Workspace
+
+Model = Annotated[
+    str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
+]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images: .npy, .npz or IDX arrays, image files, folders of them, or a known set."
+    ),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(help="Bring other sizes and colours to the model's: crop, fit or exact."),
+]
+Key = Annotated[str | None, typer.Option(help="Which array of an .npz.")]
+Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
+
+
+def find_workspace():
+    """The workspace that this is run in, and its parameters."""
+    from vaeflow.config import load_parameters
+
+    workspace = Workspace.find()
+    return workspace, load_parameters(workspace.parameters)

@@ -1,0 +1,80 @@
+"""Commands on registered models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaeflow.errors import VaeflowError
+from vaeflow.workspace import Workspace
+
+commands = typer.Typer()
+PANEL = "Registry"
+
+
+@commands.command(rich_help_panel=PANEL)
+def models(
+    name: Annotated[str | None, typer.Argument(help="Of one model; by default all.")] = None,
+) -> None:
+    """List registered versions: aliases, bound, data, commit, age and the gate's verdict."""
+    from vaeflow.registry.listing import table
+
+    print("\n".join(table(name)))
+
+
+@commands.command(rich_help_panel=PANEL)
+def lineage(
+    source: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle's folder.")
+    ],
+) -> None:
+    """Walk from a model to its run, parameters, data and commit; say whether each still exists."""
+    from vaeflow.registry.tracing import trace
+
+    for link in trace(source):
+        print(f"{link.what:<11} {link.which}\n{'':<11} {link.state}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def pull(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    folder: Annotated[Path, typer.Argument(help="Becomes the bundle; an earlier one is replaced.")],
+    offline_ok: Annotated[
+        bool,
+        typer.Option("--offline-ok", help="Without the registry, take what was pulled last."),
+    ] = False,
+) -> None:
+    """Fetch a registered bundle, verified, into a folder."""
+    from vaeflow.registry.pull import pull_to
+
+    pulled = pull_to(uri, folder, offline_ok)
+    print(f"{folder}: version {pulled.version}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def promote(
+    uri: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@challenger.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it is no better than the champion.")
+    ] = False,
+) -> None:
+    """Make a registered version the champion, if it passes the gate."""
+    from vaeflow.registry.promotion import promote
+
+    if force and not reason.strip():
+        raise VaeflowError("--force needs a --reason, which is kept with the version.")
+    print(promote(Workspace.find(), uri, force, reason))
+
+
+@commands.command(rich_help_panel=PANEL)
+def rollback(
+    name: Annotated[str, typer.Argument(help="Of the model.")],
+    reason: Annotated[str, typer.Option(help="Kept with the version that was champion.")] = "",
+) -> None:
+    """Make the champion before the present one champion again."""
+    from vaeflow.registry.promotion import rollback
+
+    print(rollback(name, reason))
