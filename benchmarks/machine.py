@@ -1,9 +1,10 @@
 """What a benchmark ran on, as every results file says it."""
 
-import os
 import platform
 
-CORES = len(os.sched_getaffinity(0))
+from vaeflow.processes import cores
+
+CORES = cores()  # before a benchmark keeps itself to some of them
 
 
 def machine(device: str = "CPU") -> dict[str, object]:

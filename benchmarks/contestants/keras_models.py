@@ -58,7 +58,7 @@ class Vaeflow(KerasModel):
 
     def reset(self, learning_rate: float = 0.002, weight_average: float = 0.0) -> None:
         """Untrained, with the learning rate of the preset."""
-        parts = share_cores(self.batch_size)
+        parts = share_cores(self.batch_size, choose_jit("auto"))
         keras.utils.set_random_seed(0)
         with all_devices():
             with layers_in(self.precision):
@@ -85,8 +85,7 @@ class Vaeflow(KerasModel):
         if self.batches is None:
             self.given, self.model.kept_images = images, keep_on_device(images)
             self.batches = self._batches(self.model.kept_images, shuffle_seed=0)
-        same = images is self.given
-        batches = self.batches if same else self._batches(images, shuffle_seed=0)
+        batches = self.batches if images is self.given else self._batches(images, shuffle_seed=0)
         self.raw.put_back()
         self.model.fit(
             batches.feed(), epochs=epochs, shuffle=False, verbose=0, callbacks=[self.raw]

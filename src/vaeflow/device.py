@@ -35,7 +35,7 @@ def use_gpu_if_any() -> str:
     return f"GPU: {several}{accelerators[0]}"
 
 
-def share_cores(batch_size: int) -> int:
+def share_cores(batch_size: int, jit: bool) -> int:
     """Have every core of the CPU work on a part of each batch, where that is faster.
 
     One operation after the other, shared by all cores, has them wait for one another hundreds of
@@ -44,10 +44,14 @@ def share_cores(batch_size: int) -> int:
 
     Call it before anything is computed: only then can TensorFlow be told.
 
+    Args:
+        batch_size: images of a batch.
+        jit: whether XLA compiles steps, each to one program, which has no parts.
+
     Returns:
-        In how many parts to take a batch; 1 on accelerators, under JAX and on many cores.
+        In how many parts to take a batch; 1 under XLA, JAX, on accelerators and on many cores.
     """
-    if _backend() != "tensorflow" or has_gpu():
+    if jit or _backend() != "tensorflow" or has_gpu():
         return 1
     import tensorflow as tf
 
@@ -187,7 +191,7 @@ def _accelerators() -> list[str]:
 
 
 def _is_split(tf) -> bool:
-    """Whether the CPU has been split into several devices."""
+    """Whether the CPU is split into several devices; to count these would start TensorFlow."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     return len(tf.config.get_logical_device_configuration(cpu) or [cpu]) > 1
 

@@ -86,13 +86,14 @@ def test_few_cores_share_batches_that_are_large_enough(monkeypatch):
         (16, 4096, 1),
     ):
         monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
-        assert share_cores(batch_size) == parts
+        assert share_cores(batch_size, jit=False) == parts
+        assert share_cores(batch_size, jit=True) == 1
 
 
 def test_a_core_that_has_a_part_shares_no_operation():
     code = (
         "import vaeflow.device as device, tensorflow as tf; device.cores = lambda: 2;"
-        "assert device.share_cores(64) == 2;"
+        "assert device.share_cores(64, jit=False) == 2;"
         "assert tf.config.threading.get_intra_op_parallelism_threads() == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import keras
 from keras import ops
@@ -22,32 +23,30 @@ class Adam(keras.optimizers.Adam):
     """
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        def update(half):
-            gradients, variables = zip(*half, strict=True)
-            update_all(gradients, variables, learning_rate)
-
-        update_all = super()._backend_update_step
-        for half in _halves(list(zip(grads, trainable_variables, strict=True))):
-            backend().in_one_pass(lambda half=half: update(half))
+        update = super()._backend_update_step
+        _in_halves(
+            lambda gradients, variables: update(gradients, variables, learning_rate),
+            grads,
+            trainable_variables,
+        )
 
     def _update_model_variables_moving_average(self, trainable_variables):
-        def update(half):
+        def update(averages, variables):
             # The average begins with what the first step has made of the weights.
             momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
-            for average, variable in half:
+            for average, variable in zip(averages, variables, strict=True):
                 average.assign(momentum * average + (1.0 - momentum) * variable)
 
-        averages = self._model_variables_moving_average
-        for half in _halves(list(zip(averages, trainable_variables, strict=True))):
-            backend().in_one_pass(lambda half=half: update(half))
+        _in_halves(update, self._model_variables_moving_average, trainable_variables)
 
 
-def _halves(pairs):
-    """Pairs, whose second is a variable, as two lists of about as many weights."""
-    pairs = sorted(pairs, key=lambda pair: math.prod(pair[1].shape), reverse=True)
+def _in_halves(update, values, variables):
+    """Call a function of values and their variables for two halves of about as many weights."""
+    pairs = zip(values, variables, strict=True)
     halves, sizes = ([], []), [0, 0]
-    for pair in pairs:
+    for pair in sorted(pairs, key=lambda pair: math.prod(pair[1].shape), reverse=True):
         smaller = sizes.index(min(sizes))
         halves[smaller].append(pair)
         sizes[smaller] += math.prod(pair[1].shape)
-    return [half for half in halves if half]
+    for half in filter(None, halves):
+        backend().in_one_pass(partial(update, *zip(*half, strict=True)))

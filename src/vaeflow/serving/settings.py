@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from vaeflow.errors import ServingError
+from vaeflow.processes import cores
 from vaeflow.registry.versions import SCHEME
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -44,8 +45,6 @@ class Settings:
     @property
     def threads(self) -> int:
         """Of one run of the model: the cores are shared out among the workers."""
-        from vaeflow.processes import cores
-
         return max(1, cores() // self.workers)
 
     def __post_init__(self):

@@ -56,8 +56,7 @@ def fit(
             the last step has been written.
     """
     settings = parameters.train
-    # XLA makes one program of a step, which has no parts.
-    parts = 1 if choose_jit(settings.jit) else share_cores(settings.batch_size)
+    parts = share_cores(settings.batch_size, choose_jit(settings.jit))
     check_devices(settings)
     keras.utils.set_random_seed(settings.seed)
     images, validation = load_images(prepared, settings)
