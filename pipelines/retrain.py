@@ -17,10 +17,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 
-from vaeflow import pipeline, run_report
+from vaeflow import console, pipeline, run_report
 from vaeflow.errors import BusyError, RegistryError, StageError
 from vaeflow.flows import without_traceback
-from vaeflow.overrides import overridden
+from vaeflow.overrides import check, overridden
 from vaeflow.registry import gate, promotion
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.register import find_registered, get_ready, register
@@ -33,6 +33,11 @@ from vaeflow.workspace import Workspace
 async def is_worth_retrying(task, run, state: State) -> bool:
     """Whether it was a remote or a server that failed."""
     return isinstance(await state.aresult(raise_on_failure=False), (RegistryError, StageError))
+
+
+def say(text: str) -> None:
+    """Log a line that also whoever watches the run should see."""
+    console.say(text, get_run_logger().info)
 
 
 # DVC and the registry know what was done before; a result is never taken from an earlier run.
@@ -58,7 +63,11 @@ def fetch_data(workspace: Workspace, force: bool) -> list[str]:
 @without_traceback
 def run_stage(workspace: Workspace, stage: str, force: bool) -> None:
     """Bring one DVC stage up to date."""
-    pipeline.run_stage(workspace, stage, report=get_run_logger().info, force=force)
+    log = get_run_logger().info
+    with console.stage(stage, log) as shown:
+        pipeline.run_stage(
+            workspace, stage, report=lambda line: shown.heard(line) and log(line), force=force
+        )
 
 
 @patient(task_run_name="register")
@@ -88,7 +97,7 @@ def promote(
 @without_traceback
 def push_outputs(workspace: Workspace) -> None:
     """Send data and outputs to the DVC remote."""
-    print(dvc(workspace, "push").strip())
+    say(f"push       {dvc(workspace, 'push').strip()}")
 
 
 @step(task_run_name="report")
@@ -130,7 +139,8 @@ def retrain(
     place = Workspace.find(workspace)
     overrides = {**(overrides or {}), **({"export.name": name} if name else {})}
     try:
-        with pipeline.alone_in(place, busy == "wait", print), overridden(place, overrides):
+        check(place, overrides)
+        with pipeline.alone_in(place, busy == "wait", say), overridden(place, overrides):
             return bring_up_to_date(place, force, push)
     except BusyError as error:
         return Cancelled(message=str(error), data=error)
@@ -138,13 +148,12 @@ def retrain(
 
 def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     """The run itself, in a workspace that is its own."""
-    pipeline.check_parameters(place)
     if not (state := fetch_data(place, force, return_state=True)).is_completed():
         return state
     stages = state.result()
     if not stages and (known := find_settled(place)):
         message = f"nothing changed: {known}"
-        print(message)
+        say(message)
         return Completed(message=message, data=known.uri)
 
     with ThreadPoolExecutor(1) as beside, Probe(store_address(place)) as probe:
@@ -163,10 +172,10 @@ def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     if not (state := promote(place, version, state.result(), return_state=True)).is_completed():
         return state
     settled = state.result()
-    print(settled)
     publish(place, settled)
     if push and not (state := push_outputs(place, return_state=True)).is_completed():
         return state
+    say(str(settled))
     return settled.uri
 
 

@@ -208,3 +208,17 @@ def killed_before_each_change(code: str) -> int:
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
+
+
+def processes_in(root):
+    """Processes whose working directory is the workspace."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(root):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -20,6 +20,7 @@ from helpers import (
     free_port,
     make_workspace,
     mlflow_server,
+    processes_in,
     run,
     wait_for_http,
 )
@@ -44,7 +45,7 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
 ):
     root = make_workspace(tmp_path / "flow", **SMALL)
     first = run(root, "vaeflow", "retrain")
-    assert "models:/digits-vae/1 is @champion" in first.stdout + first.stderr
+    assert first.stdout.splitlines()[-1].startswith("models:/digits-vae/1 is @champion")
 
     for ours, theirs in zip(weights_of(root), weights_of(finished), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -58,14 +59,14 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
     assert vaeflow.load("models:/digits-vae@champion").score(digits[:2]).shape == (2,)
 
     again = run(root, "vaeflow", "retrain")
-    assert "nothing changed: models:/digits-vae/1 is @champion" in again.stdout + again.stderr
+    assert "nothing changed: models:/digits-vae/1 is @champion" in again.stdout
     assert "Task run 'train'" not in again.stderr
     assert aliases(root) == {"champion": "1"}
 
     # Parameters for one run, under another name, and everything pushed.
     before = (root / "params.yaml").read_bytes()
     other = run(root, "vaeflow", "retrain", "--set", "train.epochs=1", "--name", "other", "--push")
-    assert "models:/other/1 is @champion" in other.stderr
+    assert other.stdout.splitlines()[-1].startswith("models:/other/1 is @champion")
     assert (root / "params.yaml").read_bytes() == before
     assert "in sync" in run(root, "dvc", "status", "--cloud").stdout
     found = artifacts()
@@ -110,7 +111,6 @@ def test_of_two_flows_at_once_the_second_waits_or_is_cancelled(tmp_path):
     wait_for("epoch 1/30", logs[0], first)
     cancelled = run(root, "vaeflow", "retrain", "--busy", "cancel", status=2)
     assert f"vaeflow: another flow is at work in {root}" in cancelled.stderr
-    assert "Cancelled" in cancelled.stderr
     second = start_flow(root, logs[1])
     wait_for("waiting for another flow", logs[1], second)
     assert first.wait(300) == 0
@@ -131,7 +131,7 @@ def test_a_killed_flow_leaves_a_workspace_that_the_next_can_use(tmp_path):
         process.kill()
     assert (root / "params.yaml").read_bytes() != before
     done = run(root, "vaeflow", "retrain")
-    assert "models:/digits-vae/1 is @champion" in done.stderr
+    assert "models:/digits-vae/1 is @champion" in done.stdout
     assert (root / "params.yaml").read_bytes() == before
     first, second = connect(Workspace(root)).search_runs(
         ["1"], order_by=["attributes.start_time ASC"]
@@ -159,7 +159,7 @@ def test_a_training_goes_on_when_its_tracking_server_stops(tmp_path, monkeypatch
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         client = connect()
         assert client.get_run(run_id).info.status == "RUNNING"
-        assert "models:/digits-vae/1 is @champion" in run(root, "vaeflow", "retrain").stderr
+        assert "models:/digits-vae/1 is @champion" in run(root, "vaeflow", "retrain").stdout
         assert client.get_run(run_id).info.status == "FINISHED"
         assert len(client.get_metric_history(run_id, "elbo")) == 25
         assert client.get_model_version("digits-vae", "1").run_id == run_id
@@ -169,7 +169,7 @@ def test_a_training_goes_on_when_its_tracking_server_stops(tmp_path, monkeypatch
 def start_flow(root, log, *options):
     with log.open("w") as out:
         return subprocess.Popen(
-            ["vaeflow", "retrain", *options], cwd=root, stdout=out, stderr=subprocess.STDOUT
+            ["vaeflow", "retrain", "--verbose", *options], cwd=root, stdout=out, stderr=out
         )
 
 
@@ -183,7 +183,7 @@ def test_changed_data_stop_the_flow_before_anything_runs(workspace):
     assert "vaeflow: data/ differs from data.dvc" in done.stderr
     assert len(np.load(path)) == 500
     assert (workspace / "data.dvc").read_text() == pointer
-    assert not (workspace / "mlflow.db").exists()
+    assert not (workspace / "outputs" / "prepared").exists()
 
 
 def test_a_failed_stage_fails_the_flow_with_its_message_and_no_traceback(workspace):
@@ -196,13 +196,12 @@ def test_a_failed_stage_fails_the_flow_with_its_message_and_no_traceback(workspa
     assert "images.npy: pixels have dtype int64" in done.stderr
     assert "vaeflow: stage prepare failed" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "Task run 'train'" not in done.stderr
+    assert "train begins" not in done.stdout
 
 
 def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
     root = make_workspace(tmp_path / "killed", **{**SMALL, "epochs": 500})
-    log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(["vaeflow", "retrain"], cwd=root, stdout=log, stderr=log)
+    process = start_flow(root, tmp_path / "log")
     wait_for("epoch 2/500", tmp_path / "log", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
@@ -211,7 +210,7 @@ def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
     assert run_info.info.status == "KILLED"
 
     change_parameters(root, train={"epochs": SMALL["epochs"]})
-    assert "is @champion" in run(root, "vaeflow", "retrain").stderr
+    assert "is @champion" in run(root, "vaeflow", "retrain").stdout
 
 
 @pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
@@ -286,20 +285,6 @@ def wait_for(text, log, process, seconds=180):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
-
-
-def processes_in(root):
-    """Processes whose working directory is the workspace."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(root):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_dvc_experiments_metrics_params_and_plots_work(finished, tmp_path):

@@ -171,6 +171,15 @@ def load_parameters(path: Path) -> Parameters:
         ConfigError: the file is missing or not YAML, or a key or a value is not allowed. All faults
             are named in one message.
     """
+    return validate(read_parameters(path), str(path))
+
+
+def read_parameters(path: Path) -> dict:
+    """What a parameter file says, whether allowed or not.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or has no sections.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -183,11 +192,24 @@ def load_parameters(path: Path) -> Parameters:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections ({_listed(Parameters)}), found {content!r}.")
+    return content
+
+
+def validate(content: dict, origin: str) -> Parameters:
+    """Parameters from sections of keys and values.
+
+    Args:
+        content: the sections.
+        origin: where they are from, for the message.
+
+    Raises:
+        ConfigError: a key or a value is not allowed. All faults are named in one message.
+    """
     try:
         return Parameters.model_validate(content)
     except ValidationError as error:
         faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
-        raise ConfigError(f"{path}:\n{faults}") from None
+        raise ConfigError(f"{origin}:\n{faults}") from None
 
 
 def _explain(fault) -> str:

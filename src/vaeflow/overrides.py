@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from vaeflow.config import load_parameters
+from vaeflow.config import Parameters, read_parameters, validate
 from vaeflow.errors import ConfigError
 from vaeflow.files import atomic_file, write_json
 from vaeflow.workspace import Workspace
@@ -31,6 +31,7 @@ def overridden(workspace: Workspace, overrides: Mapping[str, object]) -> Iterato
     if not overrides:
         yield
         return
+    check(workspace, overrides)
     before = workspace.parameters.read_text(encoding="utf-8")
     during = _changed(workspace, overrides)
     _note(workspace).parent.mkdir(parents=True, exist_ok=True)
@@ -38,10 +39,29 @@ def overridden(workspace: Workspace, overrides: Mapping[str, object]) -> Iterato
         write_json(fresh, {"before": before, "during": during})
     try:
         _write(workspace, during)
-        load_parameters(workspace.parameters)
         yield
     finally:
         put_back(workspace)
+
+
+def check(workspace: Workspace, overrides: Mapping[str, object]) -> Parameters:
+    """The parameters of a run with overrides; nothing is written.
+
+    Args:
+        workspace: whose.
+        overrides: `{"section.key": value}`.
+
+    Raises:
+        ConfigError: a key or a value is not allowed, in `params.yaml` or in the overrides.
+    """
+    content = read_parameters(workspace.parameters)
+    parameters = validate(content, str(workspace.parameters))
+    if not overrides:
+        return parameters
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        content[section] = {**content.get(section, {}), name: value}
+    return validate(content, "overrides (--set) that are not allowed")
 
 
 def put_back(workspace: Workspace) -> None:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from itertools import dropwhile
 
-from vaeflow.config import load_parameters
 from vaeflow.errors import BusyError, DataError, StageError
 from vaeflow.processes import process_group
+from vaeflow.progress import BAR
 from vaeflow.versioning import (
     dvc,
     dvc_command,
@@ -80,9 +80,23 @@ def alone_in(workspace: Workspace, wait: bool, report: Callable[[str], None]) ->
         lock.release()
 
 
-def check_parameters(workspace: Workspace) -> None:
-    """Refuse a `params.yaml` with a key or a value that is not allowed (ConfigError)."""
-    load_parameters(workspace.parameters)
+def fetch(workspace: Workspace, wait: bool, say: Callable[[str], None]) -> None:
+    """Bring data and outputs from the DVC remote, as far as it has them.
+
+    Args:
+        workspace: whose.
+        wait: for a flow that is at work there.
+        say: called with a line when there is something to wait for, and when something came.
+
+    Raises:
+        BusyError: a flow is at work, and waiting was not asked for.
+        StageError: DVC cannot fetch them.
+    """
+    with alone_in(workspace, wait, say):
+        # What changed, then the sum: "2 files fetched and 2 files added".
+        *_, came = dvc(workspace, "pull", "--allow-missing").strip().splitlines() or [""]
+    if came and "up to date" not in came:
+        say(f"{'pull':<10} {came}")
 
 
 def fetch_data(workspace: Workspace, force: bool = False) -> list[str]:
@@ -137,15 +151,18 @@ def run_stage(
     Args:
         workspace: where.
         stage: a name from `stages`.
-        report: called with each line of output as it comes.
+        report: called with each line that the stage prints, as it comes. A bar is a line, too: it
+            ends with a carriage return.
         force: run it even if its outputs are up to date.
 
     Raises:
         StageError: the stage failed; the message holds the end of its output.
     """
     lines: list[str] = []
+    # Quietly: what DVC would say, `git add dvc.lock` after every stage, is for those who type it.
+    command = dvc_command("repro", "--quiet", "--single-item", *(["--force"] if force else []))
     with process_group(
-        dvc_command("repro", "--single-item", *(["--force"] if force else []), stage),
+        [*command, stage],
         cwd=workspace.root,
         env=dvc_environment(),
         stdout=subprocess.PIPE,
@@ -154,8 +171,9 @@ def run_stage(
         errors="replace",
     ) as process:
         for line in process.stdout:
-            lines.append(line.rstrip())
             report(line.rstrip())
+            if not line.startswith(BAR):
+                lines.append(line.rstrip())
         status = process.wait()
     if status:
         output = "\n".join(lines[-8:])

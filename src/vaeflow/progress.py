@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
 
 WIDTH = 24
 SECONDS_BETWEEN_LINES = 15.0
+# Set for the stages of a run that is watched: their output goes through a pipe, and bars with it,
+# each after a mark and before a carriage return.
+RELAYED = "VAEFLOW_PROGRESS_RELAYED"
+BAR = "\033[K"
 
 
 class Progress:
@@ -33,7 +38,8 @@ class Progress:
         self.total = total
         self.done = self.before = done
         self.unit = unit
-        self.live = sys.stdout.isatty()
+        self.relayed = RELAYED in os.environ
+        self.live = self.relayed or sys.stdout.isatty()
         self.seconds_between = 0.2 if self.live else SECONDS_BETWEEN_LINES if lines else math.inf
         self.start = self.shown = time.monotonic()
 
@@ -45,8 +51,8 @@ class Progress:
 
     def wipe(self) -> None:
         """Clear the bar, for a line to be printed in its place; it comes again."""
-        if self.live:
-            print("\r\033[K", end="", flush=True)
+        if self.live and not self.relayed:
+            print(BAR, end="", flush=True)
 
     def advance(self, amount: int, note: Callable[[], str] = str) -> None:
         """Count, and show it when the last time is long enough ago.
@@ -71,6 +77,6 @@ class Progress:
         text = ", ".join(filter(None, parts))
         if self.live:
             filled = round(self.done / self.total * WIDTH)
-            print(f"\r\033[K[{'#' * filled:<{WIDTH}}] {text}", end="", flush=True)
+            print(f"{BAR}[{'#' * filled:<{WIDTH}}] {text}", end="\r", flush=True)
         else:
             print(text, flush=True)

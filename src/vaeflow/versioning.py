@@ -43,6 +43,28 @@ def dvc(workspace: Workspace, *arguments: str) -> str:
     return done.stdout
 
 
+def require_repository(workspace: Workspace) -> None:
+    """Refuse a folder that DVC does not know.
+
+    Raises:
+        WorkspaceError: DVC was never set up there, or needs a git repository that is not there.
+    """
+    from configparser import ConfigParser
+
+    if not (workspace.root / ".dvc").is_dir():
+        raise WorkspaceError(f"{workspace.root} has no .dvc folder. Make it: git init && dvc init")
+    config = ConfigParser(strict=False)
+    for name in ("config", "config.local"):
+        config.read(workspace.root / ".dvc" / name, encoding="utf-8")
+    without_git = config.getboolean("core", "no_scm", fallback=False)
+    inside = any((folder / ".git").exists() for folder in (workspace.root, *workspace.root.parents))
+    if not inside and not without_git:
+        raise WorkspaceError(
+            f"{workspace.root} is in no git repository, and DVC needs one. Make it: git init; or "
+            "do without (no commit is then recorded with a model): dvc config core.no_scm true"
+        )
+
+
 def require_data(workspace: Workspace) -> None:
     """Refuse to go on without images.
 

@@ -85,6 +85,11 @@ class Workspace:
         """Output of `export`: what is registered and served."""
         return self.root / "outputs" / "bundle"
 
+    @property
+    def logs(self) -> Path:
+        """What runs say in detail: a file a run of `vaeflow retrain`. No stage's output."""
+        return self.root / "outputs" / "logs"
+
     def require(self, path: Path, remedy: str) -> Path:
         """Return the folder of a file that must exist, or name it and the remedy.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
 import typer
@@ -25,32 +26,54 @@ def retrain(
     force: Annotated[
         bool, typer.Option("--force", help="Run every stage even if nothing changed.")
     ] = False,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Fetch data and outputs from the DVC remote first.")
+    ] = False,
     push: Annotated[
         bool, typer.Option("--push", help="Send data and outputs to the DVC remote at the end.")
     ] = False,
     busy: Annotated[
         Literal["wait", "cancel"], typer.Option(help="What to do while another flow works here.")
     ] = "wait",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show all that otherwise goes into a log file.")
+    ] = False,
 ) -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
-    from prefect.exceptions import CancelledRun
-    from prefect.flows import load_flow_from_entrypoint
-
-    from vaeflow.overrides import parse
-    from vaeflow.pipeline import check_parameters
+    from vaeflow import console, prefect_server
+    from vaeflow.overrides import check, parse
+    from vaeflow.pipeline import fetch
+    from vaeflow.versioning import require_repository
 
     workspace = Workspace.find()
-    overrides = parse(settings or [])
-    # The flow checks them too; here it takes no server to find a typing mistake.
-    check_parameters(workspace)
+    overrides = {**parse(settings or []), **({"export.name": name} if name else {})}
+    # The flow would find these mistakes too, after it has a server.
+    check(workspace, overrides)
+    require_repository(workspace)
     # The flow is the workspace's own, for its users to change.
     path = workspace.root / "pipelines" / "retrain.py"
     workspace.require(path, "Restore it: git checkout pipelines")
-    run = load_flow_from_entrypoint(f"{path}:retrain")
-    try:
-        run(str(workspace.root), name, overrides, force, push, busy)
-    except CancelledRun as cancelled:
-        raise VaeflowError(str(cancelled)) from None
+    with console.opened(workspace.logs, "retrain", verbose) as shown:
+        if shown.log:
+            shown.say(f"all details: {shown.log.relative_to(workspace.root)}")
+        with prefect_server.at_hand() as server, ThreadPoolExecutor(1) as beside:
+            # All of this takes about as long as the server.
+            pulled = beside.submit(fetch, workspace, busy == "wait", shown.say) if pull else None
+            from prefect.exceptions import CancelledRun
+            from prefect.flows import load_flow_from_entrypoint
+
+            from vaeflow.registry.register import get_ready
+
+            run = load_flow_from_entrypoint(f"{path}:retrain")
+            get_ready(workspace)
+            if pulled:
+                pulled.result()
+            server.wait(shown.say)
+            with server.in_use():
+                try:
+                    run(str(workspace.root), None, overrides, force, push, busy)
+                except CancelledRun as cancelled:
+                    raise VaeflowError(str(cancelled)) from None
 
 
 @commands.command(rich_help_panel=PANEL)

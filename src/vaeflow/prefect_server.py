@@ -1,0 +1,183 @@
+"""Prefect's server: the one that the user names, or one of our own for as long as it is needed.
+
+Prefect starts a temporary server by itself and gives it 20 seconds. An empty home (the tables are
+made in some 140 steps), a cold disk or busy cores need more; so ours is waited for as long as its
+process lives.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from vaeflow.errors import ConfigError, VaeflowError
+from vaeflow.processes import process_group
+
+USUAL_PORT = 4200
+START_SECONDS = 600
+SECONDS_BEFORE_WORD = 2.0
+WAITING = "waiting for Prefect's server to start (a first start makes its database)"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to be used.
+
+    Attributes:
+        api: its API's address.
+        process: the server, where it is our own.
+        log: what our own one says.
+    """
+
+    api: str
+    process: subprocess.Popen | None = None
+    log: IO[str] | None = None
+
+    @property
+    def page(self) -> str:
+        """The address of its web page."""
+        return self.api.removesuffix("/api")
+
+    def wait(self, say: Callable[[str], None]) -> None:
+        """Return when it answers.
+
+        Args:
+            say: called with a line when that takes more than a moment.
+
+        Raises:
+            VaeflowError: its process ended, or it did not answer within ten minutes.
+        """
+        if self.process is None:
+            return
+        begin = time.monotonic()
+        said = False
+        while not self._answers():
+            waited = time.monotonic() - begin
+            if self.process.poll() is not None:
+                raise self._failure(f"ended with status {self.process.returncode}")
+            if waited > START_SECONDS:
+                raise self._failure(f"did not answer within {START_SECONDS // 60} minutes")
+            if waited > SECONDS_BEFORE_WORD and not said:
+                said = True
+                say(WAITING)
+            time.sleep(0.1)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside, flows of this process run with this server, which has heard all at the end."""
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            try:
+                yield
+            finally:
+                for worker in (EventsWorker, APILogWorker):
+                    worker.drain_all(timeout=10)
+
+    def _answers(self) -> bool:
+        # Another process's server may answer at this port, while ours is still to find it taken.
+        if not _listens(self.process, int(self.page.rpartition(":")[2])):
+            return False
+        try:
+            with urllib.request.urlopen(f"{self.api}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def _failure(self, what: str) -> VaeflowError:
+        self.log.seek(0)
+        said = "\n".join(f"  {line}" for line in self.log.read().splitlines()[-6:])
+        return VaeflowError(
+            f"Prefect's server {what}. Its last words:\n{said}\n"
+            "It keeps its database in PREFECT_HOME (usually ~/.prefect), which must be a folder "
+            "that can be written; or name a running server in PREFECT_API_URL."
+        )
+
+
+@contextmanager
+def at_hand(*, lasting: bool = False) -> Iterator[Server]:
+    """A server for the block: the one that `PREFECT_API_URL` names, or one that starts now.
+
+    The block goes on at once, to do other things meanwhile; `Server.wait` waits.
+
+    Args:
+        lasting: whether it is to start runs at their times, show its page, and have the usual port
+            if that is free; otherwise it serves this block alone.
+
+    Raises:
+        ConfigError: nobody answers at `PREFECT_API_URL`.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if api := PREFECT_API_URL.value():
+        _require_answer(api)
+        yield Server(api)
+        return
+    port = _free_port(USUAL_PORT if lasting else 0)
+    api = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "vaeflow.collector", "prefect", "server", "start"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += [] if lasting else ["--no-scheduler", "--no-late-runs", "--no-ui"]
+    # The page would ask for runs at the usual port.
+    environment = {**os.environ, "PREFECT_UI_API_URL": api}
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+        process_group(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        yield Server(api, process, log)
+
+
+def _require_answer(api: str) -> None:
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    # Whoever answers, even with a refusal, is there; Prefect says the rest.
+    if isinstance(problem, (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol)):
+        raise ConfigError(
+            f"PREFECT_API_URL is {api}, and no Prefect server answers there "
+            f"({problem}). Start it (prefect server start), or forget the address to have a server "
+            "started for you: unset PREFECT_API_URL, or, where a profile of Prefect's has it, "
+            "prefect config unset PREFECT_API_URL."
+        )
+
+
+def _free_port(wanted: int) -> int:
+    """The port wanted, or any other when that one is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            # As the server does: a port whose last connections are still closing is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise VaeflowError("no free port on 127.0.0.1 for Prefect's server.")
+
+
+def _listens(process: subprocess.Popen, port: int) -> bool:
+    """Whether a process or one that it started listens at a port."""
+    import psutil
+
+    try:
+        leader = psutil.Process(process.pid)
+        for member in (leader, *leader.children(recursive=True)):
+            for connection in member.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    except psutil.Error:
+        pass  # one of them has just ended
+    return False
