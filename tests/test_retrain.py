@@ -224,6 +224,7 @@ def test_a_schedule_starts_runs_and_ends_with_everything_it_started(finished, tm
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     assert not processes_in(root)
+    assert "was never awaited" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")

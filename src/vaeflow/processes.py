@@ -20,7 +20,7 @@ def cores() -> int:
 
 @contextmanager
 def process_group(
-    command: list[str], *, grace: float = 10, **options
+    command: list[str], *, grace: float = 10, end: int = signal.SIGTERM, **options
 ) -> Iterator[subprocess.Popen]:
     """Start a command in a process group of its own, and end the whole group with the block.
 
@@ -29,19 +29,20 @@ def process_group(
     Args:
         command: program and arguments.
         grace: seconds the group is given to end by itself before it is killed.
+        end: the signal that tells it to.
         options: as for `subprocess.Popen`.
     """
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     try:
         yield process
     finally:
-        _end_group(process, grace)
+        _end_group(process, grace, end)
 
 
-def _end_group(process: subprocess.Popen, grace: float) -> None:
+def _end_group(process: subprocess.Popen, grace: float, end: int) -> None:
     """Ask the whole group to end, wait for the last of it, then make it end."""
     with suppress(ProcessLookupError):  # nobody is left: the usual case
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, end)
         deadline = time.monotonic() + grace
         while time.monotonic() < deadline:
             process.poll()  # the leader itself counts as there until its status is read
