@@ -19,7 +19,7 @@ from prefect.tasks import exponential_backoff
 
 from vaeflow import console, pipeline, run_report
 from vaeflow.errors import BusyError, RegistryError, StageError
-from vaeflow.flows import without_traceback
+from vaeflow.flows import done, without_traceback
 from vaeflow.overrides import check, overridden
 from vaeflow.registry import gate, promotion
 from vaeflow.registry.probe import Probe
@@ -133,8 +133,8 @@ def retrain(
         busy: what to do where another flow is at work in the workspace.
 
     Returns:
-        The registered version's address, `models:/NAME/VERSION`; or the state of the task that
-        failed, which becomes the flow's.
+        The registered version's address, `models:/NAME/VERSION`; or the flow's state, where that
+        has a sentence of its own.
     """
     place = Workspace.find(workspace)
     overrides = {**(overrides or {}), **({"export.name": name} if name else {})}
@@ -147,10 +147,8 @@ def retrain(
 
 
 def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
-    """The run itself, in a workspace that is its own."""
-    if not (state := fetch_data(place, force, return_state=True)).is_completed():
-        return state
-    stages = state.result()
+    """The run itself, in a workspace that is its own. What stops a task stops the flow."""
+    stages = done(fetch_data(place, force, return_state=True))
     if not stages and (known := find_settled(place)):
         message = f"nothing changed: {known}"
         say(message)
@@ -162,19 +160,13 @@ def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
         for stage in stages:
             if stage == stages[-1]:
                 probe.start()
-            if not (state := run_stage(place, stage, force, return_state=True)).is_completed():
-                return state
-        if not (state := register_bundle(place, return_state=True)).is_completed():
-            return state
-        version = state.result()
-        if not (state := judge(place, version, probe, return_state=True)).is_completed():
-            return state
-    if not (state := promote(place, version, state.result(), return_state=True)).is_completed():
-        return state
-    settled = state.result()
+            done(run_stage(place, stage, force, return_state=True))
+        version = done(register_bundle(place, return_state=True))
+        verdict = done(judge(place, version, probe, return_state=True))
+    settled = done(promote(place, version, verdict, return_state=True))
     publish(place, settled)
-    if push and not (state := push_outputs(place, return_state=True)).is_completed():
-        return state
+    if push:
+        done(push_outputs(place, return_state=True))
     say(str(settled))
     return settled.uri
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.states import State
 
 from vaeflow.config import Drift, load_parameters
-from vaeflow.flows import without_traceback
+from vaeflow.flows import done, without_traceback
 from vaeflow.scoring.drift import measure_drift, summary
 from vaeflow.scoring.events import DRIFT_DETECTED, emit_drift
 from vaeflow.scoring.score import Batch, Scored
@@ -46,7 +45,7 @@ def score(
     resize: str | None = None,
     skip_bad: bool = False,
     workspace: str = ".",
-) -> dict | State:
+) -> dict:
     """Score images, and tell whether they are still like those the model was validated on.
 
     Args:
@@ -58,21 +57,14 @@ def score(
         workspace: the folder with dvc.yaml, or one inside it.
 
     Returns:
-        The report (see `vaeflow.scoring.drift`); or the state of the task that failed, which
-        becomes the flow's.
+        The report (see `vaeflow.scoring.drift`).
     """
     place = Workspace.find(workspace)
     thresholds = load_parameters(place.parameters).drift
     batch = Batch(tuple(sources), model, Path(out), True, resize, skip_bad=skip_bad)
     with chdir(place.root):
-        state = score_images(batch, return_state=True)
-        if not state.is_completed():
-            return state
-        scored = state.result()
-        state = compare(scored, thresholds, return_state=True)
-    if not state.is_completed():
-        return state
-    report = state.result()
+        scored = done(score_images(batch, return_state=True))
+        report = done(compare(scored, thresholds, return_state=True))
     lines = [*scored.lines(), *summary(report)]
     print("\n".join(lines))
     create_markdown_artifact(_as_markdown(lines, report), key="score", description="Scored batch")

@@ -306,3 +306,19 @@ def test_dvc_experiments_metrics_params_and_plots_work(finished, tmp_path):
     name = run(root, "dvc", "exp", "list", "--name-only").stdout.strip()
     (latest, _) = connect(Workspace(root)).search_runs(["1"])
     assert latest.info.run_name == name
+
+
+def test_a_failed_run_has_the_sentence_and_the_stages_lines_on_prefects_page(workspace):
+    change_parameters(workspace, evaluate={"importance_samples": 20})
+    np.save(workspace / "data" / "wide.npy", np.zeros((4, 9, 9), np.uint8))
+    run(workspace, "dvc", "add", "data")
+    run(workspace, "vaeflow", "retrain", status=2)
+    database = sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db")
+    (message,) = database.execute(
+        "SELECT s.message FROM flow_run f JOIN flow_run_state s ON f.state_id = s.id "
+        "ORDER BY f.start_time DESC LIMIT 1"
+    ).fetchone()
+    assert "stage prepare failed" in message
+    assert "wide.npy" in message
+    lines = "\n".join(row[0] for row in database.execute("SELECT message FROM log"))
+    assert str(workspace / "data") in lines

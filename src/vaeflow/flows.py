@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from vaeflow.errors import VaeflowError
+
+if TYPE_CHECKING:
+    from prefect.states import State
 
 
 def without_traceback(function: Callable) -> Callable:
@@ -24,3 +28,12 @@ def without_traceback(function: Callable) -> Callable:
             return Failed(message=str(error), data=error)
 
     return guarded
+
+
+def done(state: State) -> Any:
+    """The value of a task that was called for its state; what stopped it is raised.
+
+    The flow's own state then has the sentence. A task that ends with a failed state of its own
+    would otherwise return as if it had a value, and Prefect would only count the failed states.
+    """
+    return state.result()
