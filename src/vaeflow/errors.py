@@ -2,12 +2,28 @@
 
 A message says what was wrong, where (file, key, index), and what would be right. The command line
 prints it as one paragraph and exits with 2; anything else that is raised is a bug and shows its
-traceback.
+traceback. Messages often name an address, or hold what a library said of one: the passwords in them
+are hidden here, before anything is printed, logged or kept.
 """
+
+import re
+
+USER = re.compile(r"(?<=://)[^/\s'\"]*@")
+SECRET = re.compile(
+    r"(?i)([?&;][^=&;\s]*(?:password|passwd|pwd|token|secret|key|sig|signature)=)[^&;\s'\"]+"
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text with `***` for the user and password, and for the keys, of every address in it."""
+    return SECRET.sub(r"\1***", USER.sub("***@", text))
 
 
 class VaeflowError(Exception):
     """Base of every error a user can cause and mend."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_secrets(message))
 
 
 class WorkspaceError(VaeflowError):

@@ -10,6 +10,9 @@ from vaeflow.versioning import data_md5
 from vaeflow.workspace import Workspace
 
 PACKAGES = ("vaeflow", "tensorflow", "keras", "numpy", "mlflow", "dvc", "prefect")
+# In a model's tags by digests of their own; the first runs of new images and parameters, and those
+# with parameters of their own, come before a commit of these.
+RECORDED = (":!dvc.lock", ":!params.yaml", ":!data.dvc")
 UNKNOWN = "unknown"
 
 
@@ -17,12 +20,13 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
     """Tags that lead back from a model to what it was made of.
 
     Returns:
-        `git_commit`, `git_dirty` (`true` when a tracked file other than `dvc.lock`, which a run
-        itself rewrites, differs from the commit), `data_md5` (of `data.dvc`), `parameters_sha256`,
-        and `version_PACKAGE` for each package that matters. What cannot be known is `unknown`.
+        `git_commit`, `git_dirty` (`true` when a tracked file differs from the commit, other than
+        those that are recorded by digests of their own: `params.yaml`, `data.dvc`, `dvc.lock`),
+        `data_md5` (of `data.dvc`), `parameters_sha256`, and `version_PACKAGE` for each package that
+        matters. What cannot be known is `unknown`.
     """
     commit = _git(workspace, "rev-parse", "HEAD")
-    changes = _git(workspace, "status", "--porcelain", "-uno", "--", ".", ":!dvc.lock")
+    changes = _git(workspace, "status", "--porcelain", "-uno", "--", ".", *RECORDED)
     return {
         "git_commit": commit or UNKNOWN,
         "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),

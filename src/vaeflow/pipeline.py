@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from itertools import dropwhile
 
-from vaeflow.errors import BusyError, DataError, StageError
+from vaeflow.errors import BusyError, DataError, StageError, without_secrets
 from vaeflow.processes import process_group
 from vaeflow.progress import BAR
 from vaeflow.versioning import (
@@ -171,9 +171,10 @@ def run_stage(
         errors="replace",
     ) as process:
         for line in process.stdout:
-            report(line.rstrip())
+            line = without_secrets(line.rstrip())
+            report(line)
             if not line.startswith(BAR):
-                lines.append(line.rstrip())
+                lines.append(line)
         status = process.wait()
     if status:
         output = "\n".join(lines[-8:])

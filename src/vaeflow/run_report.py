@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -76,4 +77,6 @@ def mlflow_page(found: ModelVersion) -> str | None:
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not server.startswith("http"):
         return None
+    # The link is kept by Prefect: whoever may follow it has a password of their own.
+    server = re.sub(r"(?<=://)[^/]*@", "", server)
     return f"{server.rstrip('/')}/#/models/{found.name}/versions/{found.version}"

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from vaeflow import prefect_server
-from vaeflow.errors import ConfigError, VaeflowError
+from vaeflow.errors import ConfigError, VaeflowError, without_secrets
 from vaeflow.processes import process_group
 from vaeflow.workspace import Workspace
 
@@ -40,7 +40,7 @@ def serve(workspace: Workspace, cron: str) -> None:
     command += ["--name", "scheduled", "--cron", cron, "--limit", "1"]
     with prefect_server.at_hand(lasting=True) as server:
         server.wait(print)
-        print(f"Prefect's server and web page: {server.page}", flush=True)
+        print(without_secrets(f"Prefect's server and web page: {server.page}"), flush=True)
         with process_group(
             command,
             cwd=workspace.root,

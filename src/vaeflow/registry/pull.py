@@ -14,7 +14,7 @@ from vaeflow.errors import BundleError, RegistryError
 from vaeflow.files import atomic_directory, atomic_file, cache_folder, sha256_of, write_json
 from vaeflow.registry.packaging import BUNDLE_PATH
 from vaeflow.registry.versions import SHA256_TAG, Address, UnreachableError
-from vaeflow.training.tracking import connect
+from vaeflow.training.tracking import connect, is_local, local_folder
 from vaeflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path
     from mlflow.exceptions import MlflowException
 
     try:
+        if is_local(version.source):
+            return shutil.copytree(local_folder(version.source) / BUNDLE_PATH, folder / BUNDLE_PATH)
         fetched = download_artifacts(
             artifact_uri=f"{version.source}/{BUNDLE_PATH}",
             dst_path=str(folder),

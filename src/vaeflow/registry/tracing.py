@@ -13,7 +13,7 @@ from vaeflow.errors import VaeflowError, WorkspaceError
 from vaeflow.lineage import UNKNOWN
 from vaeflow.registry.packaging import BUNDLE_PATH
 from vaeflow.registry.versions import SCHEME, SHA256_TAG, Address
-from vaeflow.training.tracking import clear_errors, connect, find_run
+from vaeflow.training.tracking import clear_errors, connect, find_run, is_local, local_folder
 from vaeflow.versioning import dvc
 from vaeflow.workspace import Workspace
 
@@ -74,6 +74,8 @@ def _artifacts_state(client: MlflowClient, version: ModelVersion) -> str:
     from mlflow.exceptions import MlflowException
 
     folder = f"{version.source}/{BUNDLE_PATH}"
+    if is_local(folder):
+        return "there" if local_folder(folder).is_dir() else f"GONE from {folder}"
     try:
         there = list_artifacts(artifact_uri=folder, tracking_uri=client.tracking_uri)
     except (MlflowException, OSError):

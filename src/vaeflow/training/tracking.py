@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
 
 from vaeflow.errors import RegistryError, WorkspaceError
 from vaeflow.processes import is_gone, this_process
@@ -21,6 +24,15 @@ EXPERIMENT = "vaeflow"
 # Which process a run is open in, as `this_process` says it.
 PROCESS_TAG = "vaeflow.process"
 SQLITE = "sqlite:///"
+ARTIFACTS = "mlartifacts"
+# Where a local store's tables hold addresses of artifacts.
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
+)
 
 
 def store_address(workspace: Workspace | None = None) -> str:
@@ -37,9 +49,20 @@ def store_address(workspace: Workspace | None = None) -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     try:
-        return f"{SQLITE}{(workspace or Workspace.find()).repository / 'mlflow.db'}"
+        return _address(_database(workspace or Workspace.find()))
     except WorkspaceError as error:
         raise RegistryError(f"{error} Or name a registry in MLFLOW_TRACKING_URI.") from None
+
+
+def _database(workspace: Workspace) -> Path:
+    return workspace.repository / "mlflow.db"
+
+
+def _address(database: Path) -> str:
+    # What follows a `?` would not be the path's any more; SQLite itself knows how to escape it.
+    if "?" in str(database):
+        return f"{SQLITE}file:{quote(str(database))}?uri=true"
+    return f"{SQLITE}{database}"
 
 
 def connect(workspace: Workspace | None = None) -> MlflowClient:
@@ -55,14 +78,79 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     uri = store_address(workspace)
     if os.environ.get("MLFLOW_TRACKING_URI"):
         with clear_errors(uri):
             return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
-    if not (database := Path(uri.removeprefix(SQLITE))).exists():
+    workspace = workspace or Workspace.find()
+    if not (database := _database(workspace)).exists():
         _create(database)
-    return MlflowClient(tracking_uri=uri)
+    try:
+        move_in(database)
+        return MlflowClient(tracking_uri=uri)
+    except (MlflowException, sqlite3.DatabaseError) as error:
+        raise RegistryError(
+            f"{database} cannot be used with MLflow {version('mlflow')}: {error} If an older "
+            "MLflow made it, copy it and then bring it up to date: "
+            "mlflow db upgrade sqlite:///mlflow.db. If a newer one did, install that one."
+        ) from None
+
+
+def move_in(database: Path) -> None:
+    """Let a database that was moved or copied with its workspace name the files that are here.
+
+    MLflow notes absolute addresses: a copy would write into the workspace it was copied from.
+
+    Args:
+        database: of a workspace; what it has of `mlartifacts` anywhere else, it then has of the
+            folder beside it, unless that other one was never a workspace's.
+    """
+    here = _artifacts(database)
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        locations = "SELECT DISTINCT artifact_location FROM experiments"
+        if not any(_is_elsewhere(place, here) for (place,) in connection.execute(locations)):
+            return
+        connection.isolation_level = None
+        connection.execute("BEGIN IMMEDIATE")
+        for (place,) in connection.execute(locations).fetchall():
+            if not _is_elsewhere(place, here):
+                continue
+            for table, column in ADDRESSES:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (here, len(place) + 1, place, len(place) + 1, f"{place}/"),
+                )
+        connection.execute("COMMIT")
+
+
+def is_local(address: str) -> bool:
+    """Whether artifacts are on this machine."""
+    return address.startswith("file:")
+
+
+def local_folder(address: str) -> Path:
+    """The folder that a local address of artifacts stands for.
+
+    MLflow itself decodes such an address twice, and does not find what is below `50%20`.
+    """
+    return Path(unquote(urlsplit(address).path))
+
+
+def _artifacts(database: Path) -> str:
+    return (database.parent / ARTIFACTS).as_uri()
+
+
+def _is_elsewhere(place: str | None, here: str) -> bool:
+    """Whether a place for artifacts is another workspace's, or was."""
+    if not place or place == here or not is_local(place):
+        return False
+    folder = local_folder(place)
+    if folder.name != ARTIFACTS:
+        return False
+    return not folder.exists() or (folder.parent / "mlflow.db").exists()
 
 
 def _create(database: Path) -> None:
@@ -79,7 +167,7 @@ def _create(database: Path) -> None:
             return
         fresh = database.with_suffix(".new")
         fresh.unlink(missing_ok=True)
-        MlflowClient(tracking_uri=f"{SQLITE}{fresh}").search_experiments()
+        MlflowClient(tracking_uri=_address(fresh)).search_experiments()
         fresh.rename(database)
 
 
@@ -109,7 +197,7 @@ def _experiment_id(client: MlflowClient, workspace: Workspace) -> str:
     # Where a database file keeps artifacts is fixed for good when the experiment is made, and
     # would default to the working directory. A server decides for itself.
     local = client.tracking_uri.startswith("sqlite:")
-    location = (workspace.repository / "mlartifacts").as_uri() if local else None
+    location = _artifacts(_database(workspace)) if local else None
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
             return client.create_experiment(name, artifact_location=location)

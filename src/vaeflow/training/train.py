@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def _train(workspace, prepared, parameters, lineage, kept: Path) -> list[Row]:
         atomic_directory(workspace.model) as folder,
         start_run(
             workspace,
-            os.environ.get("DVC_EXP_NAME"),  # MLflow makes up a name outside `dvc exp run`
+            os.environ.get("DVC_EXP_NAME") or run_name(parameters, lineage["data_md5"]),
             parameters.flat(),
             lineage,
             again=run_file.read_text() if run_file.exists() else None,
@@ -78,6 +79,11 @@ def _train(workspace, prepared, parameters, lineage, kept: Path) -> list[Row]:
         write_json(folder / "run.json", {"run_id": run.run_id, "lineage": lineage})
         report.close(folder / "history.csv")
     return report.rows
+
+
+def run_name(parameters: Parameters, data: str) -> str:
+    """What a run is called: model, data and when it began."""
+    return f"{parameters.export.name} {data[:8]} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 @contextmanager
