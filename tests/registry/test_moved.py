@@ -60,7 +60,7 @@ def test_artifacts_that_were_put_elsewhere_stay_there(bundled, tmp_path, monkeyp
     assert store.as_uri() in addresses(bundled.root)
 
 
-@pytest.mark.parametrize("name", ["what?", "no#1", "50%20", "two words", "データ é", "a&b=c;d"])
+@pytest.mark.parametrize("name", ["what?", "no#1", "100% mine", "two words", "データ é", "a&b=c;d"])
 def test_any_name_will_do(bundled, tmp_path, monkeypatch, name):
     root = tmp_path / name
     shutil.move(bundled.root, root)
@@ -72,6 +72,13 @@ def test_any_name_will_do(bundled, tmp_path, monkeypatch, name):
     assert "digits-vae" in run(root, "vaeflow", "models").stdout
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
     assert len(list((root / "mlartifacts").rglob("dvc.yaml"))) == 1
+
+
+def test_a_name_that_mlflow_would_read_otherwise_is_refused(bundled, tmp_path):
+    root = tmp_path / "50%20"
+    shutil.move(bundled.root, root)
+    done = run(root, "vaeflow", "models", status=2)
+    assert f"{root}: MLflow would read the %" in done.stderr
 
 
 def test_a_database_of_another_mlflow_is_named_with_the_remedy(bundled):

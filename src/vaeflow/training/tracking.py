@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ EXPERIMENT = "vaeflow"
 PROCESS_TAG = "vaeflow.process"
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
+ESCAPED = re.compile("%[0-9a-fA-F]{2}")
 # Where a local store's tables hold addresses of artifacts.
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -85,6 +87,11 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
         with clear_errors(uri):
             return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
     workspace = workspace or Workspace.find()
+    if ESCAPED.search(str(workspace.repository)):
+        raise RegistryError(
+            f"{workspace.repository}: MLflow would read the % with two digits in this folder's "
+            "name as another character. Give the folder another name."
+        )
     if not (database := _database(workspace)).exists():
         _create(database)
     try:
@@ -132,10 +139,7 @@ def is_local(address: str) -> bool:
 
 
 def local_folder(address: str) -> Path:
-    """The folder that a local address of artifacts stands for.
-
-    MLflow itself decodes such an address twice, and does not find what is below `50%20`.
-    """
+    """The folder that a local address of artifacts stands for."""
     return Path(unquote(urlsplit(address).path))
 
 
