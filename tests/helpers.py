@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaeflow import code
+from vaeflow.workspace import Workspace
+
 REPOSITORY = Path(__file__).parents[1]
+# `params.yaml`, `data.dvc` and DVC's settings as they are shipped; whoever uses this clone has
+# others in their place.
+SAMPLE = Path(__file__).parent / "sample"
 # A copy of MNIST's files, where there is one: tests that use it are skipped elsewhere.
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 SCRATCH = Path(tempfile.mkdtemp(prefix="vaeflow-tests-"))
@@ -50,6 +56,10 @@ os.environ |= {
     "GIT_AUTHOR_EMAIL": "tests@localhost",
     "GIT_COMMITTER_NAME": "tests",
     "GIT_COMMITTER_EMAIL": "tests@localhost",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "DVC_GLOBAL_CONFIG_DIR": str(SCRATCH / "dvc"),
+    "DVC_SYSTEM_CONFIG_DIR": str(SCRATCH / "dvc"),
+    "DVC_SITE_CACHE_DIR": str(SCRATCH / "dvc-site"),
 }
 
 
@@ -63,15 +73,22 @@ def run(folder: Path, *command: str, status: int = 0, **options) -> subprocess.C
 
 
 def make_workspace(folder: Path, **train: object) -> Path:
-    """A clone of this project's pipeline, with its sample data and other training parameters."""
+    """This project's pipeline in a folder, with the sample data and other training parameters.
+
+    Data, parameters and remote are those that the project is shipped with: this clone may have
+    others by now.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("dvc.yaml", "params.yaml", "data.dvc", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder / name)
+    for name in ("params.yaml", "data.dvc"):
+        shutil.copy(SAMPLE / name, folder / name)
     shutil.copytree(REPOSITORY / "pipelines", folder / "pipelines")
     (folder / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
-        shutil.copy(REPOSITORY / ".dvc" / name, folder / ".dvc" / name)
+    shutil.copy(SAMPLE / "config", folder / ".dvc" / "config")
+    shutil.copy(REPOSITORY / ".dvc" / ".gitignore", folder / ".dvc" / ".gitignore")
     shutil.copytree(REPOSITORY / ".dvc" / "sample-remote", folder / ".dvc" / "sample-remote")
+    code.link(Workspace(folder))
     change_parameters(folder, train=train)
     run(folder, "git", "init", "--quiet")
     run(folder, "git", "add", "--all")

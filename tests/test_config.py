@@ -1,5 +1,5 @@
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, SAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +17,8 @@ def write(tmp_path):
     return write
 
 
-def test_the_projects_own_file_is_valid_and_complete():
-    path = REPOSITORY / "params.yaml"
+def test_the_shipped_file_is_valid_and_complete():
+    path = SAMPLE / "params.yaml"
     parameters = load_parameters(path)
     written = {line.split(":")[0].strip() for line in path.read_text().splitlines() if ":" in line}
     assert {key.split(".")[1] for key in parameters.flat()} <= written

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY
+from helpers import SAMPLE
 
 from vaeflow.config import load_parameters
 from vaeflow.errors import ConfigError
@@ -23,7 +23,7 @@ with overridden(Workspace.find(), {"train.epochs": 7}):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "params.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes((SAMPLE / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
     return Workspace(tmp_path)
 

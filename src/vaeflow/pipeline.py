@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from itertools import dropwhile
 
+from vaeflow import code
 from vaeflow.errors import BusyError, DataError, StageError, without_secrets
 from vaeflow.processes import process_group
 from vaeflow.progress import BAR
@@ -92,6 +93,7 @@ def fetch(workspace: Workspace, wait: bool, say: Callable[[str], None]) -> None:
         BusyError: a flow is at work, and waiting was not asked for.
         StageError: DVC cannot fetch them.
     """
+    code.link(workspace)
     with alone_in(workspace, wait, say):
         # What changed, then the sum: "2 files fetched and 2 files added".
         *_, came = dvc(workspace, "pull", "--allow-missing").strip().splitlines() or [""]
@@ -117,6 +119,7 @@ def fetch_data(workspace: Workspace, force: bool = False) -> list[str]:
         DataError: `data/` is missing, or holds images without a version.
         StageError: DVC cannot fetch them.
     """
+    code.link(workspace)
     if is_import(workspace):
         dvc(workspace, "update", "data.dvc")
     with ThreadPoolExecutor(1) as beside:

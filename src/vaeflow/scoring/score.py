@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import vaeflow
+from vaeflow import code
 from vaeflow.bundle.manifest import bundle_sha256
 from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
 from vaeflow.data.sources import Images, refuse
@@ -171,7 +171,7 @@ def _versions() -> dict[str, str]:
     """Programs that may give other numbers when they change."""
     import onnxruntime
 
-    return {"vaeflow": vaeflow.__version__, "onnxruntime": onnxruntime.__version__}
+    return {"code": code.digest(code.SCORE), "onnxruntime": onnxruntime.__version__}
 
 
 def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scored) -> None:

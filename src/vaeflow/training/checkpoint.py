@@ -20,6 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from vaeflow import code
 from vaeflow.config import Train
 from vaeflow.errors import TrainingError
 from vaeflow.files import sha256_of
@@ -36,7 +37,7 @@ def training_key(prepared: Path, settings: Train) -> str:
     The images go in by `index.parquet`, which has the digest of each, and its split.
     """
     name = keras.backend.backend()
-    program = {package: version(package) for package in ("vaeflow", "keras", name)}
+    program = {"code": code.digest(code.TRAIN), **{part: version(part) for part in ("keras", name)}}
     about = {"train": settings.model_dump(mode="json", exclude=NOT_IN_KEY), "program": program}
     images = (prepared / "index.parquet").read_bytes()
     return sha256_of(json.dumps(about, sort_keys=True).encode() + images)[:16]

@@ -1,0 +1,50 @@
+"""Which part of this package makes an output: DVC watches it, and kept work carries its digest.
+
+A change of the model's code makes a training out of date, and a checkpoint of the code before is
+not gone on with; a change of the server does not.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import vaeflow
+from vaeflow.files import sha256_of
+from vaeflow.workspace import Workspace
+
+# Files and folders of the package. `dvc.yaml` has those of the stages among their `deps`.
+PREPARE = ("config.py", "data")
+TRAIN = ("config.py", "data", "device.py", "model", "training")
+EVALUATE = ("bundle", "config.py", "data", "device.py", "evaluation", "model")
+EXPORT = ("bundle", "config.py", "data", "device.py", "model")
+SCORE = ("bundle", "data", "scoring")
+
+PACKAGE = Path(vaeflow.__file__).parent
+# Where the deps of `dvc.yaml` look for the package.
+IN_WORKSPACE = Path("src") / "vaeflow"
+
+
+@cache
+def digest(parts: tuple[str, ...], package: Path = PACKAGE) -> str:
+    """One digest of the source in some parts of the package."""
+    files = []
+    for part in parts:
+        path = package / part
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    contents = (f"{path.relative_to(package)}\n".encode() + path.read_bytes() for path in files)
+    return sha256_of(b"\0".join(contents))
+
+
+def link(workspace: Workspace) -> None:
+    """Let DVC find the package in a workspace that does not hold its source.
+
+    `src/vaeflow` becomes a link to where the package is installed, so that another version of it
+    makes outputs out of date.
+    """
+    place = workspace.root / IN_WORKSPACE
+    if place.exists():
+        return
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)  # a link to an environment that is gone
+    place.symlink_to(PACKAGE)
