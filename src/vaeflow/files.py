@@ -2,45 +2,130 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+OLD = "old"
+# Of Linux, see renameat2(2).
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place when the block ends well.
 
-    What stood at `target` is replaced whole; when the block raises, it is left as it was.
+    What stood at `target` is replaced whole; when the block raises, it is left as it was. Whatever
+    happens to process or machine, one of the two is there afterwards: what is new is on the disk
+    before it takes the place, and where the system can, the two change places in one step. Where it
+    cannot, the old folder is for a moment aside, and after a kill just then the next call puts it
+    back.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with _staging(target) as staging:
         fresh = staging / "new"
         fresh.mkdir()
         yield fresh
-        if target.exists():
-            target.rename(staging / "old")
-        fresh.rename(target)
-    finally:
-        if (staging / "old").exists() and not target.exists():  # interrupted between the renames
-            (staging / "old").rename(target)
-        shutil.rmtree(staging, ignore_errors=True)
+        _sync_tree(fresh)
+        if not (target.exists() and _exchange(fresh, target)):
+            if target.exists():
+                target.rename(staging / OLD)
+            fresh.rename(target)
+        _sync(target.parent)
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target`, renamed to it when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-        fresh = Path(folder) / target.name
+    """Yield a path beside `target`, renamed to it, and on the disk, when the block ends well."""
+    with _staging(target) as staging:
+        fresh = staging / target.name
         yield fresh
+        _sync(fresh)
         fresh.replace(target)
+        _sync(target.parent)
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, locked while it is in use, and gone afterwards.
+
+    What others left behind that were killed is tidied up first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}-????????"):
+        with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError), _locked(left, False):
+            _tidy_up(left, target)
+    with ExitStack() as held:
+        folder = None
+        while folder is None:
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                held.enter_context(_locked(folder, True))
+            except FileNotFoundError:
+                folder = None
+        held.callback(_tidy_up, folder, target)
+        yield folder
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool) -> Iterator[None]:
+    """Inside, no other process takes the folder for one that was left behind.
+
+    Raises:
+        BlockingIOError: another process has it.
+        FileNotFoundError: it is gone; somebody tidied it up before it was locked.
+    """
+    import fcntl  # Windows, where bundles are read, has none
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        folder.stat()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _tidy_up(staging: Path, target: Path) -> None:
+    """Remove a staging folder, and put back what it holds of a target that is missing."""
+    if (staging / OLD).exists() and not target.exists():
+        (staging / OLD).rename(target)
+        _sync(target.parent)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; returns whether the system could."""
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:  # a C library from before 2018
+        return False
+    return call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def _sync(path: Path) -> None:
+    """Return when a file's content, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
 
 
 def cache_folder() -> Path:
