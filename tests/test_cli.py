@@ -1,4 +1,6 @@
 import csv
+import os
+import shutil
 import subprocess
 import sys
 
@@ -120,3 +122,43 @@ def test_wrong_inputs_of_inference_are_one_paragraph(finished, tmp_path, digits)
     below_a_file = fails(tmp_path, "sample", *model, "--out", "good.npy/x.png")
     assert "cannot be written" in below_a_file
     assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.parametrize("backend", ["torch", "nonsense"])
+@pytest.mark.parametrize("command", ["train", "retrain"])
+def test_a_backend_that_cannot_train_is_named(workspace, command, backend):
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    done = run(workspace, "vaeflow", command, status=2, env=environment)
+    assert done.stderr == (
+        f"vaeflow: KERAS_BACKEND is {backend}; vaeflow trains with tensorflow or jax. Name one.\n"
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_named(workspace, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for cache in (tmp_path / "file", "/proc/nothing"):
+        environment = {**os.environ, "VAEFLOW_CACHE": str(cache)}
+        done = run(workspace, "vaeflow", "pull", "models:/a/1", "b", status=2, env=environment)
+        assert done.stderr.startswith(f"vaeflow: {cache}: ")
+        assert "Name a folder that can be written in VAEFLOW_CACHE." in done.stderr
+    environment = {**os.environ, "HOME": "/proc/nothing"}
+    del environment["VAEFLOW_CACHE"]
+    done = run(workspace, "vaeflow", "pull", "models:/a/1", "b", status=2, env=environment)
+    assert "VAEFLOW_CACHE" in done.stderr
+
+
+def test_a_mistake_in_set_is_found_before_anything_starts(workspace):
+    done = run(workspace, "vaeflow", "retrain", "--set", "train.epcohs=3", status=2)
+    assert done.stderr == (
+        "vaeflow: overrides (--set) that are not allowed:\n"
+        "  train.epcohs: no such key; did you mean train.epochs?\n"
+    )
+    assert done.stdout == ""
+    assert not (workspace / "outputs").exists()
+
+
+def test_a_folder_without_git_is_refused_before_anything_starts(workspace):
+    shutil.rmtree(workspace / ".git")
+    done = run(workspace, "vaeflow", "retrain", status=2)
+    assert f"{workspace} is in no git repository" in done.stderr
+    assert done.stdout == ""

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from vaeflow.errors import ConfigError
 from vaeflow.processes import cores
 
 KEPT_BYTES = 2**30
 # Cores that share a batch, and images of it for each.
 MOST_PARTS, LEAST_IMAGES = 4, 16
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX"}
+
+
+def keras_backend() -> str:
+    """The backend that Keras will be imported with.
+
+    Raises:
+        ConfigError: models cannot be trained with it.
+    """
+    settings = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
+    source, name = "KERAS_BACKEND", os.environ.get("KERAS_BACKEND")
+    if not name:
+        source, name = f'"backend" in {settings}', "tensorflow"
+        with suppress(OSError, ValueError, AttributeError):
+            name = json.loads(settings.read_text()).get("backend", name)
+    if name not in NAMES:
+        raise ConfigError(f"{source} is {name}; vaeflow trains with tensorflow or jax. Name one.")
+    return name
 
 
 def use_gpu_if_any() -> str:

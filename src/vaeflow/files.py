@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from vaeflow.errors import VaeflowError
+
 OLD = "old"
 # Of Linux, see renameat2(2).
 AT_FDCWD = -100
@@ -129,9 +131,36 @@ def _sync_tree(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what was downloaded is kept: `VAEFLOW_CACHE`, by default `~/.cache/vaeflow`."""
-    default = Path.home() / ".cache" / "vaeflow"
-    return Path(os.environ.get("VAEFLOW_CACHE", default)).absolute()
+    """Where what was downloaded is kept: `VAEFLOW_CACHE`, by default `~/.cache/vaeflow`.
+
+    Raises:
+        VaeflowError: it cannot be made, or is no folder.
+    """
+    folder = _cache_path()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VaeflowError(_unusable(folder, error)) from None
+    return folder
+
+
+def about_the_cache(error: OSError) -> str | None:
+    """What to say of an error of the file system that concerns the cache; None of any other."""
+    folder = _cache_path()
+    if not error.filename or folder not in Path(os.fsdecode(error.filename)).parents:
+        return None
+    return _unusable(folder, error)
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get("VAEFLOW_CACHE", "~/.cache/vaeflow")).expanduser().absolute()
+
+
+def _unusable(cache: Path, error: OSError) -> str:
+    return (
+        f"{cache}: downloads and pulled models cannot be kept there ({error.strerror}). Name a "
+        "folder that can be written in VAEFLOW_CACHE."
+    )
 
 
 def write_json(path: Path, value: object) -> None:

@@ -12,11 +12,13 @@ import typer
 from vaeflow import collector
 from vaeflow.cli import data, inference, registry, retraining, stages
 from vaeflow.errors import VaeflowError
+from vaeflow.files import about_the_cache
 
-# Nothing is sent anywhere, and TensorFlow's start-up notes stay quiet, unless the user says so.
+# Nothing is sent anywhere, and libraries tell only what is wrong, unless the user says otherwise.
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
@@ -49,6 +51,10 @@ def main() -> None:
             app()
     except VaeflowError as error:
         _refuse(str(error))
+    except OSError as error:
+        if not (message := about_the_cache(error)):
+            raise
+        _refuse(message)
     except ModuleNotFoundError as error:
         if (error.name or "vaeflow").startswith("vaeflow"):
             raise

@@ -41,6 +41,7 @@ def retrain(
 ) -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
     from vaeflow import console, prefect_server
+    from vaeflow.device import keras_backend
     from vaeflow.overrides import check, parse
     from vaeflow.pipeline import fetch
     from vaeflow.versioning import require_repository
@@ -50,6 +51,7 @@ def retrain(
     # The flow would find these mistakes too, after it has a server.
     check(workspace, overrides)
     require_repository(workspace)
+    keras_backend()
     # The flow is the workspace's own, for its users to change.
     path = workspace.root / "pipelines" / "retrain.py"
     workspace.require(path, "Restore it: git checkout pipelines")
@@ -74,6 +76,10 @@ def retrain(
                     run(str(workspace.root), None, overrides, force, push, busy)
                 except CancelledRun as cancelled:
                     raise VaeflowError(str(cancelled)) from None
+                except (SystemExit, KeyboardInterrupt):
+                    if any(workspace.checkpoints.glob("*/*.checkpoint")):
+                        shown.say("stopped; the same command goes on from the last checkpoint")
+                    raise
 
 
 @commands.command(rich_help_panel=PANEL)

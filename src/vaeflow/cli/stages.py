@@ -69,7 +69,11 @@ def _import_keras() -> None:
 
     These take two of the four seconds. Whoever needs one of them later can import it.
     """
+    from vaeflow.device import keras_backend
+
     unused = {"sklearn", "matplotlib", "pandas"} - sys.modules.keys()
+    if keras_backend() != "jax":
+        unused |= {"jax"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(unused))  # to import one is now an ImportError
     try:
         import keras  # noqa: F401

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,8 +50,6 @@ class Parts:
         """Write a part: whole or not at all, even when the power fails."""
         with atomic_file(self.folder / name) as fresh, fresh.open("wb") as file:
             np.save(file, numbers)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -66,6 +63,7 @@ def parts_beside(out: Path, key: dict[str, object]) -> Iterator[Parts]:
 
     folder = out.with_name(f".{out.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

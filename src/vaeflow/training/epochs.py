@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -190,6 +191,13 @@ class Training:
         """Keep what has been done and leave, if a signal said so."""
         if self.signals.received is not None:
             self.save()
+            if self.checkpoints:
+                print(
+                    f"told to stop ({signal.Signals(self.signals.received).name}) in epoch "
+                    f"{self.progress.epoch + 1}: the last step is kept in "
+                    f"{self.checkpoints.folder}, and the same training goes on from there",
+                    flush=True,
+                )
             sys.exit(128 + self.signals.received)
 
     def resume(self) -> bool:
