@@ -18,6 +18,7 @@ from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 
 from vaeflow import console, pipeline, run_report
+from vaeflow.config import load_parameters
 from vaeflow.errors import BusyError, RegistryError, StageError
 from vaeflow.flows import done, without_traceback
 from vaeflow.overrides import check, overridden
@@ -25,6 +26,7 @@ from vaeflow.registry import gate, promotion
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.register import find_registered, get_ready, register
 from vaeflow.registry.versions import Version
+from vaeflow.scoring.events import other_models_triggers
 from vaeflow.training.tracking import store_address
 from vaeflow.versioning import dvc
 from vaeflow.workspace import Workspace
@@ -148,6 +150,9 @@ def retrain(
 
 def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     """The run itself, in a workspace that is its own. What stops a task stops the flow."""
+    model = load_parameters(place.parameters).export.name
+    if wrong := other_models_triggers(place.root / "prefect.yaml", model):
+        say(f"warning: {wrong}")
     stages = done(fetch_data(place, force, return_state=True))
     if not stages and (known := find_settled(place)):
         message = f"nothing changed: {known}"

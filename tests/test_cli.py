@@ -162,3 +162,17 @@ def test_a_folder_without_git_is_refused_before_anything_starts(workspace):
     done = run(workspace, "vaeflow", "retrain", status=2)
     assert f"{workspace} is in no git repository" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_bad_image_names_the_option_that_goes_on(finished, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    command = ("vaeflow", "score", str(tmp_path), "--model", "outputs/bundle")
+    done = run(finished, *command, "--out", str(tmp_path / "s.csv"), status=2)
+    assert "bad.png" in done.stderr
+    assert "--skip-bad" in done.stderr
+
+
+def test_a_table_that_is_not_there_is_called_that(finished, tmp_path):
+    command = ("vaeflow", "drift", "nosuch.parquet", "--model", "outputs/bundle")
+    done = run(finished, *command, "--out", str(tmp_path / "d.json"), status=2)
+    assert "nosuch.parquet: no such file" in done.stderr

@@ -76,4 +76,11 @@ def test_the_documented_command(parameters, tmp_path):
     assert "train.binarize: none -> dynamic" in done.stdout
     done = subprocess.run([*command, "absent.yaml"], **options)
     assert done.returncode == 2
-    assert "absent.yaml is missing" in done.stderr
+    assert "absent.yaml: no such preset." in done.stderr
+
+
+def test_a_preset_that_does_not_exist_is_answered_with_those_that_do(parameters, tmp_path):
+    with pytest.raises(
+        ConfigError, match="There are: mnist, mnist-residual, digits"
+    ):
+        apply_preset(parameters, REPOSITORY / "presets" / "mist.yaml")

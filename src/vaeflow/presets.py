@@ -8,6 +8,7 @@ that it does not name stay as they are, and so do the comments.
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def apply_preset(parameters: Path, preset: Path) -> dict[str, tuple[object, obje
     """
     from ruamel.yaml import YAML
 
+    if not preset.is_file():
+        raise ConfigError(f"{preset}: no such preset. There are: {_listed(preset)}.")
     load_parameters(preset)  # the preset's own faults are named under its own name
     before = load_parameters(parameters).flat()
     yaml = YAML()
@@ -48,6 +51,13 @@ def apply_preset(parameters: Path, preset: Path) -> dict[str, tuple[object, obje
             faults = str(error).removeprefix(f"{fresh}:")  # a path that is gone by then
             raise ConfigError(f"{preset} does not go with {parameters}:{faults}") from None
     return {key: (before[key], value) for key, value in after.items() if before[key] != value}
+
+
+def _listed(absent: Path) -> str:
+    """The names of the presets beside one that does not exist, the most similar first."""
+    names = sorted(path.stem for path in absent.parent.glob("*.yaml"))
+    nearest = difflib.get_close_matches(absent.stem, names, n=len(names), cutoff=0.0)
+    return ", ".join(nearest) or f"none in {absent.parent}"
 
 
 def main(arguments: list[str]) -> None:

@@ -12,9 +12,10 @@ import urllib.request
 import numpy as np
 import pyarrow.parquet
 import pytest
-from helpers import run
+from helpers import REPOSITORY, run
 
 from vaeflow.processes import process_group
+from vaeflow.scoring.events import DRIFT_DETECTED, other_models_triggers
 
 pytestmark = pytest.mark.slow
 
@@ -127,4 +128,42 @@ def test_the_command_tells_the_server_too(root, api):
     command = ("vaeflow", "drift", "s.parquet", *model, "--out", "d.json")
     done = run(root, *command, status=1, env=environment)
     assert "event vaeflow.drift.detected: sent" in done.stdout
+    assert done.stderr == ""
     wait_for_events(api, before + 1)
+
+
+def test_the_trigger_answers_to_its_own_model_alone():
+    import uuid
+
+    import yaml
+    from prefect.server.events.schemas.automations import EventTrigger
+    from prefect.server.events.schemas.events import Event
+    from prefect.types._datetime import now
+
+    deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    (trigger,) = next(d["triggers"] for d in deployments if d["name"] == "retrain-on-drift")
+    trigger = EventTrigger(
+        **{key: trigger[key] for key in ("expect", "match", "within")},
+        threshold=1,
+        posture="Reactive",
+    )
+    watched = trigger.match["prefect.resource.id"][0]
+
+    def event(resource):
+        about = {"prefect.resource.id": resource}
+        return Event(
+            occurred=now(), event=DRIFT_DETECTED, resource=about, id=uuid.uuid4()
+        ).receive()
+
+    assert trigger.covers(event(watched))
+    assert not trigger.covers(event("vaeflow.model.somebody-elses"))
+
+
+def test_deployments_of_another_model_are_told(tmp_path):
+    path = tmp_path / "prefect.yaml"
+    assert other_models_triggers(path, "faces") is None
+    path.write_text("match:\n  prefect.resource.id: vaeflow.model.digits-vae   # a remark\n")
+    assert other_models_triggers(path, "digits-vae") is None
+    assert "write vaeflow.model.faces there" in other_models_triggers(path, "faces")
+    path.write_text("match: {prefect.resource.id: 'vaeflow.model.*'}")
+    assert other_models_triggers(path, "faces") is None

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vaeflow.cli.options import Key, Model, Out, Resize, Seed, Sources, find_workspace
+from vaeflow.errors import BadImageError, DataError
 from vaeflow.serving.settings import Settings
 
 commands = typer.Typer()
@@ -72,7 +73,10 @@ def score(
     from vaeflow.scoring.score import Batch, score
 
     batch = Batch(tuple(images), model, out, latents, resize, key, skip_bad)
-    print("\n".join(score(batch).lines()))
+    try:
+        print("\n".join(score(batch).lines()))
+    except BadImageError as error:
+        raise DataError(f"{error} To score the rest, and have these listed: --skip-bad.") from None
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -20,8 +20,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):
     Images are float32 in [0, 1], `(count, height, width, channels)`. What is answered is a
     dictionary of float32 arrays, with the images along the first axis:
 
-    - `score`, the default: `score` (minus the ELBO in nats) and `percentile` (the share of the
-      validation images that score lower);
+    - `score`, the default: `score` (minus the ELBO in nats) and `percentile` (of the validation
+      images, those that score lower, 0 to 100);
     - `encode`: `mean` and `log_variance` of the posterior, `(count, latent_dim)`;
     - `reconstruct`: `reconstruction`, the shape of the images.
     """
@@ -35,7 +35,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):
         output = (params or {}).get("output", OUTPUTS[0])
         if output == "score":
             scores = self.bundle.score(model_input)
-            return {"score": scores, "percentile": self.bundle.score_rank(scores).astype("float32")}
+            percentile = 100 * self.bundle.score_rank(scores)
+            return {"score": scores, "percentile": percentile.astype("float32")}
         if output == "encode":
             return self.bundle.encode(model_input)._asdict()
         if output == "reconstruct":

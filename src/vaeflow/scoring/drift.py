@@ -150,6 +150,10 @@ def read_sample(table: Path, images: int, latent_dim: int) -> Sample:
     import pyarrow.parquet
 
     columns = ["score", *(f"mean_{unit}" for unit in range(latent_dim))]
+    if not table.exists():
+        raise DataError(
+            f"{table}: no such file. Make it: vaeflow score ... --latents --out {table}"
+        )
     try:
         file = pyarrow.parquet.ParquetFile(table)
     except (OSError, pyarrow.ArrowInvalid) as error:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 DRIFT_DETECTED = "vaeflow.drift.detected"
+WATCHED = re.compile(r"^[^#\n]*resource\.id\S*\s*[\"']?vaeflow\.model\.([^\s\"'}]+)", re.MULTILINE)
 
 
 def emit_drift(report: dict) -> bool:
@@ -14,14 +18,14 @@ def emit_drift(report: dict) -> bool:
 
         triggers:
           - expect: ["vaeflow.drift.detected"]
-            match: {prefect.resource.id: "vaeflow.model.*"}
+            match: {prefect.resource.id: "vaeflow.model.digits-vae"}
 
     Args:
         report: from `vaeflow.scoring.drift.measure_drift`.
 
     Returns:
-        Whether it was given to Prefect, which sends it before the process ends, and says so in the
-        log where the server does not answer. Where none is named there is nobody to tell, and that
+        Whether it was given to Prefect, which has sent it by then, or says in the log that the
+        server does not answer. Where none is named there is nobody to tell, and that
         is no error.
     """
     from prefect.settings import PREFECT_API_URL
@@ -29,6 +33,7 @@ def emit_drift(report: dict) -> bool:
     if not PREFECT_API_URL.value():
         return False
     from prefect.events import emit_event
+    from prefect.events.worker import EventsWorker
 
     name = report["model_name"]
     resource = {"prefect.resource.id": f"vaeflow.model.{name}", "prefect.resource.name": name}
@@ -37,4 +42,23 @@ def emit_drift(report: dict) -> bool:
     payload["drifted"] = [entry["name"] for entry in report["marginals"] if entry["drifted"]]
     payload["discrepancy_p_value"] = report["discrepancy"]["p_value"]
     emit_event(event=DRIFT_DETECTED, resource=resource, payload=payload)
+    EventsWorker.instance().wait_until_empty()
     return True
+
+
+def other_models_triggers(deployments: Path, name: str) -> str | None:
+    """What is wrong with the triggers of `prefect.yaml`, where drift of a model starts none.
+
+    Args:
+        deployments: `prefect.yaml`; it may be missing.
+        name: of the model.
+    """
+    if not deployments.is_file():
+        return None
+    watched = set(WATCHED.findall(deployments.read_text(encoding="utf-8")))
+    if not watched or name in watched or "*" in watched:
+        return None
+    return (
+        f"{deployments.name} retrains on drift of {', '.join(sorted(watched))}, and this model is "
+        f"{name}: write vaeflow.model.{name} there, and deploy again"
+    )
