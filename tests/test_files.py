@@ -1,4 +1,6 @@
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +30,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(target.parent.iterdir()) == [target]
 
 
-# Ends itself the hard way at the n-th line that it comes to in files.py.
+# Writes a target and ends itself the hard way at the n-th call of the system.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -39,23 +41,20 @@ if not swap:
     files._exchange = lambda one, other: False
 left = step
 
-def trace(frame, event, argument):
+def count(frame, event, call):
     global left
-    if frame.f_code.co_filename != files.__file__:
-        return None
-    left -= event == "line"
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return trace
+    if event == "c_call" and call.__module__ in ("posix", "fcntl"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-sys.settrace(trace)
+sys.setprofile(count)
 with getattr(files, kind)(target) as fresh:
-    sys.settrace(None)
+    sys.setprofile(None)
     if kind == "atomic_directory":
         fresh = fresh / "a"
     fresh.write_text("new")
-    sys.settrace(trace)
-    sys._getframe().f_trace = trace
+    sys.setprofile(count)
 """
 
 
@@ -109,6 +108,86 @@ def test_what_is_new_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeypa
     with atomic_file(tmp_path / "b") as fresh:
         fresh.touch()
     assert calls == ["b", "swap", tmp_path.name]
+
+
+TRACED = """
+import sys
+from pathlib import Path
+from vaeflow.files import atomic_directory, atomic_file
+
+folder = Path(sys.argv[1], "deep", "folder")
+for _ in range(2):
+    with atomic_directory(folder / "target") as fresh:
+        (fresh / "a").touch()
+with atomic_file(folder / "file") as fresh:
+    fresh.touch()
+"""
+
+
+def test_the_system_is_told_to_write_before_and_after_a_name_changes(tmp_path):
+    if (
+        shutil.which("strace") is None
+        or subprocess.run(["strace", "-o", os.devnull, "true"]).returncode
+    ):
+        pytest.skip("strace, which shows the calls of the system, is missing or not allowed")
+    log = tmp_path / "calls"
+    command = ["strace", "-f", "-y", "-o", log, "-e", "trace=fsync,rename,renameat,renameat2"]
+    subprocess.run([*command, sys.executable, "-c", TRACED, tmp_path], check=True)
+    calls = []
+    for line in log.read_text().splitlines():
+        if " = 0" in line and str(tmp_path) in line:
+            call = re.search(r"\w+(?=\()", line)[0][:6]
+            calls.append((call, re.findall(r'/([^/<>"]+)[">]', line.replace("AT_FDCWD<", ""))[-1]))
+    folder, swap = [("fsync", "a"), ("fsync", "new")], [("rename", "target"), ("fsync", "folder")]
+    made = [("fsync", "deep"), ("fsync", tmp_path.name)]
+    file = [("fsync", "file"), ("rename", "file"), ("fsync", "folder")]
+    assert calls == made + (folder + swap) * 2 + file
+
+
+def test_a_file_system_that_cannot_be_told_to_write_is_no_error():
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no /proc, which is such a file system")
+    files._sync(Path("/proc"))
+
+
+def test_what_was_replaced_does_not_come_back_in_part(tmp_path):
+    target = tmp_path / "target"
+    for step in range(100):
+        with atomic_directory(target) as fresh:
+            (fresh / "a").write_text("old")
+            (fresh / "b").write_text("old")
+        command = [sys.executable, "-c", KILLED, "atomic_directory", target, str(step), "False"]
+        if subprocess.run(command).returncode == 0:
+            break
+        if target.exists() and not (target / "b").exists():
+            shutil.rmtree(target)  # as DVC does before a stage
+            with pytest.raises(KeyError), atomic_directory(target):
+                raise KeyError
+            assert list(tmp_path.iterdir()) == []
+    assert 10 < step < 99
+
+
+def test_half_a_file_is_not_taken_for_what_was_there_before(tmp_path):
+    child = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from vaeflow.files import atomic_file
+        with atomic_file(Path(sys.argv[1])) as fresh:
+            fresh.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    for name in ("old", "new"):
+        subprocess.run([sys.executable, "-c", child, tmp_path / name])
+        assert len(list(tmp_path.iterdir())) == 1
+        with pytest.raises(KeyError), atomic_file(tmp_path / name):
+            raise KeyError
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_others_beside_the_target_stay(tmp_path):
+    (tmp_path / ".target-original").mkdir()
+    make(tmp_path / "target", "one")
+    assert (tmp_path / ".target-original").exists()
 
 
 def test_two_at_once_do_not_tidy_each_other_up(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import glob
 import hashlib
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from vaeflow.errors import VaeflowError
 
-OLD = "old"
+NEW, OLD = "new", "old"
 # Of Linux, see renameat2(2).
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -33,12 +34,12 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     back.
     """
     with _staging(target) as staging:
-        fresh = staging / "new"
+        fresh = staging / NEW
         fresh.mkdir()
         yield fresh
         _sync_tree(fresh)
-        if not (target.exists() and _exchange(fresh, target)):
-            if target.exists():
+        if not (os.path.lexists(target) and _exchange(fresh, target)):
+            if os.path.lexists(target):
                 target.rename(staging / OLD)
             fresh.rename(target)
         _sync(target.parent)
@@ -61,14 +62,18 @@ def _staging(target: Path) -> Iterator[Path]:
 
     What others left behind that were killed is tidied up first.
     """
+    missing = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{glob.escape(target.name)}-????????"):
+    for folder in missing:
+        _sync(folder.parent)
+    prefix = f".{target.name}.staging-"
+    for left in target.parent.glob(f"{glob.escape(prefix)}????????"):
         with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError), _locked(left, False):
             _tidy_up(left, target)
     with ExitStack() as held:
         folder = None
         while folder is None:
-            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             try:
                 held.enter_context(_locked(folder, True))
             except FileNotFoundError:
@@ -97,10 +102,12 @@ def _locked(folder: Path, wait: bool) -> Iterator[None]:
 
 
 def _tidy_up(staging: Path, target: Path) -> None:
-    """Remove a staging folder, and put back what it holds of a target that is missing."""
-    if (staging / OLD).exists() and not target.exists():
-        (staging / OLD).rename(target)
+    """Remove a staging folder, and put back the old target when the new one did not follow it."""
+    new, old = staging / NEW, staging / OLD
+    if new.exists() and os.path.lexists(old) and not os.path.lexists(target):
+        old.rename(target)
         _sync(target.parent)
+    shutil.rmtree(new, ignore_errors=True)  # first, lest a part of the old one be put back
     shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -119,6 +126,9 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what some network drives say of a folder
+            raise
     finally:
         os.close(handle)
 

@@ -32,9 +32,12 @@ for name, settings in cases.items():
     if role == "tensorflow":
         keras.utils.set_random_seed(0)
         vae = VAE((9, 8, 1), latent_dim=2, filters=(4, 6), hidden_units=8, **settings)
-        vae.compile(optimizer=Adam(0.01, use_ema=True, ema_momentum=0.5))
+        # By itself, Adam makes as long a step of a gradient near 0 as of any other, and rounding then
+        # decides where to.
+        vae.compile(optimizer=Adam(0.01, epsilon=1e-3, use_ema=True, ema_momentum=0.5))
         vae.save(f"{name}.keras")
     vae = load_vae(f"{name}.keras")
+    before = [variable.numpy() for variable in vae.trainable_variables]
     for _ in range(2):
         logs = vae.fit(Batches(images, len(images)), verbose=0).history
     logs = {key: values[-1] for key, values in logs.items()}
@@ -42,7 +45,8 @@ for name, settings in cases.items():
     logs |= {f"validation_{key}": value for key, value in evaluated.items()}
     with open(f"{name}.{role}.json", "w") as file:
         json.dump({key: float(value) for key, value in logs.items()}, file)
-    np.savez(f"{name}.{role}.npz", *[variable.numpy() for variable in vae.trainable_variables])
+    after = [variable.numpy() for variable in vae.trainable_variables]
+    np.savez(f"{name}.{role}.npz", *[new - old for new, old in zip(after, before)])
 assert keras.backend.backend() == role
 others = {"tensorflow", "mlflow", "dvc", "prefect", "pydantic"} - {role}
 assert not others & set(sys.modules), others & set(sys.modules)
@@ -77,11 +81,12 @@ def test_a_step_on_jax_is_the_step_on_tensorflow(stepped, case):
         json.loads((stepped / f"{case}.{backend}.json").read_text())
         for backend in ("tensorflow", "jax")
     )
-    assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
+    assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
     assert first["skipped_steps"] == (case == "left out")
     first, second = (np.load(stepped / f"{case}.{name}.npz") for name in ("tensorflow", "jax"))
     for name in first.files:
-        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-5)
+        longest = np.abs(first[name]).max()
+        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-3 * longest)
 
 
 @pytest.mark.slow
