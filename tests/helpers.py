@@ -81,8 +81,8 @@ def make_workspace(folder: Path, **train: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder / name)
-    for name in ("params.yaml", "data.dvc"):
-        shutil.copy(SAMPLE / name, folder / name)
+    shutil.copy(SAMPLE / "params.yaml", folder)
+    shutil.copy(SAMPLE / "data.pointer", folder / "data.dvc")  # by that name DVC would find it here
     shutil.copytree(REPOSITORY / "pipelines", folder / "pipelines")
     (folder / ".dvc").mkdir()
     shutil.copy(SAMPLE / "config", folder / ".dvc" / "config")

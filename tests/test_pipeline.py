@@ -120,7 +120,10 @@ def test_the_shipped_repository_pulls_everything_its_lock_names(tmp_path):
     """Plain `dvc pull` in a fresh clone of the commit succeeds, with the sample data."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("this is no clone")
-    for name, shipped in (("data.dvc", SAMPLE / "data.dvc"), (".dvc/config", SAMPLE / "config")):
+    for name, shipped in (
+        ("data.dvc", SAMPLE / "data.pointer"),
+        (".dvc/config", SAMPLE / "config"),
+    ):
         if run(REPOSITORY, "git", "show", f"HEAD:{name}").stdout != shipped.read_text():
             pytest.skip(f"this clone has a {name} of its own")
     lock = run(REPOSITORY, "git", "show", "HEAD:dvc.lock").stdout

@@ -32,7 +32,7 @@ for name, settings in cases.items():
     if role == "tensorflow":
         keras.utils.set_random_seed(0)
         vae = VAE((9, 8, 1), latent_dim=2, filters=(4, 6), hidden_units=8, **settings)
-        # By itself, Adam makes as long a step of a gradient near 0 as of any other, and rounding then
+        # By itself, Adam makes as long a step of a gradient near 0 as of any other: rounding then
         # decides where to.
         vae.compile(optimizer=Adam(0.01, epsilon=1e-3, use_ema=True, ema_momentum=0.5))
         vae.save(f"{name}.keras")
