@@ -139,13 +139,12 @@ def at_hand(*, lasting: bool = False) -> Iterator[Server]:
 
 
 def _require_answer(api: str) -> None:
-    import httpx
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
     # Whoever answers, even with a refusal, is there; Prefect says the rest.
-    if isinstance(problem, (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol)):
+    if problem is not None:
         raise ConfigError(
             f"PREFECT_API_URL is {api}, and no Prefect server answers there "
             f"({problem}). Start it (prefect server start), or forget the address to have a server "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +17,29 @@ commands = typer.Typer()
 PANEL = "Registry"
 
 
+@contextmanager
+def awaiting(what: str) -> Iterator[None]:
+    """Say on a terminal what takes a few seconds, and take it back."""
+    there = sys.stderr.isatty()
+    if there:
+        print(f"{what} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if there:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 @commands.command(rich_help_panel=PANEL)
 def models(
     name: Annotated[str | None, typer.Argument(help="Of one model; by default all.")] = None,
 ) -> None:
     """List registered versions: aliases, bound, data, commit, age and the gate's verdict."""
-    from vaeflow.registry.listing import table
+    with awaiting("reading the registry"):
+        from vaeflow.registry.listing import table
 
-    print("\n".join(table(name)))
+        lines = table(name)
+    print("\n".join(lines))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -47,9 +65,10 @@ def pull(
     ] = False,
 ) -> None:
     """Fetch a registered bundle, verified, into a folder."""
-    from vaeflow.registry.pull import pull_to
+    with awaiting(f"fetching {uri}"):
+        from vaeflow.registry.pull import pull_to
 
-    pulled = pull_to(uri, folder, offline_ok)
+        pulled = pull_to(uri, folder, offline_ok)
     print(f"{folder}: version {pulled.version}")
 
 
@@ -62,11 +81,13 @@ def promote(
     ] = False,
 ) -> None:
     """Make a registered version the champion, if it passes the gate."""
-    from vaeflow.registry.promotion import promote
-
     if force and not reason.strip():
         raise VaeflowError("--force needs a --reason, which is kept with the version.")
-    print(promote(Workspace.find(), uri, force, reason))
+    with awaiting(f"comparing {uri} with the champion, and asking it as a service would"):
+        from vaeflow.registry.promotion import promote
+
+        settled = promote(Workspace.find(), uri, force, reason)
+    print(settled)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -75,6 +96,8 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Kept with the version that was champion.")] = "",
 ) -> None:
     """Make the champion before the present one champion again."""
-    from vaeflow.registry.promotion import rollback
+    with awaiting("reading the registry"):
+        from vaeflow.registry.promotion import rollback
 
-    print(rollback(name, reason))
+        settled = rollback(name, reason)
+    print(settled)
