@@ -88,7 +88,10 @@ def test_the_same_training_twice_at_once_is_refused(prepared_workspace):
             time.sleep(0.02)
         done = run(prepared_workspace, *command, status=2)
         assert "another process is making this very training" in done.stderr
+        # Before its first step there is nothing to keep.
+        assert any(line.startswith("epoch 1/") for line in process.stdout)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=60)
+    assert "told to stop (SIGTERM) in epoch" in said
     assert process.returncode == 128 + signal.SIGTERM
     assert list(prepared_workspace.glob("outputs/checkpoints/*/*.checkpoint"))
