@@ -172,6 +172,7 @@ def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     publish(place, settled)
     if push:
         done(push_outputs(place, return_state=True))
+    say(f"see        {run_report.where_to_look(place)}")
     say(str(settled))
     return settled.uri
 

@@ -39,6 +39,7 @@ def test_a_terminal_gets_one_line_that_is_wiped_at_the_end(clock, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
     with Progress("bounds", 4) as bar:
+        bar.advance(0)
         clock[0] += 30
         bar.advance(1)
     written = terminal.getvalue()
@@ -51,6 +52,8 @@ def test_rate_and_time_left_are_those_of_what_was_done_here(clock, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
     with Progress("epoch 3/4", 4000, done=2000, unit="images") as bar:
+        clock[0] += 500  # compiling
+        bar.advance(0)
         clock[0] += 10
         bar.advance(1000, lambda: "elbo -23.10")
     written = terminal.getvalue()

@@ -41,7 +41,8 @@ class Progress:
         self.relayed = RELAYED in os.environ
         self.live = self.relayed or sys.stdout.isatty()
         self.seconds_between = 0.2 if self.live else SECONDS_BETWEEN_LINES if lines else math.inf
-        self.start = self.shown = time.monotonic()
+        self.shown = time.monotonic()
+        self.start: float | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -63,7 +64,10 @@ class Progress:
         """
         self.done += amount
         now = time.monotonic()
-        if now - self.shown < self.seconds_between:
+        if self.start is None:
+            # What came before, compiling perhaps, says nothing of how fast it goes on.
+            self.start, self.before = now, self.done
+        if self.done == self.before or now - self.shown < self.seconds_between:
             return
         self.shown = now
         rate = (self.done - self.before) / (now - self.start)

@@ -72,9 +72,21 @@ def picture(workspace: Workspace) -> str | None:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
+def where_to_look(place: Workspace) -> str:
+    """Where pictures, versions and runs are, for whoever has just made some."""
+    pictures = place.evaluation.relative_to(place.root)
+    runs = "" if tracking_server() else " | mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    return f"pictures in {pictures}/ | vaeflow models{runs}"
+
+
+def tracking_server() -> str:
+    """The address that `MLFLOW_TRACKING_URI` names, or nothing."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
 def mlflow_page(found: ModelVersion) -> str | None:
     """The version's page in MLflow, where a server shows one."""
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    server = tracking_server()
     if not server.startswith("http"):
         return None
     # The link is kept by Prefect: whoever may follow it has a password of their own.
