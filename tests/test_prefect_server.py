@@ -29,6 +29,13 @@ def test_a_server_that_cannot_start_says_why(workspace, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_proxy_is_not_asked_for_this_machines_own_server(workspace):
+    proxy = "http://127.0.0.1:9"
+    environment = {**os.environ, "http_proxy": proxy, "HTTP_PROXY": proxy, "https_proxy": proxy}
+    done = run(workspace, "vaeflow", "retrain", env=environment)
+    assert done.stdout.splitlines()[-1].startswith("models:/digits-vae/1 is @")
+
+
 @pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
 def test_a_server_that_is_held_back_for_two_minutes_is_waited_for(tmp_path):
     """Stopped as it begins, as on a machine that has no time for it."""

@@ -124,6 +124,7 @@ def at_hand(*, lasting: bool = False) -> Iterator[Server]:
         _require_answer(api)
         yield Server(api)
         return
+    _speak_directly()
     port = _free_port(USUAL_PORT if lasting else 0)
     api = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "vaeflow.collector", "prefect", "server", "start"]
@@ -136,6 +137,13 @@ def at_hand(*, lasting: bool = False) -> Iterator[Server]:
         process_group(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
     ):
         yield Server(api, process, log)
+
+
+def _speak_directly() -> None:
+    """Keep what this process and its children say to this machine from a proxy."""
+    for name in ("no_proxy", "NO_PROXY"):
+        others = os.environ.get(name)
+        os.environ[name] = f"{others},127.0.0.1" if others else "127.0.0.1"
 
 
 def _require_answer(api: str) -> None:
