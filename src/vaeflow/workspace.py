@@ -86,6 +86,11 @@ class Workspace:
         return self.root / "outputs" / "bundle"
 
     @property
+    def flow(self) -> Path:
+        """The file with the retraining flow."""
+        return self.root / "pipelines" / "retrain.py"
+
+    @property
     def logs(self) -> Path:
         """What runs say in detail: a file a run of `vaeflow retrain`. No stage's output."""
         return self.root / "outputs" / "logs"

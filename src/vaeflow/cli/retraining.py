@@ -41,35 +41,26 @@ def retrain(
 ) -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
     from vaeflow import console, prefect_server
-    from vaeflow.device import keras_backend
-    from vaeflow.overrides import check, parse
+    from vaeflow.overrides import parse
     from vaeflow.pipeline import fetch
-    from vaeflow.versioning import require_repository
+    from vaeflow.registry.register import get_ready
 
     workspace = Workspace.find()
     overrides = {**parse(settings or []), **({"export.name": name} if name else {})}
-    # The flow would find these mistakes too, after it has a server.
-    check(workspace, overrides)
-    require_repository(workspace)
-    keras_backend()
-    # The flow is the workspace's own, for its users to change.
-    path = workspace.root / "pipelines" / "retrain.py"
-    workspace.require(path, "Restore it: git checkout pipelines")
+    _check(workspace, overrides)
     with console.opened(workspace.logs, "retrain", verbose) as shown:
         if shown.log:
             shown.say(f"all details: {shown.log.relative_to(workspace.root)}")
         with prefect_server.at_hand() as server, ThreadPoolExecutor(1) as beside:
             # All of this takes about as long as the server.
-            pulled = beside.submit(fetch, workspace, busy == "wait", shown.say) if pull else None
+            ready = beside.submit(get_ready, workspace)
+            if pull:
+                fetch(workspace, busy == "wait", shown.say)
             from prefect.exceptions import CancelledRun
             from prefect.flows import load_flow_from_entrypoint
 
-            from vaeflow.registry.register import get_ready
-
-            run = load_flow_from_entrypoint(f"{path}:retrain")
-            get_ready(workspace)
-            if pulled:
-                pulled.result()
+            run = load_flow_from_entrypoint(f"{workspace.flow}:retrain")
+            ready.result()
             server.wait(shown.say)
             with server.in_use():
                 try:
@@ -89,4 +80,19 @@ def schedule(
     """Retrain on a schedule, until stopped."""
     from vaeflow.scheduling import serve
 
-    serve(Workspace.find(), cron)
+    workspace = Workspace.find()
+    _check(workspace, {})
+    serve(workspace, cron)
+
+
+def _check(workspace: Workspace, overrides: dict) -> None:
+    """Find the mistakes that the flow would find too, but after it has a server."""
+    from vaeflow.device import keras_backend
+    from vaeflow.overrides import check
+    from vaeflow.versioning import require_repository
+
+    check(workspace, overrides)
+    require_repository(workspace)
+    keras_backend()
+    # The flow is the workspace's own, for its users to change.
+    workspace.require(workspace.flow, "Restore it: git checkout pipelines")
