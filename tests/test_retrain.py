@@ -46,6 +46,11 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
     root = make_workspace(tmp_path / "flow", **SMALL)
     first = run(root, "vaeflow", "retrain")
     assert first.stdout.splitlines()[-1].startswith("models:/digits-vae/1 is @champion")
+    assert first.stderr == ""
+    assert len(first.stdout.splitlines()) < 25
+    (log,) = (root / "outputs" / "logs").iterdir()
+    assert first.stdout.splitlines()[0] == f"all details: {log.relative_to(root)}"
+    assert "epoch 1/3" in log.read_text()
 
     for ours, theirs in zip(weights_of(root), weights_of(finished), strict=True):
         np.testing.assert_array_equal(ours, theirs)
