@@ -18,7 +18,7 @@ def addresses(root: Path) -> set[str]:
     """All that the database says of files."""
     with sqlite3.connect(root / "mlflow.db") as database:
         dump = "\n".join(database.iterdump())
-    return {word for word in dump.split("'") if word.startswith("file:")}
+    return {word for word in dump.split("'") if word.startswith(("file:", "/"))}
 
 
 def new_run(place: Workspace) -> None:

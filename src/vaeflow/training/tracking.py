@@ -172,6 +172,11 @@ def _create(database: Path) -> None:
         fresh = database.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         MlflowClient(tracking_uri=_address(fresh)).search_experiments()
+        with closing(sqlite3.connect(fresh)) as connection, connection:
+            # MLflow's own first experiment would keep its files in the working directory.
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ?", [_artifacts(database)]
+            )
         fresh.rename(database)
 
 
