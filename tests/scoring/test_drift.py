@@ -205,7 +205,7 @@ def test_what_cannot_be_compared_is_refused(bundle, model, scored, digits, tmp_p
     for name, expected in (
         ("plain.parquet", r"mean_0.* missing.*--latents"),
         ("junk.parquet", "not a readable Parquet"),
-        ("absent.parquet", "not a readable Parquet"),
+        ("absent.parquet", "no such file"),
     ):
         with pytest.raises(DataError, match=expected):
             measure_drift(tmp_path / name, str(model), out, thresholds)
