@@ -21,7 +21,7 @@ from vaeflow.registry.gate import Verdict, check_servability, judge
 from vaeflow.registry.lock import alone_with
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.versions import Address, Version
-from vaeflow.training.tracking import clear_errors, connect
+from vaeflow.training.tracking import clear_errors, connect, store_address
 from vaeflow.workspace import Workspace
 
 JUDGED_TAG = "judged"
@@ -103,23 +103,27 @@ def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled
     Raises:
         RegistryError: the gate refuses it; the message says why.
     """
-    client = connect(workspace)
-    found = Address.parse(uri).resolve(client)
-    version = Version(found.name, str(found.version))
-    with clear_errors(client.tracking_uri), alone_with(client, version.name):
-        if holder(client, version.name, CHAMPION) == version.number:
-            return Settled(version, CHAMPION, "it is already")
-        if force:
-            verdict = Verdict(None, {"servability": check_servability(client, version)}, None)
-        else:
-            verdict = judge(workspace, version)
-        if not verdict.passed:
-            remedy = "" if force else " To promote it all the same: --force --reason WHY."
-            raise RegistryError(f"{version.uri} is not promoted: {verdict.reason}.{remedy}")
-        reason = f"by hand: {reason or verdict.reason}"
-        crown(client, version, reason)
-        client.set_model_version_tag(version.name, version.number, JUDGED_TAG, reason[:5000])
-    return Settled(version, CHAMPION, reason)
+    with Probe(store_address(workspace)) as probe:
+        probe.start()  # it imports what it needs while this process does
+        client = connect(workspace)
+        found = Address.parse(uri).resolve(client)
+        version = Version(found.name, str(found.version))
+        with clear_errors(client.tracking_uri), alone_with(client, version.name):
+            if holder(client, version.name, CHAMPION) == version.number:
+                return Settled(version, CHAMPION, "it is already")
+            if force:
+                verdict = Verdict(
+                    None, {"servability": check_servability(client, version, probe)}, None
+                )
+            else:
+                verdict = judge(workspace, version, probe)
+            if not verdict.passed:
+                remedy = "" if force else " To promote it all the same: --force --reason WHY."
+                raise RegistryError(f"{version.uri} is not promoted: {verdict.reason}.{remedy}")
+            reason = f"by hand: {reason or verdict.reason}"
+            crown(client, version, reason)
+            client.set_model_version_tag(version.name, version.number, JUDGED_TAG, reason[:5000])
+        return Settled(version, CHAMPION, reason)
 
 
 def rollback(name: str, reason: str) -> Settled:
