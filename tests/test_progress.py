@@ -66,3 +66,14 @@ def test_without_lines_a_log_gets_nothing(clock, capsys):
         bar.advance(1)
         bar.wipe()
     assert capsys.readouterr().out == ""
+
+
+def test_nothing_done_and_no_time_between_two_readings_of_the_clock_show_nothing(clock, capsys):
+    with Progress("bounds", 100) as bar:
+        clock[0] += 1000
+        for amount in (0, 10, 0):  # all at one time
+            bar.advance(amount)
+        assert capsys.readouterr().out == ""
+        clock[0] += 10
+        bar.advance(0)
+    assert capsys.readouterr().out == "bounds  10%, 1:30 left\n"

@@ -67,7 +67,10 @@ class Progress:
         if self.start is None:
             # What came before, compiling perhaps, says nothing of how fast it goes on.
             self.start, self.before = now, self.done
-        if self.done == self.before or now - self.shown < self.seconds_between:
+        # Of nothing done, or of no time between two readings of the clock, there is no rate.
+        if self.done == self.before or now == self.start:
+            return
+        if now - self.shown < self.seconds_between:
             return
         self.shown = now
         rate = (self.done - self.before) / (now - self.start)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import keras
 import numpy as np
@@ -140,3 +141,15 @@ def test_the_run_carries_parameters_curves_and_lineage(finished):
     assert tracked.data.tags["data_md5"] in (finished / "data.dvc").read_text()
     assert len(tracked.data.tags["parameters_sha256"]) == 64
     assert kept["lineage"].items() <= tracked.data.tags.items()
+
+
+@pytest.mark.slow
+def test_under_jax_the_figures_are_those_of_tensorflow_and_the_bundle_is_exported(bundled):
+    pytest.importorskip("jax", reason="JAX is not installed: pip install 'vaeflow[jax]'")
+    expected = json.loads((bundled.evaluation / "metrics.json").read_text())
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    run(bundled.root, "vaeflow", "evaluate", env=environment)
+    found = json.loads((bundled.evaluation / "metrics.json").read_text())
+    assert found == pytest.approx(expected, rel=1e-4)
+    exported = run(bundled.root, "vaeflow", "export", env=environment)
+    assert "outputs/bundle: 9 files" in exported.stdout

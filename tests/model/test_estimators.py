@@ -214,11 +214,24 @@ def test_the_kl_weight_rises_linearly_and_stays():
     assert objective.kl_weight(steps[0], 0, 0.7) == 0.7
 
 
-def test_free_bits_floor_the_mean_of_each_dimension():
-    kl = tf.constant([[0.0, 1.0, 5.0], [0.2, 3.0, 7.0]])
+def test_free_bits_floor_each_dimension_of_each_image():
+    kl = tf.constant([[0.0, 1.0, 5.0], [0.2, 3.0, 0.3]])
     with tf.GradientTape() as tape:
         tape.watch(kl)
         value = objective.free_bits_kl(kl, 0.5)
-    assert float(value) == pytest.approx(0.5 + 2 + 6)
-    np.testing.assert_allclose(tape.gradient(value, kl), [[0, 0.5, 0.5]] * 2)
-    assert float(objective.free_bits_kl(kl, 0.0)) == pytest.approx(0.1 + 2 + 6)
+    np.testing.assert_allclose(value, [0.5 + 1 + 5, 0.5 + 3 + 0.5])
+    np.testing.assert_allclose(tape.gradient(value, kl), [[0, 1, 1], [0, 1, 0]])
+    np.testing.assert_allclose(objective.free_bits_kl(kl, 0.0), [6, 3.5], rtol=1e-6)
+
+
+def test_with_free_bits_mini_batches_average_to_the_whole():
+    """However the images are shared out, and with every dimension on both sides of the floor."""
+    rng = np.random.default_rng(0)
+    kl = rng.exponential(1.0, (12, 3)).astype(np.float32)
+    log_likelihood = rng.normal(size=12).astype(np.float32)
+    assert ((kl > 0.5).any(axis=0) & (kl < 0.5).any(axis=0)).all()
+    whole = float(objective.weighted_elbo(log_likelihood, kl, 0.7, 0.5))
+    for parts in (2, 3, 4, 12):
+        rows = np.split(rng.permutation(12), parts)
+        values = [float(objective.weighted_elbo(log_likelihood[r], kl[r], 0.7, 0.5)) for r in rows]
+        assert np.mean(values) == pytest.approx(whole, rel=1e-5)

@@ -10,19 +10,29 @@ import pytest
 from vaeflow import device
 from vaeflow.data.batches import Batches
 from vaeflow.device import share_cores
+from vaeflow.model import objective
 from vaeflow.model.optimizer import Adam
 from vaeflow.model.vae import VAE, load_vae
 
+FREE_BITS = 0.3
 OBJECTIVES = {
-    "elbo": {"binarize": "dynamic", "free_bits": 0.1, "samples": 2},
+    "elbo": {"binarize": "dynamic", "free_bits": FREE_BITS, "samples": 2},
     "importance_weighted": {"objective": "importance_weighted", "samples": 3, "beta": 0.5},
 }
 
 
-def trained(images, parts=1, optimizer=None, **settings):
-    """A small model after an epoch of batches of 8, and what Keras has to say of it."""
+def untrained(**settings):
+    """A small model whose posteriors cost some images more than `FREE_BITS`, and others less."""
     keras.utils.set_random_seed(0)
     vae = VAE((8, 8, 1), latent_dim=3, filters=(4, 6), hidden_units=16, **settings)
+    mean = vae.encoder.get_layer("mean")
+    mean.kernel.assign(30 * mean.kernel)
+    return vae
+
+
+def trained(images, parts=1, optimizer=None, **settings):
+    """A small model after an epoch of batches of 8, and what Keras has to say of it."""
+    vae = untrained(**settings)
     vae.parts = parts
     vae.compile(optimizer=optimizer or keras.optimizers.SGD(1e-3))
     logs = vae.fit(Batches(images, 8).feed(), shuffle=False, verbose=0).history
@@ -38,6 +48,15 @@ def test_in_parts_steps_are_those_of_the_whole_batch(digits, objective):
     np.testing.assert_allclose(logs, expected, rtol=1e-4)
     for ours, theirs in zip(vae.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_floor_of_free_bits_is_within_what_the_images_cost(digits):
+    """Were it above or below all of it, the test of the parts could not see the floor."""
+    posterior = untrained().encoder(digits[:17].astype("float32") / 255)
+    above = np.asarray(objective.kl_per_dimension(**posterior)) > FREE_BITS
+    for dimension in above.T:
+        assert dimension.any()
+        assert not dimension.all()
 
 
 def test_a_step_that_is_left_out_is_left_out_in_parts(digits):

@@ -33,6 +33,15 @@ def test_the_table_shows_each_version(bundled):
     assert missing.startswith("vaeflow: other: no such model")
 
 
+def test_the_table_is_not_cut_at_a_page_of_the_registrys(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = connect()
+    names = [f"model-{number:03}" for number in range(103)]  # MLflow's page has 100
+    for name in names:
+        client.create_registered_model(name)
+    assert [line for line in table(None) if line.startswith("model-")] == names
+
+
 def states(source):
     return {link.what: link.state for link in trace(source)}
 

@@ -11,6 +11,7 @@ from vaeflow.config import Parameters
 from vaeflow.errors import TrainingError
 from vaeflow.training.checkpoint import Checkpoints, training_key
 from vaeflow.training.fit import fit
+from vaeflow.training.skipping import StopWhenSkipping
 
 EXECUTIONS = 3  # an epoch: 200 images in batches of 10, 8 steps at once on a CPU
 
@@ -25,6 +26,12 @@ CASES = {
         "finish_samples": 3,
     },
     "keeping the best": {"patience": 3, "learning_rate": 0.3, "weight_average": 0.5},
+    "keeping the best before a finish": {
+        "patience": 1,
+        "learning_rate": 0.3,
+        "weight_average": 0.5,
+        "finish_epochs": 2,
+    },
     "on a plateau": {
         "learning_rate": 0.3,
         "learning_rate_schedule": "plateau",
@@ -95,6 +102,30 @@ def test_ended_and_begun_again_it_ends_with_the_same_weights(prepared, tmp_path,
     assert again == rows
     for one, other in zip(expected, got, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_steps_left_out_are_too_many_by_the_whole_epoch_not_by_what_is_left_of_it(
+    prepared, tmp_path
+):
+    """Of 20 steps 16 were made before it was ended; then the four that are left are left out."""
+    parameters = settings(epochs=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(SystemExit):
+        fit(
+            prepared,
+            parameters,
+            checkpoints=checkpoints,
+            callbacks=[TerminateAfter(executions=1)],
+        )
+
+    class LeaveOut(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.gradient_limit = 0.0
+            self.model.make_train_function(force=True)
+
+    stop = StopWhenSkipping(100, 20, tmp_path / "model.keras")
+    vae = fit(prepared, parameters, checkpoints=checkpoints, callbacks=[LeaveOut(), stop])
+    assert int(vae.skipped_in_a_row) == 4
 
 
 def test_a_training_that_was_finished_is_finished_at_once(prepared, tmp_path):

@@ -120,6 +120,42 @@ def test_a_training_without_progress_ends_with_the_weights_that_were_validated_b
     assert again["loss"] == pytest.approx(losses[2], rel=1e-6)
 
 
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_finish_goes_on_from_all_of_the_best_epoch(prepared, average):
+    """Not from its weights with the moments and averages of the last one."""
+    states = []
+
+    class Watch(keras.callbacks.Callback):
+        """Spoils what is trained from the third epoch on; keeps what each epoch begins with."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            variables = [*self.model.trainable_variables, *self.model.optimizer.variables]
+            states.append((epoch, [variable.numpy() for variable in variables]))
+            if 2 <= epoch < 9:
+                for variable in self.model.trainable_variables:
+                    variable.assign(variable + 1.0)
+
+    patient = {"patience": 2, "learning_rate": 0.01, "weight_average": average}
+    fit(prepared, settings(epochs=10, finish_epochs=1, **patient), callbacks=[Watch()])
+    assert [epoch for epoch, _ in states] == [0, 1, 2, 3, 9]
+    # The third began from the best, the second: so does the finish.
+    for begun, finish in zip(states[2][1], states[-1][1], strict=True):
+        np.testing.assert_array_equal(begun, finish)
+
+
+def test_the_finish_makes_as_many_steps_at_once_as_the_rest(prepared, monkeypatch):
+    monkeypatch.setattr("vaeflow.training.fit.choose_steps_per_execution", lambda: 4)
+    calls = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            calls.append(self.model.objective)
+
+    finishing = settings(epochs=2, finish_epochs=1, batch_size=10)  # 20 steps an epoch
+    fit(prepared, finishing, callbacks=[Count()])
+    assert calls == ["elbo"] * 5 + ["importance_weighted"] * 5
+
+
 @pytest.mark.parametrize("binarize", ["static", "dynamic"])
 def test_binarised_images_are_validated_on_binarised_images(prepared, capsys, binarize):
     vae = fit(prepared, settings(binarize=binarize))
@@ -152,7 +188,7 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
 
     explode = Explode()
     keep = tmp_path / "outputs" / "stopped" / "model.keras"
-    stop = StopWhenSkipping(3, keep)
+    stop = StopWhenSkipping(3, 20, keep)
     with pytest.raises(TrainingError, match=r"epoch 1: 8 steps in a row .*stopped/model\.keras"):
         fit(prepared, settings(batch_size=10), callbacks=[explode, stop])
     kept = load_vae(keep)
@@ -161,7 +197,7 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
 
 
 def test_skipping_every_step_of_an_epoch_stops_it_too(prepared, tmp_path):
-    stop = StopWhenSkipping(1000, tmp_path / "model.keras")
+    stop = StopWhenSkipping(1000, 4, tmp_path / "model.keras")
     with pytest.raises(TrainingError, match=r"epoch 1: 4 steps in a row"):
         fit(prepared, settings(gradient_limit=1e-9), callbacks=[stop])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -55,6 +56,8 @@ def evaluate() -> None:
 def export() -> None:
     """Write the serving bundle, compared with the Keras model."""
     workspace, parameters = find_workspace()
+    # Whatever it was trained on: a SavedModel is TensorFlow's, and Keras writes ONNX through it.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     _import_keras()
     from vaeflow.bundle.export import export
 

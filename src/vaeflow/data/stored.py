@@ -4,8 +4,36 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
+
+
+def row_numbers(rows, count: int) -> Sequence[int]:
+    """Which rows of so many a key stands for, as numpy understands it.
+
+    Args:
+        rows: a slice, or a list or an array of row numbers, negative ones from the end, or of as
+            many booleans as there are rows.
+        count: of the rows there are.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    if isinstance(rows, slice):
+        return range(count)[rows]
+    rows = np.asarray(rows)
+    if rows.dtype == bool and rows.shape == (count,):
+        return np.flatnonzero(rows).tolist()
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise IndexError(
+            f"{rows.dtype} of shape {rows.shape} picks no rows of {count}; expected a slice, "
+            "row numbers, or one boolean a row."
+        )
+    numbers = rows.tolist()
+    if numbers and not -count <= min(numbers) <= max(numbers) < count:
+        raise IndexError(f"rows {min(numbers)} to {max(numbers)} of {count}.")
+    return [number % count for number in numbers]
 
 
 class StoredImages:
@@ -33,11 +61,11 @@ class StoredImages:
         return self.shape[0]
 
     def __getitem__(self, rows) -> np.ndarray:
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self))
-            content = self._read(start, max(0, stop - start))
+        rows = row_numbers(rows, len(self))
+        if isinstance(rows, range) and rows.step == 1:
+            content = self._read(rows.start, len(rows))
         else:
-            content = b"".join([self._read(row, 1) for row in np.asarray(rows).tolist()])
+            content = b"".join([self._read(row, 1) for row in rows])
         return np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:])
 
     def _read(self, row: int, count: int) -> bytes:

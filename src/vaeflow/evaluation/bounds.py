@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from vaeflow.model import objective
+from vaeflow.model.backend import backend
 from vaeflow.model.vae import VAE
 from vaeflow.progress import Progress
 
@@ -76,7 +77,6 @@ def _compiled(vae: VAE) -> Callable:
     Takes images, the posterior and noise `(samples, batch, latent_dim)`; gives the sum of the log
     likelihoods and the log of the sum of the weights over the samples, each `(batch,)`.
     """
-    import tensorflow as tf
 
     def decode(images, mean, log_variance, noise):
         latents = objective.reparameterise(mean, log_variance, noise)
@@ -86,7 +86,7 @@ def _compiled(vae: VAE) -> Callable:
 
     latent = (None, vae.latent_dim)
     shapes = ((None, *vae.image_shape), latent, latent, (None, *latent))
-    return tf.function(decode, input_signature=[tf.TensorSpec(shape) for shape in shapes])
+    return backend().compiled(decode, shapes)
 
 
 def _block(vae, decode, images, sizes, generator, progress) -> Bounds:

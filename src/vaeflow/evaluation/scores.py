@@ -15,6 +15,7 @@ from keras import ops
 from vaeflow.bundle.reference import write_reference
 from vaeflow.bundle.runtime import SCORE_SAMPLES
 from vaeflow.evaluation.bounds import draws_at_once, scaled_blocks
+from vaeflow.model.backend import backend
 from vaeflow.model.vae import VAE
 
 REFERENCE_IMAGES = 5_000
@@ -31,17 +32,15 @@ def compute_scores(vae: VAE, images: np.ndarray) -> np.ndarray:
     Returns:
         Nats, float32 `(images,)`; larger is stranger.
     """
-    import tensorflow as tf
-
     # The same for every image, as in Bundle.score: a score does not depend on its neighbours.
     shape = (SCORE_SAMPLES, 1, vae.latent_dim)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    score = tf.function(
-        lambda pixels: -vae.terms(pixels, noise).elbo,
-        input_signature=[tf.TensorSpec((None, *vae.image_shape))],
+    score = backend().compiled(
+        lambda pixels: -vae.terms(pixels, noise).elbo, [(None, *vae.image_shape)]
     )
     at_once = max(1, draws_at_once(vae) // SCORE_SAMPLES)
-    return np.concatenate([score(pixels).numpy() for pixels in scaled_blocks(images, at_once)])
+    blocks = scaled_blocks(images, at_once)
+    return np.concatenate([ops.convert_to_numpy(score(pixels)) for pixels in blocks])
 
 
 def quantiles(scores: np.ndarray) -> Mapping[str, float]:

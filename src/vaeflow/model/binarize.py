@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vaeflow.data.stored import row_numbers
+
 
 class Binarized:
     """A view of images as black and white, drawn as they are read, the same at every reading.
@@ -34,8 +36,7 @@ class Binarized:
 
     def __getitem__(self, rows) -> np.ndarray:
         pixels = np.asarray(self.images[rows])
-        indices = range(len(self))[rows] if isinstance(rows, slice) else rows
-        thresholds = [self._thresholds(index) for index in indices]
+        thresholds = [self._thresholds(row) for row in row_numbers(rows, len(self))]
         # White for x of the 255 thresholds 0..254: never for 0, always for 255.
         white = pixels > np.reshape(thresholds, pixels.shape)
         return np.where(white, np.uint8(255), np.uint8(0))

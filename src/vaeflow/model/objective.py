@@ -86,20 +86,22 @@ def kl_weight(step, warmup_steps, beta):
 
 
 def free_bits_kl(kl_of_dimensions, free_bits):
-    """KL term in which a dimension costs nothing below `free_bits` (Kingma et al. 2016, app. C.8).
+    """KL term in which a dimension costs nothing below `free_bits`, after Kingma et al. 2016.
 
-    The floor is on the dimension's mean over the mini-batch. Without it (0 nats) this is the mean
-    KL; with it, an objective of its own that no longer bounds log p(x), and whose mini-batch
-    estimates average to the full batch's only where no dimension is near the floor.
+    Theirs (appendix C.8) is a floor on the dimension's mean over a mini-batch, so that the
+    objective depends on which images share one, and on how many devices share it. Here the floor is
+    on every image's own KL: the mean over images is linear in them, and a mini-batch, or a part of
+    one, estimates that of the whole data set without bias. With a floor other than 0 it is an
+    objective of its own, which no longer bounds log p(x).
 
     Args:
         kl_of_dimensions: from `kl_per_dimension`, `(batch, latent_dim)`.
-        free_bits: the floor, in nats per latent dimension.
+        free_bits: the floor, in nats per image and latent dimension.
 
     Returns:
-        Nats per image, a scalar.
+        Nats per image, `(batch,)`.
     """
-    return ops.sum(ops.maximum(ops.mean(kl_of_dimensions, axis=0), free_bits))
+    return ops.sum(ops.maximum(kl_of_dimensions, free_bits), axis=-1)
 
 
 def weighted_elbo(log_likelihood, kl_of_dimensions, weight=1.0, free_bits=0.0):
@@ -112,12 +114,12 @@ def weighted_elbo(log_likelihood, kl_of_dimensions, weight=1.0, free_bits=0.0):
         log_likelihood: mean over the draws, `(batch,)`.
         kl_of_dimensions: `(batch, latent_dim)`.
         weight: from `kl_weight`.
-        free_bits: nats per latent dimension.
+        free_bits: nats per image and latent dimension.
 
     Returns:
         Nats per image, a scalar.
     """
-    return ops.mean(log_likelihood) - weight * free_bits_kl(kl_of_dimensions, free_bits)
+    return ops.mean(log_likelihood - weight * free_bits_kl(kl_of_dimensions, free_bits))
 
 
 # === The importance-weighted bound ===

@@ -37,6 +37,16 @@ def run(vae, step, state, data):
     return results, after
 
 
+def compiled(function, shapes):
+    """A function of float32 batches as one program, compiled for each size that is met.
+
+    Args:
+        function: of arrays, which gives arrays.
+        shapes: of its arguments, None for any size: JAX sees them by itself.
+    """
+    return jax.jit(function)
+
+
 def synchronise(vae):
     """Have the variables say, inside `fit`, what the steps have made of them."""
     vae.jax_state_sync()

@@ -18,6 +18,16 @@ def run(vae, step, data):
     return step(data)
 
 
+def compiled(function, shapes):
+    """A function of float32 batches as one graph, traced once for batches of all sizes.
+
+    Args:
+        function: of tensors, which gives tensors.
+        shapes: of its arguments, None for any size.
+    """
+    return tf.function(function, input_signature=[tf.TensorSpec(shape) for shape in shapes])
+
+
 def synchronise(vae):
     """Have the variables say, inside `fit`, what the steps have made of them; they always do."""
 

@@ -69,7 +69,7 @@ class VAE(keras.Model):
         samples: draws of t per image in training and validation.
         beta: weight of the KL term.
         kl_warmup_steps: training steps over which that weight rises from 0.
-        free_bits: nats per latent dimension that cost nothing; for `elbo` only.
+        free_bits: nats per image and latent dimension that cost nothing; for `elbo` only.
         gradient_clip: a gradient with a larger norm is scaled down to it, in the unit of
             `gradient_limit`; 0 for none.
         gradient_limit: a step is left out whose gradient has a norm larger than this, in nats per
@@ -287,7 +287,11 @@ class VAE(keras.Model):
         """
         self.objective, self.samples = "importance_weighted", samples
         # The compiled step knows the objective it was made with: have another made.
-        self.compile(optimizer=self.optimizer, jit_compile=self.jit_compile)
+        self.compile(
+            optimizer=self.optimizer,
+            jit_compile=self.jit_compile,
+            steps_per_execution=self.steps_per_execution,
+        )
 
     def loss_of(self, terms: Terms, weight):
         """Minus what is maximised: nats per image, a scalar."""

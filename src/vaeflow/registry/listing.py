@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vaeflow.errors import RegistryError
 from vaeflow.registry.gate import BOUND
 from vaeflow.registry.lock import SUFFIX
-from vaeflow.training.tracking import clear_errors, connect
+from vaeflow.training.tracking import all_pages, clear_errors, connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -33,7 +33,7 @@ def table(name: str | None) -> list[str]:
     """
     client = connect()
     with clear_errors(client.tracking_uri):
-        models = client.search_registered_models(f"name = '{name}'" if name else None)
+        models = all_pages(client.search_registered_models, f"name = '{name}'" if name else None)
         models = [model for model in models if not model.name.endswith(SUFFIX)]
         if name and not models:
             raise RegistryError(
@@ -44,7 +44,7 @@ def table(name: str | None) -> list[str]:
             aliases: dict[str, list[str]] = {}
             for alias, number in model.aliases.items():
                 aliases.setdefault(str(number), []).append(f"@{alias}")
-            versions = client.search_model_versions(f"name = '{model.name}'")
+            versions = all_pages(client.search_model_versions, f"name = '{model.name}'")
             versions = sorted(versions, key=lambda version: -int(version.version))
             rows = [_row(version, aliases.get(str(version.version), [])) for version in versions]
             lines += [model.name, *_align([COLUMNS, *rows]), ""]

@@ -11,7 +11,14 @@ from vaeflow.lineage import stage_hashes
 from vaeflow.registry.packaging import write_mlflow_model
 from vaeflow.registry.versions import SHA256_TAG, Version, create_model, if_there
 from vaeflow.training.report import complete
-from vaeflow.training.tracking import Run, clear_errors, connect, find_run, start_run
+from vaeflow.training.tracking import (
+    Run,
+    all_pages,
+    clear_errors,
+    connect,
+    find_run,
+    start_run,
+)
 from vaeflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -67,7 +74,9 @@ def _only_version(client: MlflowClient, name: str, digest: str) -> Version | Non
 
 
 def _versions(client: MlflowClient, name: str, digest: str) -> list[Version]:
-    found = client.search_model_versions(f"name = '{name}' and tags.{SHA256_TAG} = '{digest}'")
+    found = all_pages(
+        client.search_model_versions, f"name = '{name}' and tags.{SHA256_TAG} = '{digest}'"
+    )
     return [Version(name, str(n)) for n in sorted(int(version.version) for version in found)]
 
 

@@ -51,7 +51,8 @@ class Batcher:
         self._batch, self._wait, self._queue, self._on_batch = batch, wait, queue, on_batch
         self._waiting: deque[_Job] = deque()
         self._rows = 0
-        self._running = False
+        # The event loop itself keeps no task from being collected.
+        self._running: asyncio.Task | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 1  # jobs in the last batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
@@ -103,8 +104,7 @@ class Batcher:
             self._expected = 1
             return
         self._expected = len(jobs)
-        self._running = True
-        asyncio.get_running_loop().create_task(self._run(jobs))
+        self._running = asyncio.get_running_loop().create_task(self._run(jobs))
 
     def _take(self) -> list[_Job]:
         """The first job, and those of its key as far as the batch goes; others keep their place."""
@@ -125,18 +125,20 @@ class Batcher:
         return jobs
 
     async def _run(self, jobs: list[_Job]) -> None:
-        inputs = jobs[0].inputs
-        if len(jobs) > 1:
-            inputs = np.concatenate([job.inputs for job in jobs])
-        self._on_batch(len(inputs), self._rows)
         try:
+            inputs = jobs[0].inputs
+            if len(jobs) > 1:
+                inputs = np.concatenate([job.inputs for job in jobs])
+            self._on_batch(len(inputs), self._rows)
             outputs = await asyncio.get_running_loop().run_in_executor(
                 self._thread, jobs[0].function, inputs
             )
-        except Exception as error:  # told to each who waits for it
+        except BaseException as error:  # told to each who waits for it
             for job in jobs:
                 if not job.answer.done():
                     job.answer.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
         else:
             start = 0
             for job in jobs:
@@ -145,5 +147,5 @@ class Batcher:
                     job.answer.set_result(tuple(values[start:end] for values in outputs))
                 start = end
         finally:
-            self._running = False
+            self._running = None
             self._consider()

@@ -54,8 +54,8 @@ class Training:
         self.progress = TrainingProgress()
         # What training goes on from, while the model has the averaged weights.
         self.raw: list[np.ndarray] | None = None
-        # What was validated best, where that is what will be kept.
-        self.best: list[np.ndarray] | None = None
+        # What was validated best, where that is what will be kept: see `snapshot`.
+        self.best: dict[str, list[np.ndarray]] | None = None
         # Of the epoch that a checkpoint was written in.
         self.metrics: list[np.ndarray] = []
         self.bar: Progress | None = None
@@ -100,7 +100,7 @@ class Training:
         validation = {f"validation_{name}": value for name, value in validation.items()}
         row = {"epoch": progress.epoch + 1, **progress.means, **validation}
         if progress.finish_epoch(row) and self.settings.patience:
-            self.best = _weights(self.vae)
+            self.best = self.snapshot()
         self.lower_learning_rate_if_due()
         self.bar.wipe()
         self.report(row)
@@ -136,14 +136,27 @@ class Training:
         """Whether too many epochs were no better."""
         return 0 < self.settings.patience <= self.progress.epochs_without_progress
 
+    def snapshot(self) -> dict[str, list[np.ndarray]]:
+        """What a validation has just judged, and what a training goes on from after it."""
+        return {
+            "best_weights": _weights(self.vae),
+            "best_raw": self.raw or [],
+            "best_optimizer": _values(self.vae.optimizer.variables),
+        }
+
     def keep_best(self) -> None:
-        """Put the weights that were validated best into the model, if they are to be kept."""
+        """Go back to what was validated best, if that is to be kept.
+
+        With the weights go the optimizer's moments, averages and learning rate: a finish would
+        otherwise make its first steps in a direction found elsewhere.
+        """
         progress = self.progress
         if self.best is None:
             return
         if progress.epochs_without_progress:
-            _put(self.vae.trainable_variables, self.best)
-            self.raw = None
+            _put(self.vae.trainable_variables, self.best["best_weights"])
+            _put(self.vae.optimizer.variables, self.best["best_optimizer"])
+            self.raw = self.best["best_raw"] or None
             print(
                 f"epoch {progress.epoch} was the last; the weights of epoch {progress.best_epoch}, "
                 "the best in validation, are kept",
@@ -178,7 +191,7 @@ class Training:
         variables = {name: _values(group) for name, group in self.variables().items()}
         if self.raw is not None:
             variables["weights"] = self.raw
-        variables["best"] = self.best or []
+        variables |= self.best or {}
         arrays = {
             f"{name}/{index}": array
             for name, group in variables.items()
@@ -209,7 +222,9 @@ class Training:
         groups: dict[str, list[np.ndarray]] = {}
         for name, array in arrays.items():  # in the order that they were written in
             groups.setdefault(name.split("/")[0], []).append(array)
-        self.best = groups.get("best")
+        if "best_weights" in groups:
+            names = ("best_weights", "best_raw", "best_optimizer")
+            self.best = {name: groups.get(name, []) for name in names}
         for name, variables in self.variables().items():
             _put(variables, groups.get(name, []))
         self.metrics = groups["metrics"]

@@ -14,13 +14,15 @@ class StopWhenSkipping(keras.callbacks.Callback):
     """End a training that makes no more steps, and keep the weights as they were before.
 
     Args:
-        limit: how many steps left out in a row are too many; so is an epoch of nothing else.
+        limit: how many steps left out in a row are too many.
+        steps_per_epoch: so is an epoch of nothing else.
         keep: where the weights go. A step left out changes none, so they are the last good ones.
     """
 
-    def __init__(self, limit: int, keep: Path):
+    def __init__(self, limit: int, steps_per_epoch: int, keep: Path):
         super().__init__()
-        self.limit = limit
+        # An epoch that is gone on with has fewer steps left, which say less.
+        self.limit = min(limit, steps_per_epoch)
         self.keep = keep
         self.epoch = 0
 
@@ -35,7 +37,7 @@ class StopWhenSkipping(keras.callbacks.Callback):
         self.seen = logs["skipped_steps"]
         backend().synchronise(self.model)
         skipped = int(self.model.skipped_in_a_row)
-        if skipped >= min(self.limit, self.params["steps"]):
+        if skipped >= self.limit:
             self.keep.parent.mkdir(parents=True, exist_ok=True)
             self.model.save(self.keep)
             raise TrainingError(

@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -318,7 +318,7 @@ def _close_left_behind(workspace: Workspace, client: MlflowClient, present: str)
     """Close, as KILLED, the open runs of processes that were killed before they could do it."""
     with clear_errors(client.tracking_uri):
         experiment = _experiment_id(client, workspace)
-        for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        for run in all_pages(client.search_runs, [experiment], "attributes.status = 'RUNNING'"):
             process = run.data.tags.get(PROCESS_TAG)
             if process and run.info.run_id != present and is_gone(process):
                 client.set_terminated(run.info.run_id, "KILLED")
@@ -329,6 +329,16 @@ def _create_run(workspace: Workspace, name: str | None) -> Run:
     with clear_errors(client.tracking_uri):
         created = client.create_run(_experiment_id(client, workspace), run_name=name)
     return Run(client, created.info.run_id)
+
+
+def all_pages(search: Callable, *arguments) -> list:
+    """All that one of MLflow's searches finds; by itself it gives no more than a page of it."""
+    found, token = [], None
+    while True:
+        page = search(*arguments, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
 
 
 def find_run(workspace: Workspace, run_id: str) -> Run | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vaeflow.config import Parameters
+from vaeflow.data.prepare import load_split
 from vaeflow.device import use_gpu_if_any
 from vaeflow.errors import TrainingError
 from vaeflow.files import atomic_directory, atomic_file, write_json
@@ -65,14 +67,16 @@ def _train(workspace, prepared, parameters, lineage, kept: Path) -> list[Row]:
         with atomic_file(run_file) as fresh:
             fresh.write_text(run.run_id)
         report = EpochReport(run, parameters.train.epochs)
-        limit = parameters.train.skipped_steps_limit
+        settings = parameters.train
+        steps_per_epoch = math.ceil(len(load_split(prepared, "train")) / settings.batch_size)
+        stop = StopWhenSkipping(settings.skipped_steps_limit, steps_per_epoch, workspace.stopped)
         vae = fit(
             prepared,
             parameters,
             checkpoints=Checkpoints(kept),
             resumed=report.resumed,
             report=report.epoch,
-            callbacks=[StopWhenSkipping(limit, workspace.stopped)],
+            callbacks=[stop],
         )
         vae.save(folder / "model.keras")
         write_history(folder / "history.csv", report.rows)
