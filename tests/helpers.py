@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -239,3 +241,68 @@ def processes_in(root):
         except psutil.Error:
             continue
     return found
+
+
+# === Processes that take turns ===
+
+ONE_OF_MANY = """
+import os, random, sys, time
+from pathlib import Path
+from vaeflow.registry.lock import alone_with
+from vaeflow.training.tracking import connect
+client, place = connect(), Path(sys.argv[1])
+while True:
+    with alone_with(client, "digits-vae") as alone:
+        inside = place / f"inside-{os.getpid()}"
+        inside.touch()
+        others = [p for p in place.glob("inside-*") if p != inside]
+        alive = [p for p in others if Path("/proc", p.name.removeprefix("inside-")).exists()]
+        time.sleep(random.uniform(0, 0.02))
+        alone.confirm()
+        with (place / "log").open("a") as log:
+            log.write(f"{os.getpid()} {'TWO' if alive else 'alone'}\\n")
+        inside.unlink()
+"""
+
+
+def take_turns_while_killed(place, turns, processes=8):
+    """Have processes take turns while one after the other is killed and replaced.
+
+    Returns:
+        What each turn saw, and how many were killed.
+    """
+    place.mkdir()
+    log = place / "log"
+    log.touch()
+    command = [sys.executable, "-c", ONE_OF_MANY, str(place)]
+
+    def begin():
+        with (place / "errors").open("a") as errors:
+            return subprocess.Popen(command, stderr=errors)
+
+    chance = random.Random(0)
+    running, kills = [begin() for _ in range(processes)], 0
+    deadline = time.monotonic() + 500
+    try:
+        while (done := len(log.read_text().splitlines())) < turns:
+            assert time.monotonic() < deadline, (done, kills, (place / "errors").read_text())
+            assert all(process.poll() is None for process in running), (
+                place / "errors"
+            ).read_text()
+            if done > kills:  # as long as there is progress in between
+                victim = chance.randrange(processes)
+                # The one inside, where there is one, as often as another.
+                inside = [p.name.removeprefix("inside-") for p in place.glob("inside-*")]
+                for index, process in enumerate(running):
+                    if str(process.pid) in inside and chance.random() < 0.5:
+                        victim = index
+                running[victim].send_signal(signal.SIGKILL)
+                running[victim].wait()
+                running[victim] = begin()
+                kills += 1
+            time.sleep(0.02)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    return [line.split()[1] for line in log.read_text().splitlines()], kills

@@ -126,6 +126,7 @@ class Registry(_Section):
     """What a challenger must show before it becomes champion."""
 
     min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    false_promotions: Annotated[float, Field(gt=0, lt=1)] = 0.01
     images: Annotated[int, Field(ge=2)] = 2000
     samples: Positive = 64
     min_active_units: Annotated[int, Field(ge=0)] = 1
@@ -135,9 +136,8 @@ class Drift(_Section):
     """When a batch of images counts as other than those the model was validated on."""
 
     images: Annotated[int, Field(ge=2)] = 5000
-    false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    false_alarms: Annotated[float, Field(ge=0.001, lt=1)] = 0.002
     smallest_distance: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    mmd_p_value: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
 
 class Parameters(_Section):

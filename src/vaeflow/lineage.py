@@ -6,6 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from vaeflow.config import Parameters
+from vaeflow.data.splits import SplitRule
 from vaeflow.versioning import data_md5
 from vaeflow.workspace import Workspace
 
@@ -22,8 +23,9 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
     Returns:
         `git_commit`, `git_dirty` (`true` when a tracked file differs from the commit, other than
         those that are recorded by digests of their own: `params.yaml`, `data.dvc`, `dvc.lock`),
-        `data_md5` (of `data.dvc`), `parameters_sha256`, and `version_PACKAGE` for each package that
-        matters. What cannot be known is `unknown`.
+        `data_md5` (of `data.dvc`), `parameters_sha256`, `split` (by which rule; see
+        `vaeflow.data.splits`), and `version_PACKAGE` for each package that matters. What cannot be
+        known is `unknown`.
     """
     commit = _git(workspace, "rev-parse", "HEAD")
     changes = _git(workspace, "status", "--porcelain", "-uno", "--", ".", *RECORDED)
@@ -32,6 +34,7 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
         "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
         "data_md5": data_md5(workspace) or UNKNOWN,
         "parameters_sha256": parameters.sha256(),
+        "split": str(SplitRule.of(parameters.prepare)),
         **{f"version_{name}": _version(name) for name in PACKAGES},
     }
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 def cores() -> int:
@@ -56,7 +57,7 @@ def this_process() -> str:
     """A name no other process has: host, process id, and when it began, in seconds."""
     import psutil
 
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    return f"{_host()} {os.getpid()} {psutil.Process().create_time():.2f}"
 
 
 def is_gone(process: str) -> bool:
@@ -64,9 +65,18 @@ def is_gone(process: str) -> bool:
     import psutil
 
     host, number, began = process.rsplit(" ", 2)
-    if host != socket.gethostname():
+    if host != _host():
         return False  # nobody here can tell
     try:
         return abs(psutil.Process(int(number)).create_time() - float(began)) > 1
     except psutil.NoSuchProcess:
         return True
+
+
+def _host() -> str:
+    """Where a process id means this process: containers may share the name of their host."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink()  # pid:[4026531836]
+        return f"{socket.gethostname()}/{namespace.name[5:-1]}"
+    except OSError:  # no Linux
+        return socket.gethostname()

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from vaeflow.config import Prepare
 from vaeflow.data import arrays
 from vaeflow.data.prepare import load_split, prepare
-from vaeflow.data.splits import SPLITS, assign_splits, pixel_digests
+from vaeflow.data.splits import SPLITS, SplitRule, evenly, pixel_digests
 from vaeflow.errors import DataError
 from vaeflow.workspace import Workspace
 
@@ -118,7 +118,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 
 
 def test_fractions_are_kept_in_expectation(digits):
-    counts = Counter(assign_splits(pixel_digests(digits), 3, 0.2, 0.3).tolist())
+    counts = Counter(SplitRule(3, 0.2, 0.3).assign(pixel_digests(digits)).tolist())
     for name, share in (("validation", 0.2), ("test", 0.3), ("train", 0.5)):
         deviation = np.sqrt(share * (1 - share) / len(digits))
         assert counts[name] / len(digits) == pytest.approx(share, abs=4 * deviation)
@@ -153,12 +153,12 @@ def test_the_rule_is_the_published_one_for_ever(image, seed):
     position = mix(leading ^ mix(seed)) / 2**64
     expected = "test" if position < 0.25 else "validation" if position < 0.5 else "train"
     pixels = np.frombuffer(image, np.uint8).reshape(1, 2, 2, 1)
-    assert assign_splits(pixel_digests(pixels), seed, 0.25, 0.25).tolist() == [expected]
+    assert SplitRule(seed, 0.25, 0.25).assign(pixel_digests(pixels)).tolist() == [expected]
 
 
 def test_another_seed_splits_otherwise(digits):
     digests = pixel_digests(digits)
-    tests = [assign_splits(digests, seed, 0.1, 0.1) == "test" for seed in (0, 1)]
+    tests = [SplitRule(seed, 0.1, 0.1).assign(digests) == "test" for seed in (0, 1)]
     # As independent draws would: about a tenth of one test split is in the other too.
     assert np.mean(tests[1][tests[0]]) < 0.25
 
@@ -177,3 +177,12 @@ def test_too_few_images_are_refused_and_earlier_outputs_kept(place, digits):
         prepare(place, Prepare())
     assert sorted(place.prepared.iterdir()) == before
     assert list(place.prepared.parent.iterdir()) == [place.prepared]
+
+
+def test_rows_that_are_shown_are_spread_over_all():
+    assert evenly(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert evenly(3, 5).tolist() == [0, 1, 2]
+    assert evenly(0, 5).tolist() == []
+    rows = evenly(1797, 36)
+    assert len(set(rows.tolist())) == 36
+    assert rows[-1] >= 1797 * 35 // 36

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import SCRATCH, free_port, killed_before_each_change, mlflow_server, worsen
+from helpers import (
+    SCRATCH,
+    free_port,
+    killed_before_each_change,
+    mlflow_server,
+    take_turns_while_killed,
+    worsen,
+)
 
 import vaeflow
 from vaeflow.registry.listing import table
@@ -70,26 +77,40 @@ def postgresql(folder):
         call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
 
 
-@pytest.mark.skipif(program("initdb") is None, reason="PostgreSQL's initdb is not installed")
-@pytest.mark.skipif(account() is None, reason="PostgreSQL does not run as root")
-def test_the_registry_works_on_postgresql(bundled, tmp_path, monkeypatch, digits):
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An MLflow server on a PostgreSQL database; it is this process's registry."""
+    if program("initdb") is None:
+        pytest.skip("PostgreSQL's initdb is not installed")
+    if account() is None:
+        pytest.skip("PostgreSQL does not run as root")
     # Not below pytest's own folder, which other users may not enter.
     SCRATCH.chmod(0o755)
     with (
-        postgresql(SCRATCH / "postgresql") as database,
+        postgresql(SCRATCH / f"postgresql-{free_port()}") as database,
         mlflow_server(tmp_path / "server", database) as address,
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        best = shutil.copytree(bundled.bundle, tmp_path / "best")
-        worsen(bundled.bundle, 0.5)
-        assert settle(bundled, register(bundled)).alias == "champion"
-        shutil.rmtree(bundled.bundle)
-        shutil.copytree(best, bundled.bundle)
-        assert killed_before_each_change(REGISTER) > 5
-        client = connect(bundled)
-        assert len(client.search_model_versions("name='digits-vae'")) == 2
-        assert settle(bundled, register(bundled)).alias == "champion"
-        assert "better than version 1" in client.get_model_version("digits-vae", "2").tags["judged"]
-        assert vaeflow.load("models:/digits-vae@champion").score(digits[:2]).shape == (2,)
-        assert rollback("digits-vae", "").version.number == "1"
-        assert len(table("digits-vae")) == 4
+        yield address
+
+
+def test_the_registry_works_on_postgresql(server, bundled, tmp_path, digits):
+    best = shutil.copytree(bundled.bundle, tmp_path / "best")
+    worsen(bundled.bundle, 0.5)
+    assert settle(bundled, register(bundled)).alias == "champion"
+    shutil.rmtree(bundled.bundle)
+    shutil.copytree(best, bundled.bundle)
+    assert killed_before_each_change(REGISTER) > 5
+    client = connect(bundled)
+    assert len(client.search_model_versions("name='digits-vae'")) == 2
+    assert settle(bundled, register(bundled)).alias == "champion"
+    assert "better than version 1" in client.get_model_version("digits-vae", "2").tags["judged"]
+    assert vaeflow.load("models:/digits-vae@champion").score(digits[:2]).shape == (2,)
+    assert rollback("digits-vae", "").version.number == "1"
+    assert len(table("digits-vae")) == 4
+
+
+def test_of_eight_processes_that_are_killed_one_is_alone_on_postgresql(server, tmp_path):
+    saw, kills = take_turns_while_killed(tmp_path / "turns", turns=60)
+    assert set(saw) == {"alone"}
+    assert kills > 20

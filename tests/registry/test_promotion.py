@@ -66,6 +66,9 @@ def test_a_person_may_promote_what_the_gate_refuses_with_a_reason(improving):
         promote(place, first.uri, force=False, reason="")
     done = run(place.root, "vaeflow", "promote", first.uri, "--force", status=2)
     assert "--force needs a --reason" in done.stderr
+    for reason in ("", "  "):
+        with pytest.raises(RegistryError, match="takes a reason"):
+            promote(place, first.uri, force=True, reason=reason)
     run(place.root, "vaeflow", "promote", first.uri, "--force", "--reason", "the client asks")
     assert aliases(place.root) == {"champion": "1"}
     tags = connect(place).get_model_version(*first).tags

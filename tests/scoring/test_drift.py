@@ -61,30 +61,50 @@ def test_distances_and_p_values_are_those_of_their_definitions():
         p_value = np.mean(np.abs(walks).max(axis=1) >= marginal.distance - 1e-9)
         assert marginal.p_value == pytest.approx(p_value, abs=0.06)
 
-    # Benjamini and Hochberg 1995: those up to the largest i with p_(i) <= i/m q.
-    p_values = np.array([marginal.p_value for marginal in comparison.marginals])
-    rate = ANY_DISTANCE.false_discovery_rate
-    passing = np.flatnonzero(np.sort(p_values) <= rate * np.arange(1, 8) / 7)
-    limit = np.sort(p_values)[passing[-1]] if len(passing) else -1.0
+    # Holm 1979: the smallest of m p-values counts up to level / m, the next up to level / (m - 1),
+    # and so on until one does not.
+    p_values = np.sort([marginal.p_value for marginal in comparison.marginals])
+    for level in (1e-4, 1e-3, 0.01, 0.1, 0.5):
+        counting = np.cumprod(p_values <= level / np.arange(7, 0, -1)).sum()
+        adjusted = np.sort([marginal.adjusted_p_value for marginal in comparison.marginals])
+        assert np.count_nonzero(adjusted <= level) == counting
+    level = ANY_DISTANCE.false_alarms / 2
     for marginal in comparison.marginals:
-        assert marginal.drifted == (marginal.p_value <= limit)
-        assert marginal.drifted == (marginal.adjusted_p_value <= rate)
+        assert marginal.drifted == (marginal.adjusted_p_value <= level)
 
 
 def test_the_discrepancy_is_that_of_its_definition():
     random = np.random.default_rng(0)
-    first, second = random.normal(size=(30, 3)), random.normal(0.3, size=(20, 3))
+    first, second = random.normal(size=(30, 3)), random.normal(1.0, size=(20, 3))
     found = maximum_mean_discrepancy(first, second, 9, random)
     both = np.concatenate([first, second])
     assert found.bandwidth == pytest.approx(np.median(spatial.distance.pdist(both)))
 
-    def mean_kernel(a, b):
+    def mean_kernel(a, b, bandwidth=found.bandwidth):
         squares = spatial.distance.cdist(a, b, "sqeuclidean")
-        return np.exp(-squares / (2 * found.bandwidth**2)).mean()
+        return np.exp(-squares / (2 * bandwidth**2)).mean()
 
     within = mean_kernel(first, first) + mean_kernel(second, second)
     assert found.squared == pytest.approx(within - 2 * mean_kernel(first, second))
     assert len(found.permuted) == 9
+    # Of different points only, which takes off what chance adds; by the measure of the second.
+    own = np.median(spatial.distance.pdist(second))
+    pairs = [
+        (mean_kernel(points, points, own) * len(points) - 1) / (len(points) - 1)
+        for points in (first, second)
+    ]
+    share = 1 - 2 * mean_kernel(first, second, own) / sum(pairs)
+    assert found.distance == pytest.approx(np.sqrt(share))
+
+
+@pytest.mark.parametrize("latent_dim", [2, 8, 32])
+def test_the_distance_says_by_how_much_all_latents_have_shifted(latent_dim):
+    """About half a standard deviation of it, however many there are; 1 for nothing in common."""
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=(2, 1000, latent_dim))
+    for shift, distance in ((0.0, 0.0), (0.2, 0.1), (0.4, 0.2), (100.0, 1.0)):
+        found = maximum_mean_discrepancy(first, second + shift, 1, random)
+        assert found.distance == pytest.approx(distance, abs=0.04)
 
 
 def test_the_discrepancys_p_value_is_uniform_without_drift():
@@ -105,12 +125,17 @@ def test_points_that_are_all_the_same_do_not_differ():
 
 
 def test_false_alarms_are_as_rare_as_the_thresholds_say():
-    """At most 1 in 100 by each of the two: 2 in 100 batches."""
+    """By significance alone, without the floor, which makes them rarer still."""
     random = np.random.default_rng(0)
-    batches, alarms = 150, 0
+    thresholds = Drift(smallest_distance=0.0, false_alarms=0.2)
+    batches, alarms = 150, {"marginals": 0, "discrepancy": 0}
     for _ in range(batches):
-        alarms += compared(normal(random, 200), normal(random, 150)).drifted
-    assert stats.binomtest(alarms, batches, 0.02, "greater").pvalue > 0.001
+        found = compared(normal(random, 200), normal(random, 150), thresholds)
+        alarms["marginals"] += bool(drifted(found))
+        alarms["discrepancy"] += found.discrepancy_drifted
+    for count in alarms.values():
+        assert stats.binomtest(count, batches, 0.1, "greater").pvalue > 0.001
+    assert alarms["discrepancy"] > 0  # the test can see them
 
 
 def test_a_shift_is_found_and_named():
@@ -140,7 +165,18 @@ def test_a_difference_too_small_to_matter_is_no_drift_however_sure():
     reference, batch = normal(random, 5000), normal(random, 5000)
     batch[0][:, 3] += 0.15
     assert drifted(compared(reference, batch)) == {"mean_3"}
-    assert not drifted(compared(reference, batch, Drift()))
+    assert not compared(reference, batch, Drift()).drifted
+
+
+def test_a_small_shift_of_every_latent_is_no_drift_however_sure():
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        reference = random.normal(size=(5000, 8)), random.normal(size=5000)
+        batch = random.normal(0.15, size=(5000, 8)), random.normal(size=5000)
+        assert compared(reference, batch).discrepancy_drifted  # it is sure
+        assert not compared(reference, batch, Drift()).drifted
+        larger = batch[0] + 0.25, batch[1]
+        assert compared(reference, larger, Drift()).discrepancy_drifted
 
 
 @pytest.fixture
@@ -239,6 +275,6 @@ def test_the_command_obeys_params_yaml_and_exits_with_1_on_drift(
     assert "vaeflow.drift.detected: no server" in done.stdout
     assert (root / "drift.png").exists()
 
-    change_parameters(root, drift={"smallest_distance": 0.99, "mmd_p_value": 1e-6, "images": 99})
+    change_parameters(root, drift={"smallest_distance": 0.99, "images": 99})
     done = run(root, *command)
     assert "drift: no, 99 of 300 images" in done.stdout

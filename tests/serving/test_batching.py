@@ -1,6 +1,7 @@
 """What becomes of jobs whose batch cannot be run."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -15,11 +16,37 @@ def run_all(batcher, *inputs, function=lambda rows: (rows,)):
     """What some requests at once are answered with, errors too."""
 
     async def requests():
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         runs = [batcher.run("key", function, rows, deadline) for rows in inputs]
         return await asyncio.gather(*runs, return_exceptions=True)
 
     return asyncio.run(requests())
+
+
+def test_what_arrives_while_a_batch_runs_makes_the_next():
+    sizes, go_on = [], threading.Event()
+
+    def wait_and_answer(rows):
+        assert go_on.wait(60)
+        return (rows,)
+
+    async def requests():
+        deadline = time.monotonic() + 60
+        runs = [
+            asyncio.create_task(batcher.run("key", wait_and_answer, ROWS + index, deadline))
+            for index in range(9)
+        ]
+        await asyncio.sleep(0)  # all are waiting now, behind the first, which runs
+        go_on.set()
+        return await asyncio.gather(*runs)
+
+    batcher = Batcher(12, 0.0, 100, lambda rows, waiting: sizes.append((rows, waiting)))
+    answers = asyncio.run(requests())
+    batcher.close()
+    for index, (answer,) in enumerate(answers):
+        np.testing.assert_array_equal(answer, ROWS + index)
+    # Of two rows each: the first alone, then six at once, then the last two.
+    assert sizes == [(2, 16), (12, 4), (4, 0)]
 
 
 @pytest.fixture
@@ -41,7 +68,7 @@ def test_an_error_before_a_batch_runs_is_told_and_the_next_is_answered(broken_on
     async def one_after_another():
         answers = []
         for _ in range(3):
-            run = broken_once.run("key", lambda rows: (rows,), ROWS, time.monotonic() + 5)
+            run = broken_once.run("key", lambda rows: (rows,), ROWS, time.monotonic() + 60)
             answers += await asyncio.gather(run, return_exceptions=True)
         return answers
 

@@ -1,14 +1,14 @@
+import http.client
+import json
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import httpx
 import numpy as np
 import pytest
 from helpers import REPOSITORY
-from serving_helpers import npy, sent, serving, together
+from serving_helpers import npy, sent, serving, together, wait_for
 
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError
@@ -23,47 +23,26 @@ def folder(finished):
 
 
 def test_sigterm_ends_it_well_after_what_was_accepted(folder, tmp_path):
-    with serving(folder, tmp_path) as server:
-        statuses = []
-
-        def slow() -> None:
-            answer = httpx.post(f"{server.url}/sample?count=200&seed=1", timeout=30)
-            statuses.append(answer.status_code)
-
-        threads = [threading.Thread(target=slow) for _ in range(8)]
-        with httpx.Client(base_url=server.url) as kept:
-            kept.get("/v2/health/ready")
-            # A request whose body is still coming counts as accepted.
-            half_sent, go_on = threading.Event(), threading.Event()
-
-            def body():
-                yield b'{"latents": '
-                half_sent.set()
-                go_on.wait(10)
-                yield str(np.zeros((1, 8)).tolist()).encode() + b"}"
-
-            def send() -> None:
-                headers = {"Content-Type": "application/json"}
-                answer = httpx.post(f"{server.url}/decode", content=body(), headers=headers)
-                statuses.append(answer.status_code)
-
-            threads.append(threading.Thread(target=send))
-            for thread in threads:
-                thread.start()
-            half_sent.wait(10)
-            time.sleep(0.3)
-            server.process.terminate()
-            time.sleep(0.3)
-            assert kept.get("/v2/health/ready").status_code == 503
-        for thread in threads[:8]:
-            thread.join()
-        assert statuses == [200] * 8
-        assert httpx.post(f"{server.url}/sample").status_code == 503
-        go_on.set()
-        for thread in threads:
-            thread.join()
-        assert statuses == [200] * 9
-        assert server.process.wait(10) == 0
+    with (
+        serving(folder, tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=60) as kept,
+    ):
+        kept.get("/v2/health/ready")
+        slow = sent(server, "/sample?count=200&seed=1", 8)
+        # A request whose body is still coming counts as accepted.
+        body = json.dumps({"latents": np.zeros((1, 8)).tolist()}).encode()
+        half = http.client.HTTPConnection(slow[0].host, slow[0].port, timeout=60)
+        half.putrequest("POST", "/decode")
+        half.putheader("Content-Type", "application/json")
+        half.putheader("Content-Length", str(len(body)))
+        half.endheaders(body[:9])
+        server.process.terminate()
+        wait_for(lambda: kept.get("/v2/health/ready").status_code == 503)
+        assert [connection.getresponse().status for connection in slow] == [200] * 8
+        assert httpx.post(f"{server.url}/sample", timeout=60).status_code == 503
+        half.send(body[9:])
+        assert half.getresponse().status == 200
+        assert server.process.wait(60) == 0
 
 
 def test_what_reached_the_machine_before_sigterm_is_answered(folder, tmp_path):
@@ -74,7 +53,7 @@ def test_what_reached_the_machine_before_sigterm_is_answered(folder, tmp_path):
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
         assert [connection.getresponse().status for connection in connections] == [200] * 20
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_a_full_queue_is_429_and_says_when_to_come_back(folder, tmp_path):
@@ -102,14 +81,17 @@ def test_past_the_deadline_is_504(folder, tmp_path):
 
 
 def test_requests_that_arrive_together_run_together(folder, tmp_path):
-    with serving(folder, tmp_path) as server, httpx.Client(base_url=server.url) as client:
-        for _ in range(5):
-            together(32, lambda index: client.post(f"/sample?seed={index}"))
-        text = client.get("/metrics").text
+    """Stopped meanwhile, the server finds all of them at once."""
+    with serving(folder, tmp_path) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        connections = sent(server, "/sample", 32)
+        server.process.send_signal(signal.SIGCONT)
+        assert [connection.getresponse().status for connection in connections] == [200] * 32
+        text = httpx.get(f"{server.url}/metrics", timeout=60).text
     rows = float(text.split("vaeflow_batch_rows_sum ")[1].split()[0])
     batches = float(text.split("vaeflow_batch_rows_count ")[1].split()[0])
-    assert rows == 160
-    assert batches < 120
+    assert rows == 32
+    assert batches < 32
 
 
 def test_with_a_token_only_health_is_for_everyone(folder, tmp_path):
@@ -176,7 +158,10 @@ def test_the_extra_alone_serves_a_local_bundle(folder, tmp_path):
     install = [*uv, "pip", "install", "--quiet", "--python", python, f"{REPOSITORY}[serve]"]
     done = subprocess.run(install, capture_output=True, text=True, timeout=300)
     if done.returncode:
-        pytest.skip(f"packages cannot be fetched: {done.stderr.strip()[:200]}")
+        # Where not even one of them can be had by itself, it is not the extra that is wrong.
+        alone = subprocess.run([*install[:-1], "numpy"], capture_output=True, text=True)
+        assert alone.returncode, done.stderr
+        pytest.skip(f"packages cannot be fetched: {alone.stderr.strip()[:200]}")
     look = (
         "import importlib.util as u; print([n for n in ('tensorflow', 'mlflow') if u.find_spec(n)])"
     )

@@ -17,6 +17,7 @@ from vaeflow.bundle.reference import REFERENCE
 from vaeflow.bundle.warmup import write_warmup
 from vaeflow.config import Export
 from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import evenly
 from vaeflow.device import use_cpu
 from vaeflow.errors import BundleError
 from vaeflow.files import atomic_directory
@@ -42,7 +43,8 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
     )
     use_cpu()
     vae = load_vae(model / "model.keras")
-    images = np.asarray(load_split(prepared, "test")[:COMPARED_IMAGES]).astype(np.float32) / 255
+    test = load_split(prepared, "test")
+    images = test[evenly(len(test), COMPARED_IMAGES)].astype(np.float32) / 255
     run = json.loads((model / "run.json").read_text())
 
     with atomic_directory(workspace.bundle) as folder:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from vaeflow.config import Prepare
+
 SPLITS = ("train", "validation", "test")
+WRITTEN = re.compile(r"content, seed (\d+), validation ([\d.e-]+), test ([\d.e-]+)")
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """Choose rows that are spread over all: the first of a folder sorted by label are of one label.
+
+    Args:
+        count: rows there are.
+        most: to choose.
+
+    Returns:
+        Row numbers in ascending order, `(min(count, most),)`.
+    """
+    return np.arange(min(count, most)) * count // max(1, min(count, most))
 
 
 def pixel_digests(images: np.ndarray) -> np.ndarray:
@@ -39,27 +58,80 @@ def digest_keys(digests: np.ndarray) -> np.ndarray:
     return digests[:, :16].copy().view("V16")[:, 0]
 
 
-def assign_splits(
-    digests: np.ndarray, seed: int, validation_fraction: float, test_fraction: float
-) -> np.ndarray:
-    """The split of each image: its digest, mixed with the seed, read as a number in [0, 1).
+class SplitRule(NamedTuple):
+    """How images are split: by their digests, mixed with a seed, read as numbers in [0, 1).
 
     Equal images get equal splits, so a duplicate never straddles two; and an image keeps its split
-    when the data set grows, so test images stay unseen.
+    when the data set grows, so test images stay unseen. Written with a model as text, the rule
+    tells of any image which split it was in when the model was trained.
 
-    Args:
-        digests: from `pixel_digests`, `(count, 32)`.
+    Attributes:
         seed: another seed gives another split.
         validation_fraction, test_fraction: expected shares, each in (0, 1).
 
-    Returns:
-        A name of `SPLITS` for each image, `(count,)`.
+    Example:
+        >>> str(SplitRule(0, 0.1, 0.1))
+        'content, seed 0, validation 0.1, test 0.1'
     """
-    leading = np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
-    position = _mix(leading ^ _mix(np.array([seed], np.uint64))) / 2.0**64
-    in_test = position < test_fraction
-    in_validation = position < test_fraction + validation_fraction
-    return np.select([in_test, in_validation], ["test", "validation"], "train")
+
+    seed: int
+    validation_fraction: float
+    test_fraction: float
+
+    @classmethod
+    def of(cls, parameters: Prepare) -> SplitRule:
+        """The rule that the parameters describe."""
+        return cls(parameters.seed, parameters.validation_fraction, parameters.test_fraction)
+
+    def assign(self, digests: np.ndarray) -> np.ndarray:
+        """The split of each image.
+
+        Args:
+            digests: from `pixel_digests`, `(count, 32)`.
+
+        Returns:
+            A name of `SPLITS` for each image, `(count,)`.
+        """
+        position = _numbers(digests[:, :8], self.seed) / 2.0**64
+        in_test = position < self.test_fraction
+        in_validation = position < self.test_fraction + self.validation_fraction
+        return np.select([in_test, in_validation], ["test", "validation"], "train")
+
+    def __str__(self) -> str:
+        # repr: these very fractions again.
+        shares = f"validation {self.validation_fraction!r}, test {self.test_fraction!r}"
+        return f"content, seed {self.seed}, {shares}"
+
+    @classmethod
+    def parse(cls, text: str) -> SplitRule:
+        """What `str` has written.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if not (match := WRITTEN.fullmatch(text)):
+            raise ValueError(f"{text!r} is no split by content.")
+        return cls(int(match[1]), float(match[2]), float(match[3]))
+
+
+def shuffle_keys(digests: np.ndarray, seed: int) -> np.ndarray:
+    """A number for each image, by which to order images at random: the same for equal ones.
+
+    Has nothing to do with which split an image is in.
+
+    Args:
+        digests: from `pixel_digests`, `(count, 32)`.
+        seed: another seed gives another order.
+
+    Returns:
+        uint64, `(count,)`.
+    """
+    return _numbers(digests[:, 8:16], seed)
+
+
+def _numbers(digits: np.ndarray, seed: int) -> np.ndarray:
+    leading = np.ascontiguousarray(digits).view(">u8")[:, 0].astype(np.uint64)
+    return _mix(leading ^ _mix(np.array([seed], np.uint64)))
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vaeflow.config import Prepare
 from vaeflow.data.sources import Images, Reading, image_blocks, refuse
-from vaeflow.data.splits import SPLITS, assign_splits, digest_keys
+from vaeflow.data.splits import SPLITS, SplitRule, digest_keys
 from vaeflow.errors import BadImageError, DataError, StageError
 from vaeflow.versioning import data_is_versioned, require_data
 from vaeflow.workspace import Workspace
@@ -72,10 +72,7 @@ class Survey:
                 f"{images.names[0]}: images of shape {shape} (height, width, channels) do not go "
                 f"with those of {self.image_shape}. Bring all to one: --size, --channels."
             )
-        rule = self._parameters
-        splits = assign_splits(
-            images.digests, rule.seed, rule.validation_fraction, rule.test_fraction
-        )
+        splits = SplitRule.of(self._parameters).assign(images.digests)
         self.count += len(splits)
         self.image_shape = shape
         self.smallest = min(self.smallest, int(images.pixels.min()))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
+from vaeflow.data.splits import evenly
 from vaeflow.model.vae import VAE
 from vaeflow.pictures import grid, pairs, write_png
 
@@ -21,7 +22,7 @@ NAMED_LABELS = 20  # more have a colour bar instead of a legend
 
 def draw_reconstructions(path: Path, vae: VAE, images: np.ndarray) -> None:
     """Rows of test images, each with the row of its reconstructions below."""
-    images = np.asarray(images[:SHOWN_PAIRS])
+    images = np.asarray(images[evenly(len(images), SHOWN_PAIRS)])
     outputs = vae(images.astype(np.float32) / 255)
     write_png(path, pairs(images, ops.convert_to_numpy(outputs["reconstruction"])))
 
@@ -102,8 +103,9 @@ def draw_latent_map(path: Path, means: np.ndarray, labels: np.ndarray | None) ->
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    points = plane(means)[:SHOWN_POINTS]
-    labels = None if labels is None else labels[:SHOWN_POINTS]
+    rows = evenly(len(means), SHOWN_POINTS)
+    points = plane(means)[rows]
+    labels = None if labels is None else labels[rows]
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axis = figure.subplots()
     if labels is None:

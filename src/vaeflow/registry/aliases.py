@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -51,14 +52,22 @@ def point(client: MlflowClient, alias: str, version: Version) -> None:
             time.sleep(0.1 * attempt)
 
 
-def crown(client: MlflowClient, version: Version, reason: str) -> None:
-    """Make a version the champion. What it takes the place of is noted first."""
+def crown(client: MlflowClient, version: Version, reason: str, confirm: Callable[[], None]) -> None:
+    """Make a version the champion. What it takes the place of is noted first.
+
+    Args:
+        client: of the registry.
+        version: the new champion.
+        reason: kept with it.
+        confirm: called right before the alias moves; raises where it must not.
+    """
     name, number = version
     before = holder(client, name, CHAMPION)
     if before != number:
         client.set_model_version_tag(name, number, BEFORE_TAG, before or "")
     client.set_model_version_tag(name, number, PROMOTED_TAG, now())
     client.set_model_version_tag(name, number, REASON_TAG, reason)
+    confirm()
     point(client, CHAMPION, version)
     if holder(client, name, CHALLENGER) == number:
         client.delete_registered_model_alias(name, CHALLENGER)

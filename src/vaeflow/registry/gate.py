@@ -10,8 +10,6 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from vaeflow.bundle.manifest import Manifest
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.config import Parameters, Registry, load_parameters
@@ -19,7 +17,9 @@ from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, RegistryError
 from vaeflow.model.binarize import binarized
 from vaeflow.registry.aliases import CHAMPION, holder
-from vaeflow.registry.comparison import Comparison, compare
+from vaeflow.registry.comparison import Decision, compare
+from vaeflow.registry.held_out import SPLIT_TAG, choose, count_try, read_held_out, unseen_by
+from vaeflow.registry.lock import alone_with
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.pull import pull
 from vaeflow.registry.versions import Version
@@ -48,12 +48,12 @@ class Verdict(NamedTuple):
     Attributes:
         against: the champion it was compared with, or None where there was none.
         checks: by name: quality, servability, sanity.
-        comparison: the numbers of the first, where there were any.
+        decision: the numbers of the first, where there were any.
     """
 
     against: str | None
     checks: dict[str, Check]
-    comparison: Comparison | None
+    decision: Decision | None
 
     @property
     def passed(self) -> bool:
@@ -72,8 +72,8 @@ class Verdict(NamedTuple):
         """What is kept of it on the version."""
         tags = {f"gate.{name}": str(check) for name, check in self.checks.items()}
         tags["gate.against"] = self.against or ""
-        if self.comparison:
-            tags |= {f"gate.{k}": f"{v:.6g}" for k, v in self.comparison._asdict().items()}
+        if self.decision:
+            tags |= {f"gate.{name}": f"{v:.6g}" for name, v in self.decision.numbers().items()}
         return tags
 
 
@@ -89,17 +89,16 @@ def judge(workspace: Workspace, version: Version, probe: Probe | None = None) ->
         RegistryError: the registry cannot be reached, or has no such version.
         WorkspaceError: the test images are missing.
     """
-    parameters = load_parameters(workspace.parameters)
     client = connect(workspace)
     with clear_errors(client.tracking_uri):
         champion = holder(client, version.name, CHAMPION)
         champion = None if champion == version.number else champion
         with ThreadPoolExecutor(1) as beside:
-            looked = beside.submit(_look_inside, workspace, parameters, version, champion)
+            looked = beside.submit(_look_inside, workspace, client, version, champion)
             servable = check_servability(client, version, probe)
         # Of one that nobody can use, there is nothing else to say.
-        checks, comparison = looked.result() if servable.passed else ({}, None)
-        verdict = Verdict(champion, {**checks, "servability": servable}, comparison)
+        checks, decision = looked.result() if servable.passed else ({}, None)
+        verdict = Verdict(champion, {**checks, "servability": servable}, decision)
         for key, text in verdict.tags().items():
             client.set_model_version_tag(version.name, version.number, key, text[:5000])
     return verdict
@@ -111,18 +110,80 @@ def check_servability(client: MlflowClient, version: Version, probe: Probe | Non
     return Check(wrong is None, wrong or "pulled, verified and answering in a fresh process")
 
 
+class _Model(NamedTuple):
+    version: Version
+    bundle: Bundle
+
+    @property
+    def name(self) -> str:
+        return f"version {self.version.number}"
+
+
+def _load(workspace: Workspace, version: Version) -> _Model:
+    return _Model(version, Bundle(pull(version.uri, workspace=workspace)))
+
+
 def _look_inside(
-    workspace: Workspace, parameters: Parameters, version: Version, champion: str | None
-) -> tuple[dict[str, Check], Comparison | None]:
+    workspace: Workspace, client: MlflowClient, version: Version, champion: str | None
+) -> tuple[dict[str, Check], Decision | None]:
+    parameters = load_parameters(workspace.parameters)
     challenger = _load(workspace, version)
-    against = Version(version.name, champion) if champion else None
-    quality, comparison = _check_quality(workspace, parameters, challenger, against)
-    sanity = _check_sanity(challenger.manifest, parameters.registry)
-    return {"quality": quality, "sanity": sanity}, comparison
+    quality, decision = _check_quality(workspace, client, parameters, challenger, champion)
+    sanity = _check_sanity(challenger.bundle.manifest, parameters.registry)
+    return {"quality": quality, "sanity": sanity}, decision
 
 
-def _load(workspace: Workspace, version: Version) -> Bundle:
-    return Bundle(pull(version.uri, workspace=workspace))
+def _check_quality(
+    workspace: Workspace,
+    client: MlflowClient,
+    parameters: Parameters,
+    challenger: _Model,
+    number: str | None,
+) -> tuple[Check, Decision | None]:
+    if number is None:
+        bound = challenger.bundle.manifest.metrics[BOUND]
+        return Check(True, f"there was no champion; its bound is {bound:.3f} nats"), None
+    try:
+        champion = _load(workspace, Version(challenger.version.name, number))
+    except (BundleError, RegistryError) as error:
+        return Check(False, f"the champion, version {number}, cannot be had: {error}"), None
+    try:
+        decision = _decide(workspace, client, parameters, challenger, champion)
+    except RegistryError as error:
+        return Check(False, f"it does not compare with the champion: {error}"), None
+    better = "better" if decision.better else "not better"
+    return Check(decision.better, f"{better} than {champion.name}: {decision}"), decision
+
+
+def _decide(
+    workspace: Workspace,
+    client: MlflowClient,
+    parameters: Parameters,
+    challenger: _Model,
+    champion: _Model,
+) -> Decision:
+    """Compare two models, as one try of many.
+
+    Raises:
+        RegistryError: they do not compare, or on too few images.
+    """
+    models = (challenger, champion)
+    ours, theirs = (_measure(model.bundle) for model in models)
+    if ours != theirs:
+        raise RegistryError(f"its bound is of {ours}, and {champion.name}'s of {theirs}")
+    prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
+    wanted, held_out = parameters.registry, read_held_out(prepared)
+    rules = {model.name: model.bundle.manifest.lineage.get(SPLIT_TAG) for model in models}
+    rows = choose(held_out, unseen_by(held_out, rules), wanted.images)
+    # Drawn black and white once where they are, as both models saw theirs.
+    binarize, seed = challenger.bundle.manifest.binarize, parameters.evaluate.seed
+    images = binarized(load_split(prepared, "test"), binarize, seed)[rows]
+    comparison = compare(challenger.bundle, champion.bundle, images, wanted.samples)
+    with alone_with(client, challenger.version.name):
+        attempt = count_try(
+            client, challenger.version, champion.version.number, held_out.digests[rows]
+        )
+    return Decision(comparison, attempt, wanted.false_promotions, wanted.min_improvement)
 
 
 def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
@@ -134,36 +195,6 @@ def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
     if active < (least := wanted.min_active_units):
         return Check(False, f"posterior collapse: {found} (registry.min_active_units: {least})")
     return Check(True, found)
-
-
-def _check_quality(
-    workspace: Workspace, parameters: Parameters, challenger: Bundle, champion: Version | None
-) -> tuple[Check, Comparison | None]:
-    if champion is None:
-        bound = challenger.manifest.metrics[BOUND]
-        return Check(True, f"there was no champion; its bound is {bound:.3f} nats"), None
-    named = f"version {champion.number}"
-    try:
-        theirs = _load(workspace, champion)
-    except (BundleError, RegistryError) as error:
-        return Check(False, f"the champion, {named}, cannot be had: {error}"), None
-    if (ours_of := _measure(challenger)) != (theirs_of := _measure(theirs)):
-        reason = f"its bound, of {ours_of}, does not compare with {named}'s"
-        return Check(False, f"{reason}, of {theirs_of}"), None
-    images = _test_images(workspace, parameters, challenger.manifest)
-    comparison = compare(challenger, theirs, images, parameters.registry.samples)
-    least = parameters.registry.min_improvement
-    better = comparison.is_better(least)
-    wanted = f" (wanted: {least:g} nats, and two standard errors)" * (not better)
-    verdict = "better" if better else "not better"
-    return Check(better, f"{verdict} than {named}{wanted}: {comparison}"), comparison
-
-
-def _test_images(workspace: Workspace, parameters: Parameters, manifest: Manifest) -> np.ndarray:
-    """The test images as both models saw theirs, drawn black and white once where they are."""
-    prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
-    images = binarized(load_split(prepared, "test"), manifest.binarize, parameters.evaluate.seed)
-    return images[: parameters.registry.images]
 
 
 def _measure(model: Bundle) -> str:

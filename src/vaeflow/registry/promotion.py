@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.errors import RegistryError
 from vaeflow.registry.aliases import (
@@ -18,11 +18,14 @@ from vaeflow.registry.aliases import (
     point,
 )
 from vaeflow.registry.gate import Verdict, check_servability, judge
-from vaeflow.registry.lock import alone_with
+from vaeflow.registry.lock import Alone, alone_with
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.versions import Address, Version
 from vaeflow.training.tracking import clear_errors, connect, store_address
 from vaeflow.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 JUDGED_TAG = "judged"
 
@@ -52,26 +55,41 @@ def settle(workspace: Workspace, version: Version, verdict: Verdict | None = Non
     Args:
         workspace: with the test images.
         version: registered.
-        verdict: of `judge`; judged again when the champion is another by now.
+        verdict: of `judge`; judged again as long as the champion is another by then.
     """
     client = connect(workspace)
-    with clear_errors(client.tracking_uri), alone_with(client, version.name):
-        if before := settled_before(workspace, version):
-            return before
-        champion = holder(client, version.name, CHAMPION)
-        if champion == version.number:  # an earlier call was cut short before it noted its verdict
-            tags = client.get_model_version(version.name, version.number).tags
-            settled = Settled(version, CHAMPION, tags.get(REASON_TAG, "it was made champion"))
-        else:
-            if verdict is None or verdict.against != champion:
+    with clear_errors(client.tracking_uri):
+        while True:
+            if settled := settled_before(workspace, version):
+                return settled
+            # Not with others waiting: it may take minutes.
+            if verdict is None and holder(client, version.name, CHAMPION) != version.number:
                 verdict = judge(workspace, version)
-            if verdict.passed:
-                crown(client, version, verdict.reason)
-            else:
-                point(client, CHALLENGER, version)
-            alias = CHAMPION if verdict.passed else CHALLENGER
-            settled = Settled(version, alias, verdict.reason)
-        client.set_model_version_tag(version.name, version.number, JUDGED_TAG, str(settled)[:5000])
+            with alone_with(client, version.name) as alone:
+                settled = settled_before(workspace, version)
+                if settled := settled or _settle(client, version, verdict, alone):
+                    return settled
+            verdict = None  # another was promoted meanwhile: compare with that one
+
+
+def _settle(
+    client: MlflowClient, version: Version, verdict: Verdict | None, alone: Alone
+) -> Settled | None:
+    """Carry a verdict out, where it is on the present champion."""
+    champion = holder(client, version.name, CHAMPION)
+    if champion == version.number:  # an earlier call was cut short before it noted its verdict
+        tags = client.get_model_version(version.name, version.number).tags
+        settled = Settled(version, CHAMPION, tags.get(REASON_TAG, "it was made champion"))
+    elif verdict is None or verdict.against != champion:
+        return None
+    elif verdict.passed:
+        crown(client, version, verdict.reason, alone.confirm)
+        settled = Settled(version, CHAMPION, verdict.reason)
+    else:
+        alone.confirm()
+        point(client, CHALLENGER, version)
+        settled = Settled(version, CHALLENGER, verdict.reason)
+    client.set_model_version_tag(version.name, version.number, JUDGED_TAG, str(settled)[:5000])
     return settled
 
 
@@ -101,29 +119,35 @@ def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled
         reason: kept with the version.
 
     Raises:
-        RegistryError: the gate refuses it; the message says why.
+        RegistryError: the gate refuses it, and the message says why; or it is forced without a
+            reason.
     """
+    if force and not reason.strip():
+        raise RegistryError("To force a promotion takes a reason, which is kept with the version.")
     with Probe(store_address(workspace)) as probe:
         probe.start()  # it imports what it needs while this process does
         client = connect(workspace)
         found = Address.parse(uri).resolve(client)
         version = Version(found.name, str(found.version))
-        with clear_errors(client.tracking_uri), alone_with(client, version.name):
-            if holder(client, version.name, CHAMPION) == version.number:
-                return Settled(version, CHAMPION, "it is already")
-            if force:
-                verdict = Verdict(
-                    None, {"servability": check_servability(client, version, probe)}, None
-                )
-            else:
-                verdict = judge(workspace, version, probe)
-            if not verdict.passed:
-                remedy = "" if force else " To promote it all the same: --force --reason WHY."
-                raise RegistryError(f"{version.uri} is not promoted: {verdict.reason}.{remedy}")
-            reason = f"by hand: {reason or verdict.reason}"
-            crown(client, version, reason)
-            client.set_model_version_tag(version.name, version.number, JUDGED_TAG, reason[:5000])
-        return Settled(version, CHAMPION, reason)
+        with clear_errors(client.tracking_uri):
+            while (champion := holder(client, version.name, CHAMPION)) != version.number:
+                if force:
+                    servable = check_servability(client, version, probe)
+                    verdict = Verdict(champion, {"servability": servable}, None)
+                else:
+                    verdict = judge(workspace, version, probe)
+                if not verdict.passed:
+                    remedy = "" if force else " To promote it all the same: --force --reason WHY."
+                    raise RegistryError(f"{version.uri} is not promoted: {verdict.reason}.{remedy}")
+                why = f"by hand: {reason.strip() or verdict.reason}"
+                with alone_with(client, version.name) as alone:
+                    if holder(client, version.name, CHAMPION) != verdict.against:
+                        continue  # another was promoted meanwhile: compare with that one
+                    crown(client, version, why, alone.confirm)
+                    tag = (JUDGED_TAG, why[:5000])
+                    client.set_model_version_tag(version.name, version.number, *tag)
+                return Settled(version, CHAMPION, why)
+        return Settled(version, CHAMPION, "it is already")
 
 
 def rollback(name: str, reason: str) -> Settled:
@@ -137,12 +161,19 @@ def rollback(name: str, reason: str) -> Settled:
         RegistryError: there was none before, or it cannot be served any more.
     """
     client = connect()
-    with clear_errors(client.tracking_uri), alone_with(client, name):
+    with clear_errors(client.tracking_uri):
         present, before = champion_before(client, name)
         servable = check_servability(client, before)
         if not servable.passed:
             raise RegistryError(f"{before.uri} cannot be champion again: {servable.reason}.")
-        note = f"{now()} to version {before.number}: {reason}"
-        client.set_model_version_tag(name, present.number, ROLLED_BACK_TAG, note[:5000])
-        point(client, CHAMPION, before)
+        with alone_with(client, name) as alone:
+            if champion_before(client, name) != (present, before):
+                raise RegistryError(
+                    f"{name}: version {present.number} is no longer champion; another was promoted "
+                    f"meanwhile. See vaeflow models {name}, and run this again if it is to go."
+                )
+            note = f"{now()} to version {before.number}: {reason}"
+            client.set_model_version_tag(name, present.number, ROLLED_BACK_TAG, note[:5000])
+            alone.confirm()
+            point(client, CHAMPION, before)
     return Settled(before, CHAMPION, f"rolled back from version {present.number}")

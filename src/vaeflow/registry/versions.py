@@ -36,12 +36,12 @@ def if_there() -> Iterator[None]:
             raise
 
 
-def create_model(client: MlflowClient, name: str, tags: dict[str, str] | None = None) -> bool:
+def create_model(client: MlflowClient, name: str, description: str | None = None) -> bool:
     """Create a registered model without versions; False where one of that name is there."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, tags=tags)
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

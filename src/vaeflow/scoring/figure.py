@@ -64,7 +64,7 @@ def _draw_discrepancy(axis, comparison: Comparison) -> None:
     axis.axvline(
         discrepancy.squared,
         color=OTHER if comparison.discrepancy_drifted else USUAL,
-        label=f"batch, p = {discrepancy.p_value:.3g}",
+        label=f"batch: distance {discrepancy.distance:.2f}, p = {discrepancy.p_value:.3g}",
     )
     axis.set(xlabel="squared maximum mean discrepancy of the latents", ylabel="permutations")
     axis.legend()

@@ -1,0 +1,123 @@
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vaeflow.data.splits import SplitRule, pixel_digests
+from vaeflow.errors import RegistryError
+from vaeflow.registry.held_out import TRIES_TAG, HeldOut, choose, count_try, unseen_by
+from vaeflow.registry.versions import Version
+from vaeflow.training.tracking import connect
+
+
+@pytest.fixture
+def held_out(digits):
+    """All digits, sorted by label, as a folder a class has them."""
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target.astype(str).astype(object)
+    order = np.argsort(labels, kind="stable")
+    return HeldOut(pixel_digests(digits[order]), labels[order])
+
+
+def everything(held_out):
+    return np.ones(len(held_out.digests), bool)
+
+
+def test_of_every_label_its_share_is_chosen(held_out):
+    rows = choose(held_out, everything(held_out), 180)
+    assert len(rows) == len(set(rows)) == 180
+    assert rows.tolist() == sorted(rows)
+    counts = Counter(held_out.labels[rows])
+    whole = Counter(held_out.labels)
+    for label, count in whole.items():
+        assert abs(counts[label] - 180 * count / len(held_out.labels)) <= 1
+
+
+def test_they_are_chosen_at_random_but_always_the_same(held_out):
+    unlabelled = held_out._replace(labels=np.full(len(held_out.labels), None, object))
+    rows = choose(unlabelled, everything(held_out), 300)
+    # As many of each third of the rows as chance would have, within four standard deviations.
+    thirds = np.histogram(rows, bins=3, range=(0, len(held_out.labels)))[0]
+    assert (abs(thirds - 100) < 4 * np.sqrt(300 * 2 / 9)).all()
+    backwards = HeldOut(unlabelled.digests[::-1], unlabelled.labels[::-1])
+    again = choose(backwards, everything(held_out), 300)
+    assert {bytes(row) for row in unlabelled.digests[rows]} == {
+        bytes(row) for row in backwards.digests[again]
+    }
+
+
+def test_most_stay_when_images_are_added(held_out):
+    some = np.random.default_rng(0).random(len(held_out.digests)) < 0.8
+    before = set(choose(held_out, some, 300).tolist())
+    after = set(choose(held_out, everything(held_out), 300).tolist())
+    assert len(before & after) > 220  # four fifths of 300, or about that
+
+
+def test_no_image_is_chosen_twice(held_out):
+    doubled = HeldOut(np.repeat(held_out.digests, 2, axis=0), np.repeat(held_out.labels, 2))
+    rows = choose(doubled, everything(doubled), 10_000)
+    assert len(rows) == len(held_out.digests)
+    assert len({bytes(row) for row in doubled.digests[rows]}) == len(rows)
+
+
+def test_an_image_that_either_model_had_is_left_out(held_out):
+    rules = {
+        "version 1": SplitRule(0, 0.1, 0.5),
+        "version 2": SplitRule(1, 0.1, 0.5),
+    }
+    unseen = unseen_by(held_out, {name: str(rule) for name, rule in rules.items()})
+    expected = [rule.assign(held_out.digests) == "test" for rule in rules.values()]
+    np.testing.assert_array_equal(unseen, expected[0] & expected[1])
+    assert 0 < unseen.sum() < expected[0].sum()
+
+
+@pytest.mark.parametrize("text", [None, "", "given, 0123abcd"])
+def test_a_model_whose_split_is_not_known_is_not_compared(held_out, text):
+    rules = {"version 1": text, "version 2": str(SplitRule(0, 0.1, 0.1))}
+    with pytest.raises(RegistryError, match="which images version 1 was trained on is not known"):
+        unseen_by(held_out, rules)
+
+
+def test_too_few_images_that_are_new_to_both_are_an_error(held_out):
+    rules = {f"version {seed}": str(SplitRule(seed, 0.1, 0.05)) for seed in (1, 2)}
+    with pytest.raises(RegistryError, match=r"only \d of 1797 test images .* seed 1, validation"):
+        unseen_by(held_out, rules)
+
+
+@pytest.mark.parametrize("rule", [SplitRule(0, 0.1, 0.1), SplitRule(2**32 - 1, 1e-05, 1 / 3)])
+def test_a_split_is_read_as_it_was_written(rule):
+    assert SplitRule.parse(str(rule)) == rule
+
+
+# === Tries ===
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A registry with a model of three versions."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = connect()
+    client.create_registered_model("digits-vae")
+    for _ in range(3):
+        client.create_model_version("digits-vae", "nowhere:/")
+    return SimpleNamespace(client=client, versions=[Version("digits-vae", n) for n in "123"])
+
+
+def test_tries_are_counted_while_most_of_the_images_stay(registry, held_out):
+    client, (_, second, third) = registry.client, registry.versions
+    images = held_out.digests
+    assert count_try(client, second, "1", images[:800]) == 1
+    assert count_try(client, third, "1", images[:800]) == 2
+    # The same again, after a kill perhaps; then another champion, and some new images.
+    assert count_try(client, third, "1", images[:800]) == 2
+    assert count_try(client, third, "2", images[:800]) == 3
+    assert count_try(client, third, "2", images[100:900]) == 4
+    # Most are new: another life.
+    assert count_try(client, third, "2", images[800:1600]) == 1
+    # The first life goes on where it was, so that to and fro wins nothing.
+    assert count_try(client, second, "1", images[:790]) == 5
+    tags = client.get_registered_model("digits-vae").tags
+    assert len([key for key in tags if key.startswith(TRIES_TAG)]) == 2
+    assert all(len(value) < 600 for value in tags.values())
