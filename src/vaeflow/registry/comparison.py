@@ -18,25 +18,25 @@ import numpy as np
 
 from vaeflow.bundle.runtime import Bundle
 
-# After so many tries half of what may be spent is spent. Fewer favour the first tries, more the
-# later ones; the level that a try is held to differs little.
-HALF_SPENT = 100
+# After so many tries, a year of nights, half of what may be spent is spent. Fewer favour the first
+# tries, more the later ones.
+HALF_SPENT = 365
 POWER = 0.9
 
 
 def level_of(attempt: int, whole: float) -> float:
-    """The part of the error that a try may spend: `whole` times 100 / ((i + 99) (i + 100)).
+    """The part of the error that a try may spend: `whole` times h / ((i + h - 1) (i + h)).
 
     Args:
         attempt: i, from 1.
-        whole: what all tries together may spend, however many.
+        whole: what all tries together may spend, however many; half of it in the first h = 365.
     """
     before = attempt - 1 + HALF_SPENT
     return whole * HALF_SPENT / (before * (before + 1))
 
 
 def spent_by(attempt: int, whole: float) -> float:
-    """What a try and all before it have spent: the sum of `level_of`, `whole` times i / (i + 100).
+    """What a try and all before it have spent: the sum of `level_of`, `whole` times i / (i + h).
 
     Args:
         attempt: i; 0 before the first.
