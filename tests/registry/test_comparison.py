@@ -74,8 +74,8 @@ def test_it_is_said_what_was_found_what_was_spent_and_what_would_have_been_seen(
     found = Comparison(-23.0, -23.1, 0.1, 0.05, 158)
     assert str(Decision(found, 2, 0.01, 0.0)) == (
         "-23.000 nats against -23.100: a difference of +0.100 with a standard error of 0.050, on "
-        "158 test images; p = 0.024 (wanted: at most 2.7e-05). Try 2 on these images: 0.01% of an "
-        "error probability of 1.00% is spent; it would have seen a gain of 0.27 nats nine times "
-        "out of ten"
+        "158 test images; p = 0.024 (wanted: at most 2.7e-05). Try 2 on these images: 0.0054 % of "
+        "the 1 % allowed for false promotions is spent; it would have seen a gain of 0.27 nats "
+        "nine times out of ten"
     )
     assert "at most 2.7e-05 and 0.5 nats)" in str(Decision(found, 2, 0.01, 0.5))

@@ -132,9 +132,9 @@ class Decision(NamedTuple):
         asked = f" and {self.min_improvement:g} nats" * bool(self.min_improvement)
         return (
             f"{self.comparison}; p = {numbers['p_value']:.2g} (wanted: at most {self.level:.2g}"
-            f"{asked}). Try {self.attempt} on these images: {numbers['spent']:.2%} of an error "
-            f"probability of {self.whole:.2%} is spent; it would have seen a gain of "
-            f"{numbers['smallest_gain']:.2g} nats nine times out of ten"
+            f"{asked}). Try {self.attempt} on these images: {100 * numbers['spent']:.2g} % of the "
+            f"{100 * self.whole:g} % allowed for false promotions is spent; it would have seen a "
+            f"gain of {numbers['smallest_gain']:.2g} nats nine times out of ten"
         )
 
 
