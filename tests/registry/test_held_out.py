@@ -86,6 +86,17 @@ def test_too_few_images_that_are_new_to_both_are_an_error(held_out):
         unseen_by(held_out, rules)
 
 
+def test_few_images_will_do_where_both_models_were_split_alike(held_out):
+    digests = held_out.digests[SplitRule(0, 0.1, 0.01).assign(held_out.digests) == "test"]
+    few = HeldOut(digests, np.full(len(digests), None, object))
+    assert 2 <= len(digests) < 30
+    rules = dict.fromkeys(["version 1", "version 2"], str(SplitRule(0, 0.1, 0.01)))
+    assert unseen_by(few, rules).all()
+    one = HeldOut(np.repeat(digests[:1], 5, axis=0), np.full(5, None, object))
+    with pytest.raises(RegistryError, match="not two different test images"):
+        choose(one, unseen_by(one, rules), 2000)
+
+
 @pytest.mark.parametrize("rule", [SplitRule(0, 0.1, 0.1), SplitRule(2**32 - 1, 1e-05, 1 / 3)])
 def test_a_split_is_read_as_it_was_written(rule):
     assert SplitRule.parse(str(rule)) == rule

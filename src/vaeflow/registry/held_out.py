@@ -76,7 +76,8 @@ def unseen_by(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
                 f"{text or 'not recorded'}), so that no image is sure to be new to it"
             ) from None
         unseen &= rule.assign(split.digests) == "test"
-    if (left := np.count_nonzero(unseen)) < LEAST_IMAGES:
+    # Where both were split alike, all are new, however few they are.
+    if (left := np.count_nonzero(unseen)) < LEAST_IMAGES and left < len(unseen):
         named = ", ".join(f"{model} by {text}" for model, text in rules.items())
         raise RegistryError(
             f"only {left} of {len(unseen)} test images are new to both, and {LEAST_IMAGES} are "
@@ -98,10 +99,18 @@ def choose(split: HeldOut, among: np.ndarray, count: int) -> np.ndarray:
 
     Returns:
         Row numbers, in ascending order.
+
+    Raises:
+        RegistryError: there are not two different ones.
     """
     rows = np.flatnonzero(among)
     rows = rows[np.sort(np.unique(digest_keys(split.digests[rows]), return_index=True)[1])]
     order = rows[np.argsort(shuffle_keys(split.digests[rows], SEED), kind="stable")]
+    if len(order) < 2:
+        raise RegistryError(
+            "there are not two different test images to compare on; add images, or raise "
+            "prepare.test_fraction"
+        )
     if len(order) <= count:
         return np.sort(order)
     labels = [str(label) for label in split.labels[order]]
@@ -109,8 +118,9 @@ def choose(split: HeldOut, among: np.ndarray, count: int) -> np.ndarray:
     # Every image's place among those of its label, in units of a share of all: the lowest places
     # of all labels together take of each label as much as it has, to one image.
     places = np.empty(len(order))
-    for stratum, size in enumerate(sizes):
-        places[strata == stratum] = (np.arange(size) + 0.5) / size
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    of_label = np.arange(len(order)) - starts + 0.5
+    places[np.argsort(strata, kind="stable")] = of_label / np.repeat(sizes, sizes)
     return np.sort(order[np.argsort(places, kind="stable")[:count]])
 
 
