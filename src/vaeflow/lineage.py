@@ -15,6 +15,8 @@ PACKAGES = ("vaeflow", "tensorflow", "keras", "numpy", "mlflow", "dvc", "prefect
 # with parameters of their own, come before a commit of these.
 RECORDED = (":!dvc.lock", ":!params.yaml", ":!data.dvc")
 UNKNOWN = "unknown"
+# By which rule images were split: see `vaeflow.data.splits.SplitRule`.
+SPLIT_TAG = "split"
 
 
 def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, str]:
@@ -34,7 +36,7 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
         "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
         "data_md5": data_md5(workspace) or UNKNOWN,
         "parameters_sha256": parameters.sha256(),
-        "split": str(SplitRule.of(parameters.prepare)),
+        SPLIT_TAG: str(SplitRule.of(parameters.prepare)),
         **{f"version_{name}": _version(name) for name in PACKAGES},
     }
 

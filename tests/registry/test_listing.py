@@ -55,7 +55,8 @@ def test_a_version_leads_to_all_it_was_made_of_until_that_is_gone(finished, tmp_
         "version": "registered",
         "bundle": "there",
         "run": "there, FINISHED",
-        "parameters": "those of params.yaml now",
+        "parameters": "as in params.yaml now",
+        "split": "as in params.yaml now",
         "data": "there, in DVC's cache (2 files)",
         "commit": "there",
     }
@@ -73,7 +74,8 @@ def test_a_version_leads_to_all_it_was_made_of_until_that_is_gone(finished, tmp_
     shutil.rmtree(urlparse(client.get_model_version(*version).source).path)
     gone = states(version.uri)
     assert gone["run"] == "GONE from this tracking store"
-    assert gone["parameters"] == "other than params.yaml now"
+    assert gone["parameters"] == "other than in params.yaml now"
+    assert gone["split"] == "as in params.yaml now"  # which the learning rate has no part in
     assert gone["data"].startswith("not in DVC's cache here")
     assert gone["commit"] == "GONE from this repository"
     assert gone["bundle"].startswith("GONE from ")

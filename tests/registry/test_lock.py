@@ -7,7 +7,7 @@ import pytest
 from helpers import take_turns_while_killed
 
 from vaeflow.errors import RegistryError
-from vaeflow.processes import this_process
+from vaeflow.processes import is_gone, this_process
 from vaeflow.registry import lock
 from vaeflow.registry.listing import table
 from vaeflow.registry.lock import alone_with, turn
@@ -72,6 +72,12 @@ def test_one_left_by_a_process_of_this_machine_that_is_gone_is_taken_over(client
     draw(client, GONE)
     with alone_with(client, "digits-vae"):
         assert owners(client) == [this_process()]
+
+
+def test_of_a_container_with_the_name_of_its_host_nobody_outside_can_tell():
+    host, number, _ = this_process().split()
+    assert is_gone(f"{host} {number} 1000000000.00")
+    assert not is_gone(f"{host}7 {number} 1000000000.00")  # another space of process ids
 
 
 def test_one_left_by_a_machine_that_shows_no_life_is_taken_over(client, monkeypatch):

@@ -15,10 +15,11 @@ from vaeflow.bundle.runtime import Bundle
 from vaeflow.config import Parameters, Registry, load_parameters
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, RegistryError
+from vaeflow.lineage import SPLIT_TAG
 from vaeflow.model.binarize import binarized
 from vaeflow.registry.aliases import CHAMPION, holder
 from vaeflow.registry.comparison import Decision, compare
-from vaeflow.registry.held_out import SPLIT_TAG, choose, count_try, read_held_out, unseen_by
+from vaeflow.registry.held_out import choose, count_try, read_held_out, unseen_by
 from vaeflow.registry.lock import alone_with
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.pull import pull

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SEED = 0  # of the choice among the test images
 LEAST_IMAGES = 30
-SPLIT_TAG = "split"
 # On the registered model, a tag for each set of test images: how many tries, and a sketch of it.
 TRIES_TAG = "gate.tries."
 # On a version: which set and champion its last try was on, and its number there.

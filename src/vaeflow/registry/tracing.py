@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.bundle.manifest import bundle_sha256, read_verified
-from vaeflow.config import load_parameters
+from vaeflow.config import Parameters, load_parameters
+from vaeflow.data.splits import SplitRule
 from vaeflow.errors import VaeflowError, WorkspaceError
-from vaeflow.lineage import UNKNOWN
+from vaeflow.lineage import SPLIT_TAG, UNKNOWN
 from vaeflow.registry.packaging import BUNDLE_PATH
 from vaeflow.registry.versions import SCHEME, SHA256_TAG, Address
 from vaeflow.training.tracking import clear_errors, connect, find_run, is_local, local_folder
@@ -31,7 +33,7 @@ class Link(NamedTuple):
 
 
 def trace(source: str) -> list[Link]:
-    """Walk from a registered version, or a bundle's folder, to run, parameters, data and commit.
+    """Walk from a registered version, or a bundle's folder, to what it was made of.
 
     Args:
         source: an address in the registry, or a folder.
@@ -57,6 +59,7 @@ def trace(source: str) -> list[Link]:
         *links,
         Link("run", run_id, _run_state(workspace, run_id)),
         Link("parameters", *_parameters(workspace, tags)),
+        Link("split", *_split(workspace, tags)),
         Link("data", *_data(workspace, tags)),
         Link("commit", *_commit(workspace, tags)),
     ]
@@ -96,13 +99,22 @@ def _run_state(workspace: Workspace | None, run_id: str) -> str:
 
 def _parameters(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
     digest = tags.get("parameters_sha256", UNKNOWN)
+    return digest, _compared(workspace, lambda parameters: parameters.sha256() == digest)
+
+
+def _split(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
+    rule = tags.get(SPLIT_TAG, UNKNOWN)
+    return rule, _compared(workspace, lambda now: str(SplitRule.of(now.prepare)) == rule)
+
+
+def _compared(workspace: Workspace | None, is_same: Callable[[Parameters], bool]) -> str:
     if workspace is None:
-        return digest, "no workspace here to compare with"
+        return "no workspace here to compare with"
     try:
-        same = load_parameters(workspace.parameters).sha256() == digest
+        same = is_same(load_parameters(workspace.parameters))
     except VaeflowError as error:
-        return digest, f"cannot be compared: {error}"
-    return digest, "those of params.yaml now" if same else "other than params.yaml now"
+        return f"cannot be compared: {error}"
+    return "as in params.yaml now" if same else "other than in params.yaml now"
 
 
 def _data(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
