@@ -77,7 +77,7 @@ def unseen_by(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
         unseen &= rule.assign(split.digests) == "test"
     # Where both were split alike, all are new, however few they are.
     if (left := np.count_nonzero(unseen)) < LEAST_IMAGES and left < len(unseen):
-        named = ", ".join(f"{model} by {text}" for model, text in rules.items())
+        named = "; ".join(f"{model}: {text}" for model, text in rules.items())
         raise RegistryError(
             f"only {left} of {len(unseen)} test images are new to both, and {LEAST_IMAGES} are "
             f"needed: their images were split differently ({named})"
