@@ -23,11 +23,15 @@ repro: $(READY) ## fetch the data, bring every stage up to date, register the mo
 preset: $(READY) ## write a preset into params.yaml: make preset NAME=mnist (see presets/)
 	@python -m vaeflow.presets presets/$(NAME).yaml
 
+# Two workers and more, where there are cores and memory for them. What shares a costly fixture
+# stays with one of them.
+PYTEST := pytest --numprocesses auto --dist loadgroup
+
 test: lint ## linter, formatter check and tests
-	pytest
+	$(PYTEST)
 
 test-all: lint ## the same, with the tests that take over a minute each
-	VAEFLOW_TEST_ALL=1 pytest
+	VAEFLOW_TEST_ALL=1 $(PYTEST)
 
 fuzz: $(READY) ## more than ten thousand generated requests to a server
 	VAEFLOW_FUZZ=12000 pytest tests/serving/test_fuzz.py

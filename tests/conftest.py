@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
+import psutil
 import pytest
-from helpers import SCRATCH, SMALL, make_workspace, run
+from filelock import FileLock
+from helpers import SCRATCH, SMALL, free_port, make_workspace, run, wait_for_http
 
+from vaeflow.processes import cores, process_group
 from vaeflow.workspace import Workspace
 
 # No test is timed: on a busy machine an example may take a while.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+# Names the folder of what only one of the workers of a run has to make.
+SHARED = "VAEFLOW_TESTS_SHARED"
+GIB = 2**30
+WORKERS, GIB_A_WORKER = 4, 4
+
+
+def pytest_configure(config):
+    """Make the folder that all workers share, before any of them is started."""
+    config.shared = None if SHARED in os.environ else tempfile.mkdtemp(prefix="vaeflow-shared-")
+    if config.shared:
+        os.environ[SHARED] = config.shared
+        # Of the tests that train on JAX many compile the same steps.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(config.shared) / "jax")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_unconfigure(config):
+    if config.shared:
+        shutil.rmtree(config.shared, ignore_errors=True)
+        del os.environ[SHARED]
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many workers as have a core and room for a training each."""
+    return max(1, min(cores(), psutil.virtual_memory().total // (GIB_A_WORKER * GIB), WORKERS))
 
 
 def pytest_sessionstart():
@@ -37,8 +72,14 @@ def workspace(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def finished() -> Path:
     """A workspace after `dvc repro`, short training; shared, so tests must not change it."""
-    folder = make_workspace(SCRATCH / "finished", **SMALL)
-    run(folder, "dvc", "repro")
+    shared = Path(os.environ[SHARED])
+    folder, made = shared / "finished", shared / "finished.made"
+    with FileLock(shared / "finished.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make_workspace(folder, **SMALL)
+            run(folder, "dvc", "repro")
+            made.touch()
     return folder
 
 
@@ -67,3 +108,15 @@ def bundled(finished, tmp_path, monkeypatch) -> Workspace:
     monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(root)
     return Workspace(root)
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """The address of a Prefect server of our own; a flow that finds one need not start another."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    api = f"http://127.0.0.1:{port}/api"
+    with process_group([*command, "--port", str(port)], **quiet) as process:
+        wait_for_http(f"{api}/health", process)
+        yield api

@@ -186,6 +186,7 @@ def wait_for_http(address: str, process: subprocess.Popen, seconds: float = 120)
 
 KILLER = """
 import os, signal, sys
+import onnxruntime, scipy.stats, vaeflow.registry.promotion, vaeflow.registry.register
 from mlflow import MlflowClient
 
 def run(code, left):

@@ -33,7 +33,13 @@ from vaeflow.training.tracking import connect
 from vaeflow.versioning import data_md5
 from vaeflow.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+@pytest.fixture
+def prefect_server(prefect_api, monkeypatch):
+    """Have flows find a server: what they do without one is `test_prefect_server`'s matter."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
 
 
 def weights_of(root):
@@ -219,7 +225,10 @@ def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
 
 
 @pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
-def test_a_schedule_starts_runs_and_ends_with_everything_it_started(finished, tmp_path):
+def test_a_schedule_starts_runs_and_ends_with_everything_it_started(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("PREFECT_API_URL")  # its own server, too
     root = shutil.copytree(finished, tmp_path / "scheduled", symlinks=True)
     (root / "elsewhere").mkdir()
     log = (tmp_path / "log").open("w+")

@@ -75,6 +75,7 @@ def stepped(digits, tmp_path_factory):
     return folder
 
 
+@pytest.mark.xdist_group("stepped")  # which takes a minute to make
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_on_jax_is_the_step_on_tensorflow(stepped, case):
     first, second = (

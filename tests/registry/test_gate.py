@@ -140,6 +140,7 @@ def test_a_collapsed_posterior_is_refused(bundled):
     assert verdict.reason.startswith("sanity: posterior collapse: 0 of 8 latent dimensions")
 
 
+@pytest.mark.fresh_process
 def test_a_model_that_answers_with_no_numbers_is_not_servable(bundled):
     worsen(bundled.bundle, float("nan"))
     verdict = judge(bundled, register(bundled))
@@ -147,6 +148,7 @@ def test_a_model_that_answers_with_no_numbers_is_not_servable(bundled):
     assert "not finite" in verdict.reason
 
 
+@pytest.mark.fresh_process
 def test_a_model_whose_files_were_changed_in_the_store_is_not_servable(bundled):
     version = register(bundled)
     (stored,) = (bundled.root / "mlartifacts").rglob("decoder.onnx")

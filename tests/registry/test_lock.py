@@ -312,6 +312,6 @@ def test_who_stands_still_before_it_confirms_writes_over_nothing(processes):
 def test_of_eight_processes_that_are_killed_one_is_alone_on_sqlite(client, tmp_path):
     with alone_with(client, "digits-vae"):
         pass  # the database and the lock are made
-    saw, kills = take_turns_while_killed(tmp_path / "turns", turns=60)
+    saw, kills = take_turns_while_killed(tmp_path / "turns", turns=40)
     assert set(saw) == {"alone"}
-    assert kills > 20
+    assert kills > 12

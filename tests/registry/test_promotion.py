@@ -1,8 +1,10 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import same_process
 from helpers import aliases, change_manifest, killed_before_each_change, run, worsen
 
 from vaeflow.errors import RegistryError
@@ -14,12 +16,15 @@ from vaeflow.training.tracking import connect
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
 NAME = "digits-vae"
-SETTLE = """
+SETTLE = f"""
 import sys
+sys.path.append({str(Path(same_process.__file__).parent)!r})
+import same_process
 from vaeflow.registry.promotion import settle
 from vaeflow.registry.versions import Version
 from vaeflow.workspace import Workspace
-settle(Workspace.find(), Version("digits-vae", "{number}"))
+same_process.install()
+settle(Workspace.find(), Version("digits-vae", "NUMBER"))
 """
 
 
@@ -90,6 +95,7 @@ def test_not_even_force_promotes_what_cannot_be_served(bundled):
     assert aliases(bundled.root) == {"champion": "1"}
 
 
+@pytest.mark.fresh_process
 def test_no_way_back_to_a_champion_that_is_gone(improving):
     place, (first, second, _) = improving
     settle(place, first)
@@ -117,7 +123,7 @@ def test_two_that_promote_at_once_leave_the_better_one(improving):
     place, (first, *both) = improving
     settle(place, first)
     started = [
-        subprocess.Popen([sys.executable, "-c", SETTLE.format(number=version.number)])
+        subprocess.Popen([sys.executable, "-c", SETTLE.replace("NUMBER", version.number)])
         for version in both
     ]
     assert [process.wait(120) for process in started] == [0, 0]
@@ -155,7 +161,7 @@ for number in range(20):
 def test_a_process_killed_while_it_promotes_leaves_work_that_can_be_finished(improving):
     place, (first, second, _) = improving
     settle(place, first)
-    assert killed_before_each_change(SETTLE.format(number=second.number)) > 5
+    assert killed_before_each_change(SETTLE.replace("NUMBER", second.number)) > 5
     assert aliases(place.root) == {"champion": "2"}
     tags = connect(place).get_model_version(*second).tags
     assert tags["champion_before"] == "1"

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -14,7 +12,6 @@ import pyarrow.parquet
 import pytest
 from helpers import REPOSITORY, run
 
-from vaeflow.processes import process_group
 from vaeflow.scoring.events import DRIFT_DETECTED, other_models_triggers
 
 pytestmark = pytest.mark.slow
@@ -25,28 +22,6 @@ from prefect.flows import load_flow_from_entrypoint
 flow = load_flow_from_entrypoint("pipelines/score.py:score")
 print(json.dumps(flow(**json.loads(sys.argv[1]))["drifted"]))
 """
-
-
-@pytest.fixture(scope="module")
-def api():
-    """A Prefect server of our own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    api = f"http://127.0.0.1:{port}/api"
-    with process_group([*command, "--host", "127.0.0.1"], **quiet) as process:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{api}/health"):
-                    break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        yield api
 
 
 def ask(api, what, query):
@@ -93,43 +68,43 @@ def start(root, api, status=0, **parameters):
     return run(root, *command, status=status, env=environment)
 
 
-def test_the_flow_scores_compares_tells_and_leaves_a_report(root, api):
-    done = start(root, api, sources=["usual.npy"], out="outputs/usual.parquet")
+def test_the_flow_scores_compares_tells_and_leaves_a_report(root, prefect_api):
+    done = start(root, prefect_api, sources=["usual.npy"], out="outputs/usual.parquet")
     assert done.stdout.splitlines()[-1] == "false"
-    done = start(root, api, sources=["inverted.npy"], out="outputs/inverted.parquet")
+    done = start(root, prefect_api, sources=["inverted.npy"], out="outputs/inverted.parquet")
     assert done.stdout.splitlines()[-1] == "true"
 
     table = pyarrow.parquet.read_table(root / "outputs" / "inverted.parquet")
     assert len(table) == len(np.load(root / "inverted.npy"))
     report = json.loads((root / "outputs" / "inverted.drift.json").read_text())
     assert (root / "outputs" / "inverted.drift.png").exists()
-    (event,) = wait_for_events(api, 1)
+    (event,) = wait_for_events(prefect_api, 1)
     assert event["resource"]["prefect.resource.id"] == "vaeflow.model.digits-vae"
     assert event["payload"]["bundle_sha256"] == report["bundle_sha256"]
     assert event["payload"]["table"] == "outputs/inverted.parquet"
     assert "score" in event["payload"]["drifted"]
     related = {resource["prefect.resource.role"] for resource in event["related"]}
     assert "flow-run" in related
-    artifacts = ask(api, "artifacts", {"sort": "CREATED_DESC"})
+    artifacts = ask(prefect_api, "artifacts", {"sort": "CREATED_DESC"})
     written = [artifact["data"] for artifact in artifacts if artifact["key"] == "score"]
     assert len(written) == 2
     assert "drift: yes" in written[0]
     assert "| score |" in written[0]
 
-    refused = start(root, api, status=1, sources=["absent.npy"])
+    refused = start(root, prefect_api, status=1, sources=["absent.npy"])
     assert "absent.npy does not exist" in refused.stderr
 
 
-def test_the_command_tells_the_server_too(root, api):
-    before = len(drift_events(api))
+def test_the_command_tells_the_server_too(root, prefect_api):
+    before = len(drift_events(prefect_api))
     model = ("--model", "outputs/bundle")
     run(root, "vaeflow", "score", "inverted.npy", *model, "--latents", "--out", "s.parquet")
-    environment = {**os.environ, "PREFECT_API_URL": api}
+    environment = {**os.environ, "PREFECT_API_URL": prefect_api}
     command = ("vaeflow", "drift", "s.parquet", *model, "--out", "d.json")
     done = run(root, *command, status=1, env=environment)
     assert "event vaeflow.drift.detected: sent" in done.stdout
     assert done.stderr == ""
-    wait_for_events(api, before + 1)
+    wait_for_events(prefect_api, before + 1)
 
 
 def test_the_trigger_answers_to_its_own_model_alone():

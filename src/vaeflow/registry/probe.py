@@ -85,20 +85,20 @@ class Probe:
         return (said.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
 
 
-def main() -> None:
-    """Read which model, and which cache is to be its own; ask it everything.
+def find_fault(address: str) -> str | None:
+    """Load a model and ask it everything that it can be asked.
 
-    What is wrong is one line and status 1.
+    Args:
+        address: `models:/NAME/VERSION`.
+
+    Returns:
+        None when it is fit to answer, else what is wrong with it.
     """
     import numpy as np
-    import onnxruntime  # noqa: F401 (so that it is there when the question comes)
 
     import vaeflow
-    from vaeflow.training.tracking import connect
 
     try:
-        connect()
-        address, os.environ["VAEFLOW_CACHE"] = sys.stdin.read().splitlines()
         model = vaeflow.load(address)
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (IMAGES, *model.image_shape), dtype=np.uint8)
@@ -109,13 +109,29 @@ def main() -> None:
             "score": model.score(images),
         }
     except VaeflowError as error:
-        sys.exit(" ".join(str(error).split()))
+        return " ".join(str(error).split())
     for name, values in answers.items():
         if not np.isfinite(values).all():
-            sys.exit(f"`{name}` gives numbers that are not finite")
+            return f"`{name}` gives numbers that are not finite"
     for name in ("reconstruct", "sample"):
         if answers[name].min() < 0 or answers[name].max() > 1:
-            sys.exit(f"`{name}` gives pixels outside of [0, 1]")
+            return f"`{name}` gives pixels outside of [0, 1]"
+    return None
+
+
+def main() -> None:
+    """Read which model, and which cache is to be its own; a fault is one line and status 1."""
+    import onnxruntime  # noqa: F401 (so that it is there when the question comes)
+
+    import vaeflow.bundle.runtime  # noqa: F401
+    from vaeflow.training.tracking import connect
+
+    try:
+        connect()
+    except VaeflowError as error:
+        sys.exit(" ".join(str(error).split()))
+    address, os.environ["VAEFLOW_CACHE"] = sys.stdin.read().splitlines()
+    sys.exit(find_fault(address))  # None is status 0
 
 
 if __name__ == "__main__":
