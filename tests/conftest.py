@@ -48,6 +48,7 @@ def pytest_unconfigure(config):
         del os.environ[SHARED]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """As many workers as have a core and room for a training each."""
     return max(1, min(cores(), psutil.virtual_memory().total // (GIB_A_WORKER * GIB), WORKERS))
