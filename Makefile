@@ -10,10 +10,11 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro preset test test-all fuzz load kills lint lock clean
+.PHONY: help setup repro preset test test-kills test-servers test-backends test-fuzz test-load \
+        test-all lint lock clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY) ## create .venv from requirements.txt (the other targets do it when needed)
 
@@ -24,23 +25,29 @@ preset: $(READY) ## write a preset into params.yaml: make preset NAME=mnist (see
 	@python -m vaeflow.presets presets/$(NAME).yaml
 
 # Two workers and more, where there are cores and memory for them. What shares a costly fixture
-# stays with one of them.
-PYTEST := pytest --numprocesses auto --dist loadgroup
+# stays with one of them. `make test SEED=7` kills and generates otherwise.
+SEED   ?= 0
+PYTEST := VAEFLOW_TEST_SEED=$(SEED) pytest --numprocesses auto --dist loadgroup
 
-test: lint ## linter, formatter check and tests
+test: lint ## linter, formatter check, and the tests of everything in some minutes
 	$(PYTEST)
 
-test-all: lint ## the same, with the tests that take over a minute each
-	VAEFLOW_TEST_ALL=1 $(PYTEST)
+test-kills: $(READY) ## trainings, flows, batch runs and promotions, killed again and again
+	$(PYTEST) -m kills
 
-fuzz: $(READY) ## more than ten thousand generated requests to a server
-	VAEFLOW_FUZZ=12000 pytest tests/serving/test_fuzz.py
+test-servers: $(READY) ## PostgreSQL, tracking servers that stop, Prefect's workers and schedules
+	$(PYTEST) -m servers
 
-load: $(READY) ## twice the load that a server can carry, for two minutes, and a report
-	VAEFLOW_LOAD=120 pytest -s tests/serving/test_load.py
+test-backends: $(READY) ## the same trainings on JAX and on several devices
+	$(PYTEST) -m backends
 
-kills: $(READY) ## a batch run killed ten times: the result is that of one that was not
-	VAEFLOW_TEST_ALL=1 pytest tests/scoring/test_kills.py
+test-fuzz: $(READY) ## more than ten thousand generated requests to a server
+	VAEFLOW_FUZZ=12000 $(PYTEST) tests/serving/test_fuzz.py
+
+test-load: $(READY) ## twice the load that a server can carry, for two minutes, and a report
+	VAEFLOW_LOAD=120 pytest -s -m load
+
+test-all: test test-kills test-servers test-backends test-fuzz test-load ## all of them
 
 lint: $(READY)
 	ruff check

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from filelock import FileLock
-from helpers import SCRATCH, SMALL, free_port, make_workspace, run, wait_for_http
+from helpers import SCRATCH, SEED, SMALL, free_port, make_workspace, run, wait_for_http
 
 from vaeflow.processes import cores, process_group
 from vaeflow.workspace import Workspace
@@ -32,14 +32,21 @@ GIB = 2**30
 WORKERS, GIB_A_WORKER = 4, 4
 
 
+@pytest.hookimpl(tryfirst=True)  # before Hypothesis reads its seed
 def pytest_configure(config):
-    """Make the folder that all workers share, before any of them is started."""
+    """Fix the seed; make the folder that all workers share, before any of them is started."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(SEED)
     config.shared = None if SHARED in os.environ else tempfile.mkdtemp(prefix="vaeflow-shared-")
     if config.shared:
         os.environ[SHARED] = config.shared
         # Of the tests that train on JAX many compile the same steps.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(config.shared) / "jax")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_report_header():
+    return f"seed of kills and of generated tests: {SEED} (VAEFLOW_TEST_SEED)"
 
 
 def pytest_unconfigure(config):

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from vaeflow import code
 from vaeflow.workspace import Workspace
@@ -33,16 +32,10 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="vaeflow-tests-"))
 # A training of seconds, long enough that the latents carry something.
 SMALL = {"epochs": 3, "filters": [8, 16], "hidden_units": 32, "batch_size": 8}
 
-# How often a test kills what it starts: twice, and ten times where there are minutes for it.
-KILLS = [
-    2,
-    pytest.param(
-        10,
-        marks=pytest.mark.skipif(
-            not os.environ.get("VAEFLOW_TEST_ALL"), reason="takes minutes: make test-all"
-        ),
-    ),
-]
+# How often a test kills what it starts, and the seed of when; `VAEFLOW_TEST_SEED=7 make test-kills`
+# tries other moments.
+KILLS = 10
+SEED = int(os.environ.get("VAEFLOW_TEST_SEED", "0"))
 
 # Nothing of the user's own is read or written: no tracking server, cache or Prefect profile.
 for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "PREFECT_", "DVC_"))]:
@@ -281,7 +274,7 @@ def take_turns_while_killed(place, turns, processes=8):
         with (place / "errors").open("a") as errors:
             return subprocess.Popen(command, stderr=errors)
 
-    chance = random.Random(0)
+    chance = random.Random(SEED)
     running, kills = [begin() for _ in range(processes)], 0
     deadline = time.monotonic() + 500
     try:

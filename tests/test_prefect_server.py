@@ -29,6 +29,7 @@ def test_a_server_that_cannot_start_says_why(workspace, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.servers
 def test_a_proxy_is_not_asked_for_this_machines_own_server(workspace):
     proxy = "http://127.0.0.1:9"
     environment = {**os.environ, "http_proxy": proxy, "HTTP_PROXY": proxy, "https_proxy": proxy}
@@ -36,7 +37,7 @@ def test_a_proxy_is_not_asked_for_this_machines_own_server(workspace):
     assert done.stdout.splitlines()[-1].startswith("models:/digits-vae/1 is @")
 
 
-@pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
+@pytest.mark.servers
 def test_a_server_that_is_held_back_for_two_minutes_is_waited_for(tmp_path):
     """Stopped as it begins, as on a machine that has no time for it."""
     root = make_workspace(tmp_path / "workspace", **{**SMALL, "epochs": 1})

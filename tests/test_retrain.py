@@ -115,6 +115,7 @@ def test_imported_data_follow_their_source(tmp_path):
     assert len(np.load(root / "data" / "digits" / "images.npy")) == len(images)
 
 
+@pytest.mark.servers
 def test_of_two_flows_at_once_the_second_waits_or_is_cancelled(tmp_path):
     root = make_workspace(tmp_path / "workspace", **{**SMALL, "epochs": 30})
     logs = [tmp_path / "first", tmp_path / "second"]
@@ -129,6 +130,7 @@ def test_of_two_flows_at_once_the_second_waits_or_is_cancelled(tmp_path):
     assert "nothing changed: models:/digits-vae/1 is @champion" in logs[1].read_text()
 
 
+@pytest.mark.kills
 def test_a_killed_flow_leaves_a_workspace_that_the_next_can_use(tmp_path):
     """Killed with everything it started, its own parameters still in params.yaml."""
     root = make_workspace(tmp_path / "workspace", **SMALL)
@@ -150,6 +152,7 @@ def test_a_killed_flow_leaves_a_workspace_that_the_next_can_use(tmp_path):
     assert [first.info.status, second.info.status] == ["KILLED", "FINISHED"]
 
 
+@pytest.mark.servers
 def test_a_training_goes_on_when_its_tracking_server_stops(tmp_path, monkeypatch):
     root = make_workspace(tmp_path / "workspace", **{**SMALL, "epochs": 25})
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -210,6 +213,7 @@ def test_a_failed_stage_fails_the_flow_with_its_message_and_no_traceback(workspa
     assert "train begins" not in done.stdout
 
 
+@pytest.mark.kills
 def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
     root = make_workspace(tmp_path / "killed", **{**SMALL, "epochs": 500})
     process = start_flow(root, tmp_path / "log")
@@ -224,7 +228,7 @@ def test_a_terminated_flow_ends_its_training_and_the_next_one_works(tmp_path):
     assert "is @champion" in run(root, "vaeflow", "retrain").stdout
 
 
-@pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
+@pytest.mark.servers
 def test_a_schedule_starts_runs_and_ends_with_everything_it_started(
     finished, tmp_path, monkeypatch
 ):
@@ -241,7 +245,7 @@ def test_a_schedule_starts_runs_and_ends_with_everything_it_started(
     assert "was never awaited" not in (tmp_path / "log").read_text()
 
 
-@pytest.mark.skipif("VAEFLOW_TEST_ALL" not in os.environ, reason="over a minute: make test-all")
+@pytest.mark.servers
 def test_a_killed_worker_leaves_no_run_behind_that_blocks_the_next(tmp_path):
     """A server, a work pool, the deployments of prefect.yaml, and a worker killed in a training."""
     root = make_workspace(tmp_path / "workspace", **SMALL)

@@ -143,7 +143,7 @@ def test_the_run_carries_parameters_curves_and_lineage(finished):
     assert kept["lineage"].items() <= tracked.data.tags.items()
 
 
-@pytest.mark.slow
+@pytest.mark.backends
 def test_under_jax_the_figures_are_those_of_tensorflow_and_the_bundle_is_exported(bundled):
     pytest.importorskip("jax", reason="JAX is not installed: pip install 'vaeflow[jax]'")
     expected = json.loads((bundled.evaluation / "metrics.json").read_text())

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.backends
 pytest.importorskip("jax", reason="JAX is not installed: pip install 'vaeflow[jax]'")
 
 CASES = {
@@ -90,7 +91,6 @@ def test_a_step_on_jax_is_the_step_on_tensorflow(stepped, case):
         np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-3 * longest)
 
 
-@pytest.mark.slow
 def test_a_training_on_jax_goes_on_as_one_on_tensorflow_does():
     test = "test_ended_and_begun_again_it_ends_with_the_same_weights"
     test += "[averaged, binarised, with a finish]"

@@ -308,7 +308,7 @@ def test_who_stands_still_before_it_confirms_writes_over_nothing(processes):
 # === Processes that are killed ===
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_of_eight_processes_that_are_killed_one_is_alone_on_sqlite(client, tmp_path):
     with alone_with(client, "digits-vae"):
         pass  # the database and the lock are made

@@ -24,7 +24,7 @@ from vaeflow.registry.promotion import rollback, settle
 from vaeflow.registry.register import register
 from vaeflow.training.tracking import connect
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.servers
 
 REGISTER = f"""
 import sys

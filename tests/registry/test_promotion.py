@@ -158,6 +158,7 @@ for number in range(20):
     assert len(aliases(bundled.root)) == 20
 
 
+@pytest.mark.kills
 def test_a_process_killed_while_it_promotes_leaves_work_that_can_be_finished(improving):
     place, (first, second, _) = improving
     settle(place, first)

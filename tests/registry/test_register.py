@@ -193,6 +193,7 @@ def test_a_real_tracking_server_works_as_the_file_does(bundled, tmp_path, monkey
     assert list((tmp_path / "server" / "store").rglob("encoder.onnx"))
 
 
+@pytest.mark.kills
 def test_a_process_killed_while_it_registers_leaves_nothing_that_matters(bundled):
     """Killed before each change to the store in turn, and run again: one version."""
     kills = killed_before_each_change(REGISTER)

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from helpers import KILLS, run
+from helpers import KILLS, SEED, run
 
-IMAGES = {2: 150_000, 10: 500_000}  # more than can be scored between the kills
+IMAGES = 500_000  # more than can be scored between the kills
 
 
 def kill_during(command, parts, delay) -> None:
@@ -25,10 +25,9 @@ def kill_during(command, parts, delay) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", KILLS)
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished, tmp_path, kills):
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES[kills], 8, 8, 1), dtype=np.uint8)
+@pytest.mark.kills
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     command = ["vaeflow", "score", str(tmp_path / "images.npy"), "--latents"]
     command += ["--model", str(finished / "outputs" / "bundle"), "--out"]
@@ -37,9 +36,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished, tmp_path
     run(tmp_path, *command, str(straight))
     seconds = time.monotonic() - start
 
-    random = np.random.default_rng()
+    random = np.random.default_rng(SEED)
     parts = killed.with_name(".s.parquet.parts")
-    for _ in range(kills):
+    for _ in range(KILLS):
         delay = random.uniform(0, 0.03 * seconds)  # about as long as a shard takes
         print("killed after seconds", delay)  # shown when the test fails
         kill_during([*command, str(killed)], parts, delay)

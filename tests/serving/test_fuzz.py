@@ -1,6 +1,6 @@
 """Generated requests: nothing but documented answers, and a server that still stands.
 
-`VAEFLOW_FUZZ` is how many in all; `make fuzz` sends more than ten thousand.
+`VAEFLOW_FUZZ` is how many in all; `make test-fuzz` sends more than ten thousand.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Twice the load that a server can carry: what is too much is refused, and nothing else goes wrong.
 
-`make load` does it for two minutes and prints a report; `VAEFLOW_LOAD` is for how many seconds.
+`make test-load` does it for two minutes and prints a report; `VAEFLOW_LOAD` sets the
+seconds.
 """
 
 import json
@@ -20,11 +21,7 @@ from serving_helpers import npy, serving
 from vaeflow.serving.settings import Settings
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not {"VAEFLOW_LOAD", "VAEFLOW_TEST_ALL"} & set(os.environ),
-        reason="takes two minutes: make load",
-    ),
+    pytest.mark.load,
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc"),
 ]
 

@@ -67,7 +67,7 @@ def train(prepared, folder, backend, devices, gradient_limit=1000.0):
     return np.load(folder / f"{devices}.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.backends
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_two_devices_make_the_steps_of_one(prepared, tmp_path, backend):
     """The same noise for the same images, the same mean gradient, skipped together or not."""
@@ -79,7 +79,7 @@ def test_two_devices_make_the_steps_of_one(prepared, tmp_path, backend):
     assert not one["skipped"].any()
 
 
-@pytest.mark.slow
+@pytest.mark.backends
 def test_two_devices_leave_the_same_steps_out(prepared, tmp_path):
     skipped = train(prepared, tmp_path, "tensorflow", 2, gradient_limit=1e-9)["skipped"]
     np.testing.assert_array_equal(skipped, 9)

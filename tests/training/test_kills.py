@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import KILLS, make_workspace, run
+from helpers import KILLS, SEED, make_workspace, run
 
 from vaeflow.model.vae import load_vae
 from vaeflow.training.tracking import connect
@@ -21,6 +21,9 @@ SMALL = {
     "learning_rate_schedule": "cosine",
     "checkpoint_minutes": 0.002,  # in the middle of epochs too
 }
+
+
+pytestmark = pytest.mark.kills
 
 
 @pytest.fixture
@@ -44,17 +47,15 @@ def kill_after_epochs(folder, epochs: int, delay: float) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", KILLS)
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(prepared_workspace, kills):
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(prepared_workspace):
     folder, outputs = prepared_workspace, prepared_workspace / "outputs"
     run(folder, "vaeflow", "train")
     expected = load_vae(outputs / "model" / "model.keras").get_weights()
     history = (outputs / "model" / "history.csv").read_text()
     assert not list((outputs / "checkpoints").iterdir())
 
-    random = np.random.default_rng()
-    for _ in range(kills):
+    random = np.random.default_rng(SEED)
+    for _ in range(KILLS):
         moment = random.integers(1, 4), random.uniform(0, 0.3)
         print("killed after epochs and seconds", moment)  # shown when the test fails
         kill_after_epochs(folder, *moment)
@@ -76,7 +77,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(prepared_workspace
     assert first.info.status == "FINISHED"
 
 
-@pytest.mark.slow
 def test_the_same_training_twice_at_once_is_refused(prepared_workspace):
     command = ["vaeflow", "train"]
     options = {"cwd": prepared_workspace, "stdout": subprocess.PIPE, "text": True}
