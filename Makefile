@@ -22,7 +22,7 @@ repro: $(READY) ## fetch the data, bring every stage up to date, register the mo
 	@vaeflow retrain --pull
 
 preset: $(READY) ## write a preset into params.yaml: make preset NAME=mnist (see presets/)
-	@python -m vaeflow.presets presets/$(NAME).yaml
+	@python -m vaeflow.config.edit presets/$(NAME).yaml
 
 # Two workers and more, where there are cores and memory for them. What shares a costly fixture
 # stays with one of them. `make test SEED=7` kills and generates otherwise.

@@ -18,8 +18,8 @@ def untrained(preset: str, folder: Path) -> Path:
     """
     from vaeflow.bundle.export import compare, export_onnx, export_saved_model
     from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
-    from vaeflow.config import load_parameters
-    from vaeflow.device import use_cpu
+    from vaeflow.config.schema import load_parameters
+    from vaeflow.model.device import use_cpu
     from vaeflow.model.vae import VAE
 
     use_cpu()

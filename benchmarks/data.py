@@ -35,13 +35,13 @@ import numpy as np
 from machine import CORES, machine
 from PIL import Image
 
-from vaeflow.config import Prepare
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Prepare
 from vaeflow.data.add import Addition, add, write_part
-from vaeflow.data.arrays import ArrayWriter
-from vaeflow.data.conversion import Conversion
+from vaeflow.data.io.arrays import ArrayWriter
+from vaeflow.data.io.conversion import Conversion
 from vaeflow.data.prepare import prepare
 from vaeflow.data.survey import Report, Survey
-from vaeflow.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
 IDX = "images-idx3-ubyte"
@@ -137,8 +137,8 @@ def peak_memory(root: Path, count: int) -> dict:
     writer.close()
     # VmHWM: what getrusage calls the maximum begins at the parent's.
     script = (
-        "import sys; from pathlib import Path; from vaeflow.config import Prepare\n"
-        "from vaeflow.data.prepare import prepare; from vaeflow.workspace import Workspace\n"
+        "import sys; from pathlib import Path; from vaeflow.config.schema import Prepare\n"
+        "from vaeflow.data.prepare import prepare; from vaeflow.common.workspace import Workspace\n"
         "prepare(Workspace(Path(sys.argv[1])), Prepare())\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )

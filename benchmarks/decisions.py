@@ -33,9 +33,9 @@ from machine import machine
 from mnist import mnist
 from scipy import stats
 
-from vaeflow.bundle.reference import Reference
-from vaeflow.config import Drift, Registry, load_parameters
-from vaeflow.files import atomic_file, write_json
+from vaeflow.bundle.manifest import Reference
+from vaeflow.common.files import atomic_file, write_json
+from vaeflow.config.schema import Drift, Registry, load_parameters
 from vaeflow.registry.comparison import POWER, level_of, spent_by
 from vaeflow.scoring.drift import Sample, compare
 
@@ -124,7 +124,7 @@ def train_on_sample(path: Path, seed: int) -> None:
 
     from vaeflow.data.batches import Batches
     from vaeflow.data.splits import SplitRule, pixel_digests
-    from vaeflow.training.fit import make_compiled
+    from vaeflow.training.loop import make_compiled
 
     parameters = load_parameters(REPOSITORY / "params.yaml")
     digits = np.rint(load_digits().images * 255 / 16).astype(np.uint8)[..., np.newaxis]

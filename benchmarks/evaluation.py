@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from machine import machine
 
-from vaeflow.config import load_parameters
+from vaeflow.config.schema import load_parameters
 from vaeflow.evaluation.bounds import compute_bounds, draws_at_once
 from vaeflow.training.setup import make_vae
 

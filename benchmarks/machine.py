@@ -2,7 +2,7 @@
 
 import platform
 
-from vaeflow.processes import cores
+from vaeflow.common.processes import cores
 
 CORES = cores()  # before a benchmark keeps itself to some of them
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaeflow.model.binarize import Binarized
+from vaeflow.data.images import Binarized
 
 FILES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"}
 BINARIZE_SEED = 0  # of the test images: one and the same test set whatever the seed of training

@@ -45,11 +45,11 @@ from crops import bits_of_files, photograph_crops
 from machine import machine
 from mnist import mnist
 
-from vaeflow.config import Train, load_parameters
+from vaeflow.common.files import atomic_directory, atomic_file, write_json
+from vaeflow.config.schema import Train, load_parameters
 from vaeflow.data.batches import Batches
-from vaeflow.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
 from vaeflow.evaluation.bounds import compute_bounds
-from vaeflow.files import atomic_directory, atomic_file, write_json
+from vaeflow.model.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.training.setup import make_optimizer, make_vae
 

@@ -12,7 +12,7 @@ import math
 import keras
 from keras import layers
 
-from vaeflow.config import Train
+from vaeflow.config.schema import Train
 from vaeflow.model.vae import VAE
 
 # What both examples train with.

@@ -24,7 +24,7 @@ from pathlib import Path
 from machine import machine
 
 from vaeflow.bundle.manifest import MANIFEST, describe_files
-from vaeflow.processes import process_group
+from vaeflow.common.processes import process_group
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "retrain.json"
@@ -33,8 +33,8 @@ BUNDLE_BYTES = 5_000_000
 REGISTER = """
 import sys, time
 from vaeflow.registry.register import register
-from vaeflow.training.tracking import connect
-from vaeflow.workspace import Workspace
+from vaeflow.tracking.runs import connect
+from vaeflow.common.workspace import Workspace
 workspace = Workspace.find()
 connect(workspace).search_registered_models()
 import mlflow.pyfunc

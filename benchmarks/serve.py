@@ -36,8 +36,8 @@ import numpy as np
 from machine import machine
 
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.files import write_json
-from vaeflow.processes import process_group
+from vaeflow.common.files import write_json
+from vaeflow.common.processes import process_group
 
 HERE = Path(__file__).parent
 FIRST, *OTHERS = sorted(os.sched_getaffinity(0))
@@ -243,7 +243,7 @@ WRITE_MODEL = """
 import sys
 from pathlib import Path
 from vaeflow.bundle.manifest import read_verified
-from vaeflow.registry.packaging import write_mlflow_model
+from vaeflow.registry.register import write_mlflow_model
 folder, bundle = map(Path, sys.argv[1:])
 write_mlflow_model(folder, bundle, read_verified(bundle))
 """

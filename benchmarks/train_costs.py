@@ -36,10 +36,10 @@ FIT = """
 import json, sys, tempfile, time
 from pathlib import Path
 import vaeflow
-from vaeflow.config import Parameters
+from vaeflow.config.schema import Parameters
 from vaeflow.training.checkpoint import Checkpoints
-from vaeflow.training.epochs import Training
-from vaeflow.training.fit import fit
+from vaeflow.training.loop import Training
+from vaeflow.training.loop import fit
 
 saves, save = [], Training.save
 

@@ -17,19 +17,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, State
 from prefect.tasks import exponential_backoff
 
-from vaeflow import console, pipeline, run_report
-from vaeflow.config import load_parameters
+from vaeflow.common.versioning import run_dvc
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.edit import check, overridden
+from vaeflow.config.schema import load_parameters
 from vaeflow.errors import BusyError, RegistryError, StageError
-from vaeflow.flows import done, without_traceback
-from vaeflow.overrides import check, overridden
-from vaeflow.registry import gate, promotion
+from vaeflow.orchestration import console, dvc, report
+from vaeflow.orchestration.prefect import done, without_traceback
+from vaeflow.registry import champion, gate
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.register import find_registered, get_ready, register
 from vaeflow.registry.versions import Version
-from vaeflow.scoring.events import other_models_triggers
-from vaeflow.training.tracking import store_address
-from vaeflow.versioning import dvc
-from vaeflow.workspace import Workspace
+from vaeflow.scoring.drift import other_models_triggers
+from vaeflow.tracking.runs import store_address
 
 
 async def is_worth_retrying(task, run, state: State) -> bool:
@@ -58,7 +58,7 @@ patient = functools.partial(
 @without_traceback
 def fetch_data(workspace: Workspace, force: bool) -> list[str]:
     """Bring data/ to its newest version; returns the stages to run."""
-    return pipeline.fetch_data(workspace, force)
+    return dvc.fetch_data(workspace, force)
 
 
 @step(task_run_name="{stage}")
@@ -67,7 +67,7 @@ def run_stage(workspace: Workspace, stage: str, force: bool) -> None:
     """Bring one DVC stage up to date."""
     log = get_run_logger().info
     with console.stage(stage, log) as shown:
-        pipeline.run_stage(
+        dvc.run_stage(
             workspace, stage, report=lambda line: shown.heard(line) and log(line), force=force
         )
 
@@ -83,34 +83,34 @@ def register_bundle(workspace: Workspace) -> Version:
 @without_traceback
 def judge(workspace: Workspace, version: Version, probe: Probe) -> gate.Verdict | None:
     """Compare the version with the champion, and look whether it is fit to serve."""
-    return promotion.judge_once(workspace, version, probe)
+    return champion.judge_once(workspace, version, probe)
 
 
 @patient(task_run_name="promote")
 @without_traceback
 def promote(
     workspace: Workspace, version: Version, verdict: gate.Verdict | None
-) -> promotion.Settled:
+) -> champion.Settled:
     """Make the version champion or challenger, by the verdict."""
-    return promotion.settle(workspace, version, verdict)
+    return champion.settle(workspace, version, verdict)
 
 
 @patient(task_run_name="push")
 @without_traceback
 def push_outputs(workspace: Workspace) -> None:
     """Send data and outputs to the DVC remote."""
-    say(f"push       {dvc(workspace, 'push').strip()}")
+    say(f"push       {run_dvc(workspace, 'push').strip()}")
 
 
 @step(task_run_name="report")
-def publish(workspace: Workspace, settled: promotion.Settled) -> None:
+def publish(workspace: Workspace, settled: champion.Settled) -> None:
     """Leave a summary, the figures and a picture beside the run."""
-    found = run_report.describe(workspace, settled.version)
-    create_markdown_artifact(run_report.summary(str(settled), found), key="retrain-summary")
-    create_table_artifact(run_report.metrics_table(workspace), key="retrain-metrics")
-    if picture := run_report.picture(workspace):
+    found = report.describe(workspace, settled.version)
+    create_markdown_artifact(report.summary(str(settled), found), key="retrain-summary")
+    create_table_artifact(report.metrics_table(workspace), key="retrain-metrics")
+    if picture := report.picture(workspace):
         create_image_artifact(picture, key="retrain-reconstructions")
-    if page := run_report.mlflow_page(found):
+    if page := report.mlflow_page(found):
         create_link_artifact(page, link_text=settled.uri, key="retrain-mlflow")
 
 
@@ -142,7 +142,7 @@ def retrain(
     overrides = {**(overrides or {}), **({"export.name": name} if name else {})}
     try:
         check(place, overrides)
-        with pipeline.alone_in(place, busy == "wait", say), overridden(place, overrides):
+        with dvc.alone_in(place, busy == "wait", say), overridden(place, overrides):
             return bring_up_to_date(place, force, push)
     except BusyError as error:
         return Cancelled(message=str(error), data=error)
@@ -172,12 +172,12 @@ def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
     publish(place, settled)
     if push:
         done(push_outputs(place, return_state=True))
-    say(f"see        {run_report.where_to_look(place)}")
+    say(f"see        {report.where_to_look(place)}")
     say(str(settled))
     return settled.uri
 
 
-def find_settled(place: Workspace) -> promotion.Settled | None:
+def find_settled(place: Workspace) -> champion.Settled | None:
     """What became of the bundle that is there, if the gate's verdict was carried out."""
     version = find_registered(place)
-    return promotion.settled_before(place, version) if version else None
+    return champion.settled_before(place, version) if version else None

@@ -8,13 +8,12 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from vaeflow.config import Drift, load_parameters
-from vaeflow.flows import done, without_traceback
-from vaeflow.scoring.drift import measure_drift, summary
-from vaeflow.scoring.events import DRIFT_DETECTED, emit_drift
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Drift, load_parameters
+from vaeflow.orchestration.prefect import done, without_traceback
+from vaeflow.scoring.drift import DRIFT_DETECTED, emit_drift, measure_drift, summary
 from vaeflow.scoring.score import Batch, Scored
 from vaeflow.scoring.score import score as score_batch
-from vaeflow.workspace import Workspace
 
 
 @task(task_run_name="score")

@@ -18,8 +18,8 @@ import pytest
 from filelock import FileLock
 from helpers import SCRATCH, SEED, SMALL, free_port, make_workspace, run, wait_for_http
 
-from vaeflow.processes import cores, process_group
-from vaeflow.workspace import Workspace
+from vaeflow.common.processes import cores, process_group
+from vaeflow.common.workspace import Workspace
 
 # No test is timed: on a busy machine an example may take a while.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vaeflow import code
-from vaeflow.workspace import Workspace
+from vaeflow.common import code
+from vaeflow.common.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[1]
 # `params.yaml`, `data.dvc` and DVC's settings as they are shipped; whoever uses this clone has
@@ -106,8 +106,8 @@ def change_parameters(folder: Path, **sections: dict) -> None:
 
 def aliases(root: Path) -> dict[str, str]:
     """Alias to version of the sample model; some stores answer with numbers."""
-    from vaeflow.training.tracking import connect
-    from vaeflow.workspace import Workspace
+    from vaeflow.common.workspace import Workspace
+    from vaeflow.tracking.runs import connect
 
     registered = connect(Workspace(root)).get_registered_model("digits-vae")
     return {alias: str(version) for alias, version in registered.aliases.items()}
@@ -143,7 +143,7 @@ def mlflow_server(
     folder: Path, database: str | None = None, port: str | None = None
 ) -> Iterator[str]:
     """A tracking server of its own that keeps the artifacts; yields its address."""
-    from vaeflow.processes import process_group
+    from vaeflow.common.processes import process_group
 
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -179,7 +179,7 @@ def wait_for_http(address: str, process: subprocess.Popen, seconds: float = 120)
 
 KILLER = """
 import os, signal, sys
-import onnxruntime, scipy.stats, vaeflow.registry.promotion, vaeflow.registry.register
+import onnxruntime, scipy.stats, vaeflow.registry.champion, vaeflow.registry.register
 from mlflow import MlflowClient
 
 def run(code, left):
@@ -243,7 +243,7 @@ ONE_OF_MANY = """
 import os, random, sys, time
 from pathlib import Path
 from vaeflow.registry.lock import alone_with
-from vaeflow.training.tracking import connect
+from vaeflow.tracking.runs import connect
 client, place = connect(), Path(sys.argv[1])
 while True:
     with alone_with(client, "digits-vae") as alone:

@@ -20,9 +20,9 @@ import httpx
 import numpy as np
 from helpers import change_manifest
 
+from vaeflow.common.workspace import Workspace
 from vaeflow.registry.register import register
-from vaeflow.training.tracking import connect
-from vaeflow.workspace import Workspace
+from vaeflow.tracking.runs import connect
 
 
 class Server:
@@ -112,7 +112,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
-def crown(place: Workspace, **changes: object) -> str:
+def register_champion(place: Workspace, **changes: object) -> str:
     """Register the bundle, with other entries in its manifest, as champion, ungated; its number."""
     change_manifest(place.bundle, **changes)
     version = register(place)

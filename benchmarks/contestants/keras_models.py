@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from vaeflow.data.batches import Batches
-from vaeflow.device import (
+from vaeflow.model.device import (
     all_devices,
     choose_jit,
     choose_steps_per_execution,
@@ -16,7 +16,7 @@ from vaeflow.device import (
     share_cores,
     use_gpu_if_any,
 )
-from vaeflow.model.optimizer import Adam
+from vaeflow.model.steps.optimizer import Adam
 from vaeflow.model.vae import VAE
 
 # What vaeflow reaches the bound fastest with: `train.batch_size`, `train.learning_rate` and

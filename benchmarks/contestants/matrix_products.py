@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from contestants.keras_models import NETWORK, device_memory_mb
-from vaeflow.device import use_gpu_if_any
+from vaeflow.model.device import use_gpu_if_any
 from vaeflow.model.vae import VAE
 
 SIZE = 2048

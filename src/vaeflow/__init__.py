@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 # was 1.6 to 1.9 times as fast with them. It reads this when it is imported, and not again.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-__version__ = "0.1.0"
 __all__ = ["load"]
 
 
@@ -42,10 +41,15 @@ def load(model: str | Path, *, offline_ok: bool = False) -> Bundle:
         >>> model.score(images)  # images: uint8, (count, 8, 8, 1)
     """
     from vaeflow.bundle.runtime import Bundle
-    from vaeflow.registry.versions import SCHEME
+    from vaeflow.registry.model import locate
 
-    if str(model).startswith(SCHEME):
-        from vaeflow.registry.pull import pull
+    return Bundle(locate(model, offline_ok=offline_ok).folder)
 
-        return Bundle(pull(str(model), offline_ok))
-    return Bundle(model)
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for: that takes longer than this whole import."""
+    if name == "__version__":
+        from vaeflow.common.code import package_version
+
+        return package_version()
+    raise AttributeError(f"module 'vaeflow' has no attribute {name!r}")

@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 
 from vaeflow.bundle.export import compare, export_onnx, export_saved_model
+from vaeflow.common.workspace import Workspace
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, WorkspaceError
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import NETWORKS
 from vaeflow.model.vae import VAE, load_vae
-from vaeflow.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def test_the_saved_model_answers_by_name_with_noise_as_an_input(finished, tmp_pa
 
 def test_a_stage_that_has_not_run_is_named(tmp_path):
     from vaeflow.bundle.export import export
-    from vaeflow.config import Export
+    from vaeflow.config.schema import Export
 
     with pytest.raises(WorkspaceError, match=r"outputs/model/model.keras is missing\. .*dvc repro"):
         export(Workspace(tmp_path), Export())

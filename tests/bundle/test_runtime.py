@@ -9,12 +9,12 @@ from scipy import stats
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.bundle.runtime import Bundle
+from vaeflow.common.files import sha256_of
+from vaeflow.common.workspace import Workspace
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, DataError
 from vaeflow.evaluation.bounds import compute_bounds
-from vaeflow.files import sha256_of
 from vaeflow.model.vae import load_vae
-from vaeflow.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 

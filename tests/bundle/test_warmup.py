@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorflow.core.framework import tensor_pb2
 
-from vaeflow.bundle.export import export_saved_model
+from vaeflow.bundle.export import WARMUP, _varint, export_saved_model
 from vaeflow.bundle.manifest import read_verified
-from vaeflow.bundle.warmup import WARMUP, _varint
 from vaeflow.model.vae import VAE
 
 PROTOS = {  # of tensorflow_serving/apis: the fields that a warm-up request may have

@@ -15,14 +15,14 @@ from helpers import make_workspace, run
 from PIL import Image
 from pyarrow import parquet
 
-from vaeflow.config import Prepare
+from vaeflow.common.versioning import data_is_versioned, data_md5
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Prepare
 from vaeflow.data.add import Addition, add
-from vaeflow.data.conversion import Conversion
+from vaeflow.data.io.conversion import Conversion
+from vaeflow.data.io.sources import read_images
 from vaeflow.data.prepare import prepare
-from vaeflow.data.sources import read_images
 from vaeflow.errors import DataError, WorkspaceError
-from vaeflow.versioning import data_is_versioned, data_md5
-from vaeflow.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -243,9 +243,9 @@ def test_a_second_command_meanwhile_is_refused(place, tmp_path):
 STOPPED = """
 import sys, time
 from pathlib import Path
-from vaeflow.config import Prepare
-from vaeflow.data import add as adding, replacing
-from vaeflow.workspace import Workspace
+from vaeflow.config.schema import Prepare
+from vaeflow.data import add
+from vaeflow.common.workspace import Workspace
 
 root, source, where, append = sys.argv[1:]
 
@@ -261,11 +261,10 @@ def stop(function):
     return stopped
 
 name = where.split()[1]
-module = next(module for module in (adding, replacing) if hasattr(module, name))
-setattr(module, name, stop(getattr(module, name)))
-addition = adding.Addition(source, append=bool(append))
+setattr(add, name, stop(getattr(add, name)))
+addition = add.Addition(source, append=bool(append))
 thirds = Prepare(validation_fraction=0.3, test_fraction=0.3)
-adding.add(Workspace(Path(root)), thirds, addition)
+add.add(Workspace(Path(root)), thirds, addition)
 """
 
 MOMENTS = [
@@ -273,8 +272,8 @@ MOMENTS = [
     "after write_part",
     "before _swap",
     "after _swap",
-    "before dvc",
-    "after dvc",
+    "before run_dvc",
+    "after run_dvc",
 ]
 
 
@@ -290,7 +289,7 @@ def test_killed_at_any_step_the_next_command_finds_data_whole(place, tmp_path, m
     assert process.stdout.readline() == "here\n"
     process.kill()
     process.wait()
-    done = moment == "after dvc"
+    done = moment == "after run_dvc"
     if done:
         assert data_is_versioned(place)
     # What is refused for another reason puts things right all the same.
@@ -306,7 +305,7 @@ def test_killed_at_any_step_the_next_command_finds_data_whole(place, tmp_path, m
 def test_what_was_changed_after_a_kill_is_not_undone(place, tmp_path):
     pictures(tmp_path / "new", 40)
     process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, place.root, tmp_path / "new", "before dvc", ""],
+        [sys.executable, "-c", STOPPED, place.root, tmp_path / "new", "before run_dvc", ""],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -370,7 +369,7 @@ def test_a_signal_leaves_data_as_they_were(place, tmp_path):
     pictures(tmp_path / "new", 40)
     before = contents(place)
     process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, place.root, tmp_path / "new", "before dvc", ""],
+        [sys.executable, "-c", STOPPED, place.root, tmp_path / "new", "before run_dvc", ""],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -3,7 +3,7 @@ import numpy as np
 import tensorflow as tf
 
 from vaeflow.data.batches import Batches
-from vaeflow.device import put_on_device
+from vaeflow.model.device import put_on_device
 from vaeflow.model.vae import VAE
 
 

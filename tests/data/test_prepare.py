@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from vaeflow.config import Prepare
-from vaeflow.data import arrays
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Prepare
+from vaeflow.data.io import arrays
 from vaeflow.data.prepare import load_split, prepare
 from vaeflow.data.splits import SPLITS, SplitRule, evenly, pixel_digests
 from vaeflow.errors import DataError
-from vaeflow.workspace import Workspace
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_labels_must_be_integers(place, digits):
 
 MEMORY = """
 import sys
-from vaeflow.config import Prepare
+from vaeflow.config.schema import Prepare
 from vaeflow.data.prepare import prepare
-from vaeflow.workspace import Workspace
+from vaeflow.common.workspace import Workspace
 from pathlib import Path
 
 prepare(Workspace(Path(sys.argv[1])), Prepare())

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from vaeflow.data.stored import StoredImages, row_numbers
-from vaeflow.model.binarize import Binarized
+from vaeflow.data.images import Binarized, StoredImages, row_numbers
 
 
 def test_it_is_read_like_the_array(digits, tmp_path):

@@ -5,13 +5,12 @@ import pytest
 from helpers import run
 from PIL import Image
 
-from vaeflow.config import Prepare
-from vaeflow.data.show import show
-from vaeflow.data.sources import Images
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Prepare
+from vaeflow.data.io.sources import Images
 from vaeflow.data.splits import pixel_digests
-from vaeflow.data.survey import Report, Survey, check
+from vaeflow.data.survey import Report, Survey, check, show
 from vaeflow.errors import BadImageError, DataError
-from vaeflow.workspace import Workspace
 
 
 def images_of(pixels, labels=None):

@@ -8,12 +8,12 @@ from helpers import run
 from PIL import Image
 from scipy import special, stats
 
+from vaeflow.common.workspace import Workspace
 from vaeflow.data.prepare import load_split
 from vaeflow.evaluation import bounds
 from vaeflow.evaluation.bounds import active_units, compute_bounds
 from vaeflow.model.vae import VAE
-from vaeflow.training.tracking import connect
-from vaeflow.workspace import Workspace
+from vaeflow.tracking.runs import connect
 
 
 @pytest.fixture(scope="module")

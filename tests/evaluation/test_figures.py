@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from vaeflow.evaluation.bounds import quantiles
+from vaeflow.evaluation.evaluate import read_labels
 from vaeflow.evaluation.figures import (
     draw_latent_dimensions,
     draw_latent_map,
@@ -13,8 +15,6 @@ from vaeflow.evaluation.figures import (
     draw_traversals,
     plane,
 )
-from vaeflow.evaluation.labels import read_labels
-from vaeflow.evaluation.scores import quantiles
 from vaeflow.model.vae import VAE
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from vaeflow.evaluation.bounds import Bounds, compute_bounds
-from vaeflow.evaluation.summary import summarise, why_collapsed, write_dimensions
+from vaeflow.evaluation.evaluate import summarise, why_collapsed, write_dimensions
 from vaeflow.model.vae import VAE
 
 

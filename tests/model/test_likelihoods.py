@@ -7,9 +7,9 @@ import pytest
 from keras import ops
 from scipy import special, stats
 
-from vaeflow.bundle import likelihoods as twins
+from vaeflow.bundle import runtime as twins
 from vaeflow.bundle.manifest import Manifest
-from vaeflow.config import Train
+from vaeflow.config.schema import Train
 from vaeflow.model.likelihoods import (
     LIKELIHOODS,
     Bernoulli,

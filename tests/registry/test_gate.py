@@ -7,11 +7,11 @@ from helpers import change_manifest, change_parameters, worsen
 
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.data.splits import SplitRule
+from vaeflow.registry.champion import settle
 from vaeflow.registry.gate import judge
 from vaeflow.registry.held_out import read_held_out
-from vaeflow.registry.promotion import settle
 from vaeflow.registry.register import register
-from vaeflow.training.tracking import connect
+from vaeflow.tracking.runs import connect
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 

@@ -8,7 +8,7 @@ from vaeflow.data.splits import SplitRule, pixel_digests
 from vaeflow.errors import RegistryError
 from vaeflow.registry.held_out import TRIES_TAG, HeldOut, choose, count_try, unseen_by
 from vaeflow.registry.versions import Version
-from vaeflow.training.tracking import connect
+from vaeflow.tracking.runs import connect
 
 
 @pytest.fixture

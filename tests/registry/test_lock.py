@@ -6,12 +6,12 @@ from typing import NamedTuple
 import pytest
 from helpers import take_turns_while_killed
 
+from vaeflow.common.processes import is_gone, this_process
 from vaeflow.errors import RegistryError
-from vaeflow.processes import is_gone, this_process
 from vaeflow.registry import lock
-from vaeflow.registry.listing import table
+from vaeflow.registry.inspect import table
 from vaeflow.registry.lock import alone_with, turn
-from vaeflow.training.tracking import PROCESS_TAG, connect
+from vaeflow.tracking.runs import PROCESS_TAG, connect
 
 LOCK = "digits-vae.promoting"
 ELSEWHERE = "another-machine/7 4711 1795620000.00"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from helpers import run
 
-from vaeflow.registry.promotion import promote
+from vaeflow.common.workspace import Workspace
+from vaeflow.registry.champion import promote
 from vaeflow.registry.pull import pull_to
 from vaeflow.registry.register import register
-from vaeflow.training.tracking import connect, start_run
-from vaeflow.workspace import Workspace
+from vaeflow.tracking.runs import connect, start_run
 
 
 def addresses(root: Path) -> set[str]:

@@ -19,10 +19,10 @@ from helpers import (
 )
 
 import vaeflow
-from vaeflow.registry.listing import table
-from vaeflow.registry.promotion import rollback, settle
+from vaeflow.registry.champion import rollback, settle
+from vaeflow.registry.inspect import table
 from vaeflow.registry.register import register
-from vaeflow.training.tracking import connect
+from vaeflow.tracking.runs import connect
 
 pytestmark = pytest.mark.servers
 
@@ -30,9 +30,9 @@ REGISTER = f"""
 import sys
 sys.path.append({str(Path(same_process.__file__).parent)!r})
 import same_process
-from vaeflow.registry.promotion import settle
+from vaeflow.registry.champion import settle
 from vaeflow.registry.register import register
-from vaeflow.workspace import Workspace
+from vaeflow.common.workspace import Workspace
 same_process.install()
 settle(Workspace.find(), register(Workspace.find()))
 """

@@ -8,10 +8,10 @@ import same_process
 from helpers import aliases, change_manifest, killed_before_each_change, run, worsen
 
 from vaeflow.errors import RegistryError
+from vaeflow.registry.champion import promote, rollback, settle
 from vaeflow.registry.gate import judge
-from vaeflow.registry.promotion import promote, rollback, settle
 from vaeflow.registry.register import register
-from vaeflow.training.tracking import connect
+from vaeflow.tracking.runs import connect
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -20,9 +20,9 @@ SETTLE = f"""
 import sys
 sys.path.append({str(Path(same_process.__file__).parent)!r})
 import same_process
-from vaeflow.registry.promotion import settle
+from vaeflow.registry.champion import settle
 from vaeflow.registry.versions import Version
-from vaeflow.workspace import Workspace
+from vaeflow.common.workspace import Workspace
 same_process.install()
 settle(Workspace.find(), Version("digits-vae", "NUMBER"))
 """
@@ -136,15 +136,14 @@ def test_two_that_make_the_first_alias_at_once_both_succeed(bundled):
     version = register(bundled)
     code = """
 import sys, time
-from vaeflow.registry.aliases import point
-from vaeflow.registry.versions import Version
-from vaeflow.training.tracking import connect
+from vaeflow.registry.versions import Version, set_alias
+from vaeflow.tracking.runs import connect
 client = connect()
 client.get_registered_model("digits-vae")
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(20):
-    point(client, f"alias{number}", Version("digits-vae", sys.argv[1]))
+    set_alias(client, f"alias{number}", Version("digits-vae", sys.argv[1]))
 """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", code, version.number]

@@ -6,10 +6,10 @@ from helpers import change_manifest, mlflow_server, run
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError, RegistryError
-from vaeflow.registry.promotion import settle
+from vaeflow.registry.champion import settle
 from vaeflow.registry.pull import pull, pull_to, pull_version
 from vaeflow.registry.register import register
-from vaeflow.training.tracking import connect
+from vaeflow.tracking.runs import connect
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 

@@ -19,18 +19,18 @@ from helpers import (
 
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
+from vaeflow.common.processes import process_group
 from vaeflow.errors import BundleError
-from vaeflow.processes import process_group
 from vaeflow.registry import register as registering
 from vaeflow.registry.register import find_registered, register
-from vaeflow.training.tracking import connect, find_run, start_run
+from vaeflow.tracking.runs import connect, find_run, start_run
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
 NAME = "digits-vae"
 REGISTER = """
 from vaeflow.registry.register import register
-from vaeflow.workspace import Workspace
+from vaeflow.common.workspace import Workspace
 print(register(Workspace.find()).number)
 """
 

@@ -6,10 +6,10 @@ import pytest
 from helpers import change_parameters, run
 from scipy import spatial, stats
 
-from vaeflow.bundle.manifest import MANIFEST
-from vaeflow.bundle.reference import REFERENCE, Reference, read_reference
+from vaeflow.bundle.manifest import MANIFEST, REFERENCE, Reference, read_reference
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.config import Drift
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Drift
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, DataError, VaeflowError
 from vaeflow.scoring.drift import (
@@ -20,7 +20,6 @@ from vaeflow.scoring.drift import (
     read_sample,
 )
 from vaeflow.scoring.score import Batch, score
-from vaeflow.workspace import Workspace
 
 ANY_DISTANCE = Drift(smallest_distance=0.0)
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vaeflow.data.sources import Images
+from vaeflow.data.io.sources import Images
 from vaeflow.data.splits import pixel_digests
 from vaeflow.errors import BadImageError, DataError
 from vaeflow.scoring.images import blocks, count, in_shards, read, reading_for

@@ -18,7 +18,7 @@ from vaeflow.registry.pull import pull
 from vaeflow.registry.register import register
 from vaeflow.scoring import score as module
 from vaeflow.scoring.score import Batch, score
-from vaeflow.training.tracking import connect
+from vaeflow.tracking.runs import connect
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 

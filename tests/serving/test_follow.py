@@ -2,7 +2,7 @@ import threading
 
 import httpx
 import pytest
-from serving_helpers import crown, serving, wait_for
+from serving_helpers import register_champion, serving, wait_for
 
 from vaeflow.bundle.manifest import MANIFEST, describe_files
 
@@ -14,7 +14,7 @@ def version(server):
 
 
 def test_a_new_champion_takes_over_and_a_bad_one_does_not(bundled):
-    assert crown(bundled) == "1"
+    assert register_champion(bundled) == "1"
     with serving("models:/digits-vae@champion", bundled.root, "--follow", "1s") as server:
         assert version(server) == ["1"]
         statuses, versions, done = [], [], threading.Event()
@@ -30,14 +30,14 @@ def test_a_new_champion_takes_over_and_a_bad_one_does_not(bundled):
         asking.start()
         try:
             wait_for(lambda: "1" in versions)
-            assert crown(bundled, metrics={"elbo": 1.0}) == "2"
+            assert register_champion(bundled, metrics={"elbo": 1.0}) == "2"
             wait_for(lambda: version(server) == ["2"])
 
             (bundled.bundle / "decoder.onnx").write_bytes(b"as its manifest says, but no model")
             described = describe_files(bundled.bundle)
             del described[MANIFEST]
             files = {name: file.model_dump() for name, file in described.items()}
-            assert crown(bundled, files=files) == "3"
+            assert register_champion(bundled, files=files) == "3"
             refusals = "vaeflow_refused_models_total 1.0"
             wait_for(lambda: refusals in httpx.get(f"{server.url}/metrics").text)
             assert version(server) == ["2"]

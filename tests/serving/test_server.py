@@ -12,7 +12,8 @@ from serving_helpers import npy, sent, serving, together, wait_for
 
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError
-from vaeflow.serving.served import open_folder
+from vaeflow.registry.versions import Located
+from vaeflow.serving.service import open_model
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -143,10 +144,10 @@ def test_any_flipped_byte_of_a_bundle_is_refused(bundle, monkeypatch):
             assert bundle_sha256(bundle) != digest
         else:
             with pytest.raises(BundleError):
-                open_folder(bundle, None, threads=1)
+                open_model(Located(bundle, None), threads=1)
         path.write_bytes(content)
     assert not made
-    open_folder(bundle, None, threads=1)
+    open_model(Located(bundle, None), threads=1)
     assert len(made) == 2
 
 

@@ -6,7 +6,7 @@ import sys
 
 import httpx
 import pytest
-from serving_helpers import Server, crown, sent, serving, wait_for
+from serving_helpers import Server, register_champion, sent, serving, wait_for
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -71,11 +71,11 @@ def test_workers_end_with_the_process_that_keeps_them(folder, tmp_path):
 
 
 def test_each_worker_follows(bundled):
-    crown(bundled)
+    register_champion(bundled)
     options = ("--workers", "2", "--follow", "1s")
     with serving("models:/digits-vae@champion", bundled.root, *options) as server:
         wait_for(lambda: listening(server) == 2)
-        assert crown(bundled, metrics={"elbo": 1.0}) == "2"
+        assert register_champion(bundled, metrics={"elbo": 1.0}) == "2"
         wait_for(lambda: server.log.read_text().count("version 2 replaces 1") == 2)
         # One that is started now begins with the version that the others have come to.
         os.kill(started(server)[0], signal.SIGKILL)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vaeflow.files import write_json
+from vaeflow.common.files import write_json
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaeflow.config import Parameters
+from vaeflow.config.schema import Parameters
 from vaeflow.data.batches import Batches
 from vaeflow.errors import ConfigError
 from vaeflow.training import setup
@@ -19,9 +19,9 @@ from pathlib import Path
 import vaeflow
 import keras, numpy as np
 from test_resume import TerminateAfter, settings
-from vaeflow.device import count_devices
+from vaeflow.model.device import count_devices
 from vaeflow.training.checkpoint import Checkpoints
-from vaeflow.training.fit import fit
+from vaeflow.training.loop import fit
 
 prepared, checkpoints, devices = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 if keras.backend.backend() == "tensorflow":

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import KILLS, SEED, make_workspace, run
 
+from vaeflow.common.workspace import Workspace
 from vaeflow.model.vae import load_vae
-from vaeflow.training.tracking import connect
-from vaeflow.workspace import Workspace
+from vaeflow.tracking.runs import connect
 
 SMALL = {
     "epochs": 40,

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from vaeflow.config import Parameters
+from vaeflow.config.schema import Parameters
 from vaeflow.errors import TrainingError
+from vaeflow.training.callbacks import StopWhenSkipping
 from vaeflow.training.checkpoint import Checkpoints, training_key
-from vaeflow.training.fit import fit
-from vaeflow.training.skipping import StopWhenSkipping
+from vaeflow.training.loop import fit
 
 EXECUTIONS = 3  # an epoch: 200 images in batches of 10, 8 steps at once on a CPU
 

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from vaeflow.training.stopping import Signals
+from vaeflow.training.callbacks import Signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

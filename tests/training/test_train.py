@@ -4,14 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from vaeflow.config import Parameters
+from vaeflow.config.schema import Parameters
 from vaeflow.data.batches import Batches
-from vaeflow.device import has_gpu
 from vaeflow.errors import ConfigError, TrainingError
+from vaeflow.model.device import has_gpu
 from vaeflow.model.vae import load_vae
-from vaeflow.training.fit import fit
+from vaeflow.training.callbacks import StopWhenSkipping
+from vaeflow.training.loop import fit
 from vaeflow.training.setup import check_memory, make_vae
-from vaeflow.training.skipping import StopWhenSkipping
 
 
 def settings(**train):
@@ -22,7 +22,7 @@ def settings(**train):
 @pytest.fixture
 def one_step_at_a_time(monkeypatch):
     """Callbacks are called after each step."""
-    monkeypatch.setattr("vaeflow.training.fit.choose_steps_per_execution", lambda: 1)
+    monkeypatch.setattr("vaeflow.training.loop.choose_steps_per_execution", lambda: 1)
 
 
 def test_the_models_settings_are_the_parameters(prepared):
@@ -144,7 +144,7 @@ def test_a_finish_goes_on_from_all_of_the_best_epoch(prepared, average):
 
 
 def test_the_finish_makes_as_many_steps_at_once_as_the_rest(prepared, monkeypatch):
-    monkeypatch.setattr("vaeflow.training.fit.choose_steps_per_execution", lambda: 4)
+    monkeypatch.setattr("vaeflow.training.loop.choose_steps_per_execution", lambda: 4)
     calls = []
 
     class Count(keras.callbacks.Callback):

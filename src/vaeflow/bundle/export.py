@@ -1,4 +1,14 @@
-"""The `export` stage: everything a service needs, in one folder that needs nothing else."""
+"""Export a trained model (the `export` stage): one folder that a service needs nothing beside.
+
+TensorFlow Serving runs warm-up requests before it takes any other. Its documentation wants a
+TFRecord of `PredictionLog` messages in `assets.extra`. TensorFlow does not have that protocol
+buffer, and the package that does has no release for this TensorFlow; so its few fields are written
+here, numbered as in `tensorflow_serving/apis`:
+
+    PredictionLog.predict_log = 6, PredictLog.request = 1,
+    PredictRequest.model_spec = 1, ModelSpec.signature_name = 3,
+    PredictRequest.inputs = 2, a map: key = 1, value (a TensorProto) = 2
+"""
 
 from __future__ import annotations
 
@@ -12,17 +22,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
-from vaeflow.bundle.reference import REFERENCE
-from vaeflow.bundle.warmup import write_warmup
-from vaeflow.config import Export
+from vaeflow.bundle.manifest import REFERENCE, ImageSpec, Manifest, describe_files, write_manifest
+from vaeflow.common.files import atomic_directory
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Export
 from vaeflow.data.prepare import load_split
 from vaeflow.data.splits import evenly
-from vaeflow.device import use_cpu
 from vaeflow.errors import BundleError
-from vaeflow.files import atomic_directory
+from vaeflow.model.device import use_cpu
 from vaeflow.model.vae import VAE, load_vae
-from vaeflow.workspace import Workspace
 
 LARGEST_DIFFERENCE = 1e-4
 COMPARED_IMAGES = 64
@@ -201,3 +209,46 @@ def _difference(exported: Mapping, expected: Mapping) -> float:
         largest.append(float(np.max(distance / np.maximum(1, np.abs(reference)))))
     # NumPy's maximum, unlike Python's, keeps a NaN.
     return float(np.max(largest))
+
+
+WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
+
+
+def write_warmup(saved_model: Path, requests: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write a request for each signature into a SavedModel.
+
+    Args:
+        saved_model: its folder.
+        requests: by signature, the input arrays by name.
+    """
+    import tensorflow as tf
+
+    path = saved_model / WARMUP
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, inputs in requests.items():
+            writer.write(_prediction_log(signature, inputs))
+
+
+def _prediction_log(signature: str, inputs: Mapping[str, np.ndarray]) -> bytes:
+    import tensorflow as tf
+
+    request = _field(1, _field(3, signature.encode()))
+    for name, array in inputs.items():
+        tensor = tf.make_tensor_proto(array).SerializeToString()
+        request += _field(2, _field(1, name.encode()) + _field(2, tensor))
+    return _field(6, _field(1, request))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a protocol buffer: wire type 2."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    parts = []
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])

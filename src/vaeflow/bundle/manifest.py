@@ -1,20 +1,24 @@
-"""The bundle's table of contents, and the check that a folder is exactly that.
+"""Check that a folder is exactly the bundle that its manifest lists, and read its reference.
 
 A bundle is read only after every file in it was found in the manifest with its size and SHA-256,
 and every file of the manifest was found in it. The bundle's own digest is its manifest's SHA-256.
+
+The reference is what drift is measured against: latent means and scores of images never trained on.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vaeflow.common.files import sha256_of
 from vaeflow.errors import BundleError
-from vaeflow.files import sha256_of
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -174,3 +178,43 @@ def _list(folder: Path) -> list[str]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+REFERENCE = "reference.npz"
+
+
+class Reference(NamedTuple):
+    """A sample of the validation images, as they come: posterior means and anomaly scores."""
+
+    means: np.ndarray  # float32, (images, latent_dim)
+    scores: np.ndarray  # nats, float32 (images,)
+
+
+def write_reference(path: Path, means: np.ndarray, scores: np.ndarray) -> None:
+    """Write a reference; see `Reference`."""
+    np.savez(path, means=means.astype(np.float32), scores=scores.astype(np.float32))
+
+
+def read_reference(folder: Path, manifest: Manifest) -> Reference:
+    """The reference of a bundle whose manifest was verified.
+
+    Raises:
+        BundleError: the bundle was exported without one, or it is damaged.
+    """
+    if REFERENCE not in manifest.files:
+        raise BundleError(
+            f"{folder}: this bundle has no {REFERENCE}, which drift is measured against. Export it "
+            "again: dvc repro --single-item --force evaluate export"
+        )
+    content = io.BytesIO(read_file(folder, manifest, REFERENCE))
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
+            reference = Reference(arrays["means"], arrays["scores"])
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise BundleError(f"{folder / REFERENCE}: not a readable reference ({error}).") from None
+    if reference.means.shape != (len(reference.scores), manifest.latent_dim):
+        raise BundleError(
+            f"{folder / REFERENCE}: latent means of shape {reference.means.shape}; expected "
+            f"({len(reference.scores)}, {manifest.latent_dim})."
+        )
+    return reference

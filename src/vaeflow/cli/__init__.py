@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import typer
 
-from vaeflow import collector
 from vaeflow.cli import data, inference, registry, retraining, stages
+from vaeflow.common import processes
+from vaeflow.common.files import about_the_cache
 from vaeflow.errors import VaeflowError
-from vaeflow.files import about_the_cache
 
 # Nothing is sent anywhere, and libraries tell only what is wrong, unless the user says otherwise.
 QUIET = {
@@ -47,7 +47,7 @@ def main() -> None:
         if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
     try:
-        with collector.seldom():
+        with processes.rare_garbage_collection():
             app()
     except VaeflowError as error:
         _refuse(str(error))

@@ -49,7 +49,7 @@ def data_add(
     """Make data/ of images, or add them to it, and version it with DVC."""
     workspace, parameters = find_workspace()
     from vaeflow.data.add import Addition, add
-    from vaeflow.data.conversion import Conversion, parse_size
+    from vaeflow.data.io.conversion import Conversion, parse_size
 
     added = add(
         workspace,
@@ -93,7 +93,7 @@ def data_show(
 ) -> None:
     """Draw random images of each split, and print statistics of their pixels."""
     workspace, parameters = find_workspace()
-    from vaeflow.data.show import show
+    from vaeflow.data.survey import show
 
     out = out or workspace.root / "outputs" / "data.png"
     for line in show(workspace, parameters.prepare, out, count, seed):

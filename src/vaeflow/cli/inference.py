@@ -23,7 +23,7 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Draw new images from the model (.png or .npy)."""
-    from vaeflow.results import write_images
+    from vaeflow.scoring.outputs import write_images
 
     images = _load(model).sample(count, seed)
     write_images(out, images)
@@ -35,7 +35,7 @@ def reconstruct(
     images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None
 ) -> None:
     """Encode images and decode them again (.png: originals above; .npy: the result alone)."""
-    from vaeflow.results import write_images
+    from vaeflow.scoring.outputs import write_images
 
     loaded, read = _load_and_read(model, images, resize, key)
     write_images(out, loaded.reconstruct(read.pixels), originals=read.pixels)
@@ -45,7 +45,7 @@ def reconstruct(
 @commands.command(rich_help_panel=PANEL)
 def encode(images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None) -> None:
     """Embed images: posterior means (.npy), or means and log variances (.csv, .parquet)."""
-    from vaeflow.results import write_embeddings
+    from vaeflow.scoring.outputs import write_embeddings
 
     loaded, read = _load_and_read(model, images, resize, key)
     write_embeddings(out, read.names, *loaded.encode(read.pixels))
@@ -90,8 +90,7 @@ def drift(
     Prefect is told where PREFECT_API_URL names a server.
     """
     _, parameters = find_workspace()
-    from vaeflow.scoring.drift import measure_drift, summary
-    from vaeflow.scoring.events import DRIFT_DETECTED, emit_drift
+    from vaeflow.scoring.drift import DRIFT_DETECTED, emit_drift, measure_drift, summary
 
     report = measure_drift(scores, model, out, parameters.drift)
     print("\n".join(summary(report)))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vaeflow.workspace import Workspace
+from vaeflow.common.workspace import Workspace
 
 Model = Annotated[
     str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
@@ -29,7 +29,7 @@ Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same ans
 
 def find_workspace():
     """The workspace that this is run in, and its parameters."""
-    from vaeflow.config import load_parameters
+    from vaeflow.config.schema import load_parameters
 
     workspace = Workspace.find()
     return workspace, load_parameters(workspace.parameters)

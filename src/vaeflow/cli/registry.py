@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from vaeflow.common.workspace import Workspace
 from vaeflow.errors import VaeflowError
-from vaeflow.workspace import Workspace
 
 commands = typer.Typer()
 PANEL = "Registry"
@@ -36,7 +36,7 @@ def models(
 ) -> None:
     """List registered versions: aliases, bound, data, commit, age and the gate's verdict."""
     with awaiting("reading the registry"):
-        from vaeflow.registry.listing import table
+        from vaeflow.registry.inspect import table
 
         lines = table(name)
     print("\n".join(lines))
@@ -49,7 +49,7 @@ def lineage(
     ],
 ) -> None:
     """Walk from a model to its run, parameters, data and commit; say whether each still exists."""
-    from vaeflow.registry.tracing import trace
+    from vaeflow.registry.inspect import trace
 
     for link in trace(source):
         print(f"{link.what:<11} {link.which}\n{'':<11} {link.state}")
@@ -84,7 +84,7 @@ def promote(
     if force and not reason.strip():
         raise VaeflowError("--force needs a --reason, which is kept with the version.")
     with awaiting(f"comparing {uri} with the champion, and asking it as a service would"):
-        from vaeflow.registry.promotion import promote
+        from vaeflow.registry.champion import promote
 
         settled = promote(Workspace.find(), uri, force, reason)
     print(settled)
@@ -97,7 +97,7 @@ def rollback(
 ) -> None:
     """Make the champion before the present one champion again."""
     with awaiting("reading the registry"):
-        from vaeflow.registry.promotion import rollback
+        from vaeflow.registry.champion import rollback
 
         settled = rollback(name, reason)
     print(settled)

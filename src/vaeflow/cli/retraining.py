@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from vaeflow.common.workspace import Workspace
 from vaeflow.errors import VaeflowError
-from vaeflow.workspace import Workspace
 
 commands = typer.Typer()
 PANEL = "Retraining"
@@ -40,9 +40,10 @@ def retrain(
     ] = False,
 ) -> None:
     """Bring every stage up to date, register the bundle, and promote it if it is better."""
-    from vaeflow import console, prefect_server
-    from vaeflow.overrides import parse
-    from vaeflow.pipeline import fetch
+    from vaeflow.config.edit import parse
+    from vaeflow.orchestration import console
+    from vaeflow.orchestration.dvc import fetch
+    from vaeflow.orchestration.prefect import prefect_server
     from vaeflow.registry.register import get_ready
 
     workspace = Workspace.find()
@@ -51,7 +52,7 @@ def retrain(
     with console.opened(workspace.logs, "retrain", verbose) as shown:
         if shown.log:
             shown.say(f"all details: {shown.log.relative_to(workspace.root)}")
-        with prefect_server.at_hand() as server, ThreadPoolExecutor(1) as beside:
+        with prefect_server() as server, ThreadPoolExecutor(1) as beside:
             # All of this takes about as long as the server.
             ready = beside.submit(get_ready, workspace)
             if pull:
@@ -78,7 +79,7 @@ def schedule(
     cron: Annotated[str, typer.Option(help='When to retrain, in UTC, e.g. "0 3 * * *".')],
 ) -> None:
     """Retrain on a schedule, until stopped."""
-    from vaeflow.scheduling import serve
+    from vaeflow.orchestration.prefect import serve
 
     workspace = Workspace.find()
     _check(workspace, {})
@@ -87,9 +88,9 @@ def schedule(
 
 def _check(workspace: Workspace, overrides: dict) -> None:
     """Find the mistakes that the flow would find too, but after it has a server."""
-    from vaeflow.device import keras_backend
-    from vaeflow.overrides import check
-    from vaeflow.versioning import require_repository
+    from vaeflow.common.versioning import require_repository
+    from vaeflow.config.edit import check
+    from vaeflow.model.device import keras_backend
 
     check(workspace, overrides)
     require_repository(workspace)

@@ -72,7 +72,7 @@ def _import_keras() -> None:
 
     These take two of the four seconds. Whoever needs one of them later can import it.
     """
-    from vaeflow.device import keras_backend
+    from vaeflow.model.device import keras_backend
 
     unused = {"sklearn", "matplotlib", "pandas"} - sys.modules.keys()
     if keras_backend() != "jax":

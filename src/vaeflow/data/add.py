@@ -1,35 +1,39 @@
-"""Images from outside become a new version of `data/`: whole, or not at all.
+"""Add images from outside as a new version of `data/`: whole, or not at all.
 
 `data/` is a folder of parts. Each addition is one part, `data/NAME/`, with
 
 - `images.npy`: uint8 `(count, height, width, channels)`;
 - `index.csv`: a row an image, its `source` and its `label` (empty where it has none);
 - `rejected.csv`: `path` and `reason` of what could not be used, when there was any.
+
+The new `data/` is made beside the present one, under `.dvc/tmp`, and takes its place by renaming;
+then DVC versions it. What stood there before is kept until DVC is done: a command that is killed on
+the way is undone by the next one.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from vaeflow.config import Prepare
-from vaeflow.data.arrays import ArrayWriter
-from vaeflow.data.conversion import Conversion
-from vaeflow.data.known import NAMES, known_blocks
-from vaeflow.data.replacing import link_tree, replacing_data
-from vaeflow.data.rows import COLUMNS, IMAGES, INDEX
-from vaeflow.data.sources import Images, Reading, image_blocks, select
+from vaeflow.common.files import write_json
+from vaeflow.common.versioning import data_is_versioned, data_md5, run_dvc
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Prepare
+from vaeflow.data.io.arrays import COLUMNS, IMAGES, INDEX, ArrayWriter
+from vaeflow.data.io.conversion import Conversion
+from vaeflow.data.io.sources import NAMES, Images, Reading, image_blocks, known_blocks, select
 from vaeflow.data.splits import digest_keys
 from vaeflow.data.survey import Report, Survey, data_blocks, reading_of
-from vaeflow.errors import BadImageError, DataError
-from vaeflow.versioning import data_is_versioned, data_md5
-from vaeflow.workspace import Workspace
+from vaeflow.errors import BadImageError, DataError, WorkspaceError
 
 REJECTED = "rejected.csv"
 PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -273,3 +277,89 @@ def _write_rejected(path: Path, rejected: Iterable[BadImageError], prefix: str) 
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["path", "reason"])
         rows.writerows((error.name.removeprefix(prefix), error.reason) for error in rejected)
+
+
+PLACED = "placed.json"  # what was put at data/: sizes by path
+
+
+@contextmanager
+def replacing_data(workspace: Workspace) -> Iterator[Path]:
+    """Yield an empty folder that becomes `data/`, and a version, when the block ends well."""
+    from filelock import FileLock, Timeout
+
+    folders = (folder / ".dvc" for folder in (workspace.root, *workspace.root.parents))
+    dvc_folder = next((folder for folder in folders if folder.is_dir()), None)
+    if dvc_folder is None:
+        raise WorkspaceError(f"{workspace.root} is not under DVC. Make it so: git init; dvc init")
+    if workspace.data.is_symlink():
+        raise DataError("data/ is a link, which a folder would replace: put the folder here.")
+    scratch = dvc_folder / "tmp" / "vaeflow-data"
+    scratch.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(scratch.with_suffix(".lock"), timeout=0):
+            _clean_up(workspace, scratch)
+            try:
+                fresh = scratch / "new"
+                fresh.mkdir(parents=True)
+                yield fresh
+                _swap(workspace, scratch)
+                run_dvc(workspace, "add", "--quiet", "data")
+                # Deleting takes its time: half of what was there must not be taken for all of it.
+                (scratch / "old").rename(scratch / "done")
+            finally:
+                _clean_up(workspace, scratch)
+    except Timeout:
+        raise DataError("another vaeflow command is changing data/; try again later.") from None
+    except OSError as error:
+        raise DataError(f"data/ cannot be written: {error}. It is as it was.") from None
+
+
+def _swap(workspace: Workspace, scratch: Path) -> None:
+    """Put `new` in the place of `data/`, which is kept as `old`; an empty `old` is none."""
+    write_json(scratch / PLACED, _sizes(scratch / "new"))
+    if workspace.data.exists():
+        workspace.data.rename(scratch / "old")
+    else:
+        (scratch / "old").mkdir()
+    (scratch / "new").rename(workspace.data)
+
+
+def _clean_up(workspace: Workspace, scratch: Path) -> None:
+    """Undo a replacement that DVC did not come to version, now or in a command that was killed.
+
+    Raises:
+        DataError: somebody has changed `data/` since.
+    """
+    old = scratch / "old"
+    if old.exists() and not data_is_versioned(workspace):
+        if workspace.data.exists():
+            if _sizes(workspace.data) != json.loads((scratch / PLACED).read_text()):
+                raise DataError(
+                    "a command that was changing data/ was killed, and files in data/ were changed "
+                    "since. Keep them (dvc add data) or go back to the versioned images "
+                    "(dvc checkout --force data.dvc)."
+                )
+            # Renamed first: half a folder must never stand at data/.
+            workspace.data.rename(scratch / "undone")
+        if any(old.iterdir()):
+            old.rename(workspace.data)
+        print("data/ is as it was: a command that was changing it did not come to its end")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file, by its path."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links where the file system has them."""
+
+    def link(file: str, copy: str) -> None:
+        try:
+            os.link(file, copy)
+        except OSError:
+            shutil.copy2(file, copy)
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)

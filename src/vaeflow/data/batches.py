@@ -16,7 +16,7 @@ class Batches(keras.utils.PyDataset):
 
     Args:
         images: uint8, `(count, height, width, channels)`, typically `StoredImages`; or a tensor
-            that `vaeflow.device.keep_on_device` has made of them.
+            that `vaeflow.model.device.keep_on_device` has made of them.
         batch_size: images per batch; the last batch of an epoch may be smaller.
         shuffle_seed: of the permutations; without it the images keep their order.
         multiple_of: of how many images batches must be, as devices that share one need it: the last

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaeflow.config import Prepare
-from vaeflow.data.arrays import ArrayWriter
-from vaeflow.data.sources import Images
+from vaeflow.common.files import atomic_directory, write_json
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Prepare
+from vaeflow.data.io.arrays import ArrayWriter
+from vaeflow.data.io.sources import Images
 from vaeflow.data.splits import SPLITS
 from vaeflow.data.survey import Survey, data_blocks
-from vaeflow.files import atomic_directory, write_json
-from vaeflow.workspace import Workspace
 
 # Of the index, in this order.
 COLUMNS = ("id", "split", "label", "source", "sha256")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from vaeflow.config import Prepare
+    from vaeflow.config.schema import Prepare
+
 
 SPLITS = ("train", "validation", "test")
 WRITTEN = re.compile(r"content, seed (\d+), validation ([\d.e-]+), test ([\d.e-]+)")

@@ -1,28 +1,35 @@
-"""The `evaluate` stage: the bound on images never trained on, what is usual, and figures."""
+"""Evaluate a model (the `evaluate` stage): bounds on images unseen in training, scores, figures."""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from vaeflow.bundle.reference import REFERENCE
-from vaeflow.config import Evaluate
+from vaeflow.bundle.manifest import REFERENCE
+from vaeflow.common.files import atomic_directory, write_json
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Evaluate
+from vaeflow.data.images import binarized
 from vaeflow.data.prepare import load_split
-from vaeflow.device import use_full_precision, use_gpu_if_any
 from vaeflow.errors import RegistryError, TrainingError
 from vaeflow.evaluation import figures
-from vaeflow.evaluation.bounds import Bounds, compute_bounds
-from vaeflow.evaluation.labels import read_labels
-from vaeflow.evaluation.scores import compute_scores, keep_reference, quantiles
-from vaeflow.evaluation.summary import summarise, why_collapsed, write_dimensions
-from vaeflow.files import atomic_directory, write_json
-from vaeflow.model.binarize import binarized
+from vaeflow.evaluation.bounds import (
+    Bounds,
+    active_units,
+    compute_bounds,
+    compute_scores,
+    keep_reference,
+    quantiles,
+)
+from vaeflow.model.device import use_full_precision, use_gpu_if_any
+from vaeflow.model.likelihoods import is_proper
 from vaeflow.model.vae import VAE, load_vae
-from vaeflow.training.tracking import find_run
-from vaeflow.workspace import Workspace
+from vaeflow.tracking.runs import find_run
 
 
 def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
@@ -33,7 +40,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     the tracking store has it.
 
     Returns:
-        The metrics: see `vaeflow.evaluation.summary.summarise`.
+        The metrics: see `vaeflow.evaluation.evaluate.summarise`.
     """
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     model = workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
@@ -96,3 +103,99 @@ def _track(workspace: Workspace, model: Path) -> None:
     except RegistryError as error:
         why = str(error)
     print(f"metrics and figures are kept in the outputs only: {why}", flush=True)
+
+
+MEANS = ("elbo", "log_likelihood", "kl", "importance_weighted_bound")
+COLLAPSED_SHARE = 0.1
+
+
+def summarise(bounds: Bounds, vae: VAE, images: np.ndarray) -> dict[str, float]:
+    """Means over the images with their standard errors, in nats per image, and counts.
+
+    `rate` and `distortion` are the model's point in the plane of Alemi et al. 2018: the KL term and
+    minus the log likelihood. The standard error tells how far the mean over other images of the
+    same kind may be; with one image there is none.
+
+    Args:
+        bounds: of the images.
+        vae: the model.
+        images: uint8, as the model saw them.
+    """
+    metrics = {}
+    for name in MEANS:
+        values = getattr(bounds, name)
+        metrics[name] = float(values.mean())
+        if len(values) > 1:
+            error = values.std(ddof=1) / math.sqrt(len(values))
+            metrics[f"{name}_standard_error"] = float(error)
+    metrics |= {
+        "rate": metrics["kl"],
+        "distortion": -metrics["log_likelihood"],
+        "active_units": int(np.count_nonzero(active_units(bounds.means))),
+        "images": len(images),
+        "proper_likelihood": int(is_proper(vae.likelihood, images)),
+    }
+    if vae.likelihood == "discretized_logistic":
+        nats = -metrics["importance_weighted_bound"]
+        metrics["bits_per_dimension"] = nats / math.log(2) / math.prod(vae.image_shape)
+    return metrics
+
+
+def why_collapsed(active: int, latent_dim: int) -> str | None:
+    """Tell a posterior that ignores the image, or nearly; None for one that does not.
+
+    Args:
+        active: how many latent dimensions carry information.
+        latent_dim: how many there are.
+    """
+    if active == 0:
+        return (
+            "posterior collapse: no latent dimension carries information, the decoder does without "
+            "them. Set train.kl_warmup_epochs or train.free_bits, or lower train.beta."
+        )
+    if active < COLLAPSED_SHARE * latent_dim:
+        return (
+            f"posterior collapse: only {active} of {latent_dim} latent dimensions carry "
+            "information. A smaller train.latent_dim would do as well; train.kl_warmup_epochs or "
+            "train.free_bits may bring more of them into use."
+        )
+    return None
+
+
+def write_dimensions(path: Path, bounds: Bounds) -> None:
+    """One row a latent dimension: mean KL in nats, variance of the posterior means, active or not.
+
+    Args:
+        path: the CSV to write.
+        bounds: of the images.
+    """
+    columns = (
+        bounds.kl_per_dimension.mean(axis=0),
+        bounds.means.var(axis=0),
+        active_units(bounds.means).astype(int),
+    )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("dimension", "kl", "mean_variance", "active"))
+        for index, row in enumerate(zip(*columns, strict=True)):
+            writer.writerow((index, *(value.item() for value in row)))
+
+
+def read_labels(prepared: Path, split: str) -> np.ndarray | None:
+    """Labels of a split in the order of its array, text `(images,)`; None where there are none.
+
+    An image without a label among others that have one is labelled `none`.
+
+    Args:
+        prepared: the folder that `prepare` wrote.
+        split: `train`, `validation` or `test`.
+    """
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(
+        prepared / "index.parquet", columns=["label"], filters=[("split", "=", split)]
+    )
+    labels = table["label"]
+    if labels.null_count == len(labels):
+        return None
+    return labels.fill_null("none").to_numpy().astype(str)

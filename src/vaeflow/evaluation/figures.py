@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
+from vaeflow.common.pictures import grid, pairs, write_png
 from vaeflow.data.splits import evenly
 from vaeflow.model.vae import VAE
-from vaeflow.pictures import grid, pairs, write_png
 
 SHOWN_PAIRS = 36
 SHOWN_SAMPLES = 64
@@ -145,7 +145,7 @@ def draw_scores(path: Path, scores: Mapping[str, np.ndarray], usual: Mapping[str
     Args:
         path: the PNG to write.
         scores: by split, nats, `(images,)`.
-        usual: by share, from `vaeflow.evaluation.scores.quantiles`.
+        usual: by share, from `vaeflow.evaluation.bounds.quantiles`.
     """
     from matplotlib.figure import Figure
 

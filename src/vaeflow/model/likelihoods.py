@@ -1,7 +1,7 @@
 """Likelihoods p(x|t) of an image's pixels, independent given the decoder's answer.
 
 Each says which parameters the decoder must give, the log probability of an image under them, and
-the image to show for them. `vaeflow.bundle.likelihoods` holds the same in NumPy, for serving.
+the image to show for them. `vaeflow.bundle.runtime` holds the same in NumPy, for serving.
 
 Pixels are in [0, 1]. Parameters are `(..., batch, height, width, channels)`, with any number of
 leading sample axes; those that are one number a channel have height and width 1. Log likelihoods

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import keras
 from keras import layers, ops
 
-from vaeflow.device import has_gpu
+from vaeflow.model.device import has_gpu
 
 if keras.backend.backend() == "tensorflow":
-    from vaeflow.model import fast_tensorflow
+    from vaeflow.model.steps import cpu
 
 LOG_VARIANCE_BOUNDS = (-12.0, 12.0)
 NARROW = 4  # channels; from twice as many on, Conv2D is as fast
@@ -66,7 +66,7 @@ class PerChannel(layers.Layer):
 def silu(x):
     """`x * sigmoid(x)`, whose gradient TensorFlow would take six passes over the memory for."""
     if keras.backend.backend() == "tensorflow":
-        return fast_tensorflow.silu(x)
+        return cpu.silu(x)
     return keras.activations.silu(x)
 
 
@@ -77,7 +77,7 @@ class NarrowConv2D(layers.Conv2D):
     def call(self, inputs, training=False):
         """As `Conv2D`, to rounding."""
         if training and keras.backend.backend() == "tensorflow" and not has_gpu():
-            return fast_tensorflow.narrow_convolution(inputs, self.kernel) + self.bias
+            return cpu.narrow_convolution(inputs, self.kernel) + self.bias
         return super().call(inputs)
 
 

@@ -13,7 +13,9 @@ Values are in nats. Axes are named in the order `(samples, batch, latent_dim)`.
 """
 
 import math
+from typing import NamedTuple
 
+import keras
 from keras import ops
 
 LOG_2_PI = math.log(2.0 * math.pi)
@@ -64,6 +66,32 @@ def elbo(log_likelihood, kl):
     """Evidence lower bound: the Monte Carlo term minus the closed-form KL. Nats, `(batch,)`."""
     # + E_q log p(x|t), estimated by the given draws; - KL(q || prior), exact.
     return log_likelihood - kl
+
+
+class Terms(NamedTuple):
+    """What one pass through the model gives, in nats.
+
+    Attributes:
+        log_likelihood: log p(x|t) of each draw, `(samples, batch)`.
+        latents: the draws, `(samples, batch, latent_dim)`.
+        mean, log_variance: of q(t|x), `(batch, latent_dim)`.
+    """
+
+    log_likelihood: keras.KerasTensor
+    latents: keras.KerasTensor
+    mean: keras.KerasTensor
+    log_variance: keras.KerasTensor
+
+    @property
+    def mean_log_likelihood(self):
+        """E_q[log p(x|t)], estimated from the draws: `(batch,)`."""
+        return ops.mean(self.log_likelihood, axis=0)
+
+    @property
+    def elbo(self):
+        """The evidence lower bound, `(batch,)`."""
+        kl = kl_divergence(self.mean, self.log_variance)
+        return elbo(self.mean_log_likelihood, kl)
 
 
 # === What training does with the KL term ===

@@ -2,46 +2,20 @@
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
 from keras import ops
 
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
-from vaeflow.model.backend import backend
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import NETWORKS, build_decoder, build_encoder
-from vaeflow.model.optimizer import Adam
+from vaeflow.model.objective import Terms
+from vaeflow.model.steps.backend import backend
+from vaeflow.model.steps.optimizer import Adam
 
 OBJECTIVES = ("elbo", "importance_weighted")
 BINARIZE = ("none", "static", "dynamic")
-
-
-class Terms(NamedTuple):
-    """What one pass through the model gives, in nats.
-
-    Attributes:
-        log_likelihood: log p(x|t) of each draw, `(samples, batch)`.
-        latents: the draws, `(samples, batch, latent_dim)`.
-        mean, log_variance: of q(t|x), `(batch, latent_dim)`.
-    """
-
-    log_likelihood: keras.KerasTensor
-    latents: keras.KerasTensor
-    mean: keras.KerasTensor
-    log_variance: keras.KerasTensor
-
-    @property
-    def mean_log_likelihood(self):
-        """E_q[log p(x|t)], estimated from the draws: `(batch,)`."""
-        return ops.mean(self.log_likelihood, axis=0)
-
-    @property
-    def elbo(self):
-        """The evidence lower bound, `(batch,)`."""
-        kl = objective.kl_divergence(self.mean, self.log_variance)
-        return objective.elbo(self.mean_log_likelihood, kl)
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
@@ -145,7 +119,7 @@ class VAE(keras.Model):
         self.noise = keras.random.SeedGenerator(seed)
         # All images to train on, uint8, where a device keeps them and batches are rows of them.
         self.kept_images = None
-        # In how many parts TensorFlow takes a batch; see `vaeflow.device.share_cores`.
+        # In how many parts TensorFlow takes a batch; see `vaeflow.model.device.share_cores`.
         self.parts = 1
         # Steps made so far, skipped ones too; saved, so that a loaded model goes on warming up.
         self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)

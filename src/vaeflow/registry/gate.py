@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.bundle.manifest import Manifest
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.config import Parameters, Registry, load_parameters
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Parameters, Registry, load_parameters
+from vaeflow.data.images import binarized
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, RegistryError
-from vaeflow.lineage import SPLIT_TAG
-from vaeflow.model.binarize import binarized
-from vaeflow.registry.aliases import CHAMPION, holder
 from vaeflow.registry.comparison import Decision, compare
 from vaeflow.registry.held_out import choose, count_try, read_held_out, unseen_by
 from vaeflow.registry.lock import alone_with
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.pull import pull
-from vaeflow.registry.versions import Version
-from vaeflow.training.tracking import clear_errors, connect
-from vaeflow.workspace import Workspace
+from vaeflow.registry.versions import CHAMPION, Version, alias_version
+from vaeflow.tracking.lineage import SPLIT_TAG
+from vaeflow.tracking.runs import clear_errors, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
 
 BOUND = "importance_weighted_bound"
 
@@ -92,7 +92,7 @@ def judge(workspace: Workspace, version: Version, probe: Probe | None = None) ->
     """
     client = connect(workspace)
     with clear_errors(client.tracking_uri):
-        champion = holder(client, version.name, CHAMPION)
+        champion = alias_version(client, version.name, CHAMPION)
         champion = None if champion == version.number else champion
         with ThreadPoolExecutor(1) as beside:
             looked = beside.submit(_look_inside, workspace, client, version, champion)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vaeflow.registry.versions import Version
 
+
 SEED = 0  # of the choice among the test images
 LEAST_IMAGES = 30
 # On the registered model, a tag for each set of test images: how many tries, and a sketch of it.

@@ -20,13 +20,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from vaeflow.common.processes import is_gone, this_process
 from vaeflow.errors import RegistryError
-from vaeflow.processes import is_gone, this_process
 from vaeflow.registry.versions import create_model, if_there
-from vaeflow.training.tracking import PROCESS_TAG, all_pages
+from vaeflow.tracking.runs import PROCESS_TAG, all_pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
 
 # After the name of a model: of the one whose versions are the tickets. It stays; without any
 # version, when nobody promotes.

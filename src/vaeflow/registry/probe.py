@@ -12,7 +12,7 @@ import sys
 import tempfile
 from types import TracebackType
 
-from vaeflow import collector
+from vaeflow.common import processes
 from vaeflow.errors import VaeflowError
 
 SECONDS = 600
@@ -56,7 +56,7 @@ class Probe:
         """Start the process, unless one stands ready."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                collector.command("vaeflow.registry.probe"),
+                processes.python_command("vaeflow.registry.probe"),
                 env={**os.environ, "MLFLOW_TRACKING_URI": self.registry},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -96,10 +96,11 @@ def find_fault(address: str) -> str | None:
     """
     import numpy as np
 
-    import vaeflow
+    from vaeflow.bundle.runtime import Bundle
+    from vaeflow.registry.model import locate
 
     try:
-        model = vaeflow.load(address)
+        model = Bundle(locate(address).folder)
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (IMAGES, *model.image_shape), dtype=np.uint8)
         answers = {
@@ -124,7 +125,7 @@ def main() -> None:
     import onnxruntime  # noqa: F401 (so that it is there when the question comes)
 
     import vaeflow.bundle.runtime  # noqa: F401
-    from vaeflow.training.tracking import connect
+    from vaeflow.tracking.runs import connect
 
     try:
         connect()

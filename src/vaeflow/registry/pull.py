@@ -1,34 +1,31 @@
-"""From a model's address in the registry to a verified folder on this machine."""
+"""Pull a registered model: from its address to a verified folder on this machine.
+
+`python -m vaeflow.registry.pull ADDRESS` pulls in a process of its own, and prints where it lies.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256, read_verified
-from vaeflow.errors import BundleError, RegistryError
-from vaeflow.files import atomic_directory, atomic_file, cache_folder, sha256_of, write_json
-from vaeflow.registry.packaging import BUNDLE_PATH
-from vaeflow.registry.versions import SHA256_TAG, Address, UnreachableError
-from vaeflow.training.tracking import connect, is_local, local_folder
-from vaeflow.workspace import Workspace
+from vaeflow.common.files import atomic_directory, atomic_file, cache_folder, sha256_of, write_json
+from vaeflow.common.workspace import Workspace
+from vaeflow.errors import BundleError, RegistryError, VaeflowError
+from vaeflow.registry.versions import BUNDLE_PATH, SHA256_TAG, Address, Located, UnreachableError
+from vaeflow.tracking.runs import connect, is_local, local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
-
-
-class Pulled(NamedTuple):
-    """A verified bundle on this machine, and the version of the registry that it is."""
-
-    folder: Path
-    version: str
 
 
 def pull(uri: str, offline_ok: bool = False, workspace: Workspace | None = None) -> Path:
@@ -40,7 +37,7 @@ def pull(uri: str, offline_ok: bool = False, workspace: Workspace | None = None)
     return pull_version(uri, offline_ok, workspace).folder
 
 
-def pull_to(uri: str, target: Path, offline_ok: bool = False) -> Pulled:
+def pull_to(uri: str, target: Path, offline_ok: bool = False) -> Located:
     """Fetch a registered bundle into a folder, which becomes it whole or not at all.
 
     Raises:
@@ -55,7 +52,7 @@ def pull_to(uri: str, target: Path, offline_ok: bool = False) -> Pulled:
     return pulled._replace(folder=target)
 
 
-def pull_version(uri: str, offline_ok: bool = False, workspace: Workspace | None = None) -> Pulled:
+def pull_version(uri: str, offline_ok: bool = False, workspace: Workspace | None = None) -> Located:
     """Fetch a registered bundle into the local cache, unless it is there already.
 
     The cache is keyed by content, so two versions never mix; it lies in `VAEFLOW_CACHE`, by default
@@ -91,7 +88,7 @@ def pull_version(uri: str, offline_ok: bool = False, workspace: Workspace | None
     folder = _fetch(client, version, digest)
     with atomic_file(note) as fresh:
         write_json(fresh, {"uri": uri, "version": str(version.version), "sha256": digest})
-    return Pulled(folder, str(version.version))
+    return Located(folder, str(version.version))
 
 
 def _fetch(client: MlflowClient, version: ModelVersion, digest: str) -> Path:
@@ -127,7 +124,7 @@ def _note(client: MlflowClient, uri: str) -> Path:
     return cache_folder() / "addresses" / f"{key}.json"
 
 
-def _last_pulled(note: Path, error: UnreachableError) -> Pulled:
+def _last_pulled(note: Path, error: UnreachableError) -> Located:
     """What was pulled last under an address, verified again.
 
     Raises:
@@ -143,7 +140,7 @@ def _last_pulled(note: Path, error: UnreachableError) -> Pulled:
     warnings.warn(
         f"{error} Version {noted['version']}, pulled earlier, is taken instead.", stacklevel=2
     )
-    return Pulled(folder, noted["version"])
+    return Located(folder, noted["version"])
 
 
 def _holds(folder: Path, digest: str) -> bool:
@@ -174,3 +171,18 @@ def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path
             f"{version.source} ({error})."
         ) from None
     return Path(fetched)
+
+
+def main(address: str) -> None:
+    """Print the folder and the version as JSON; what goes wrong is one line and status 1."""
+    try:
+        pulled = pull_version(address)
+    except VaeflowError as error:
+        sys.exit(" ".join(str(error).split()))
+    except ModuleNotFoundError as error:
+        sys.exit(f"this needs the package {error.name}: pip install 'vaeflow[pipeline]'")
+    print(json.dumps({"folder": str(pulled.folder), "version": pulled.version}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

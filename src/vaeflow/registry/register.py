@@ -1,17 +1,21 @@
-"""Bundles in the MLflow model registry: one version each, however often it is asked for."""
+"""Register a bundle in the MLflow registry, as one version, however often it is asked for.
+
+The version is a standard MLflow model: the bundle's files, and what MLflow needs to run them.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
-from vaeflow.lineage import stage_hashes
-from vaeflow.registry.packaging import write_mlflow_model
+from vaeflow.common.code import PACKAGE
+from vaeflow.common.workspace import Workspace
 from vaeflow.registry.versions import SHA256_TAG, Version, create_model, if_there
-from vaeflow.training.report import complete
-from vaeflow.training.tracking import (
+from vaeflow.tracking.lineage import stage_hashes
+from vaeflow.tracking.runs import (
     Run,
     all_pages,
     clear_errors,
@@ -19,7 +23,7 @@ from vaeflow.training.tracking import (
     find_run,
     start_run,
 )
-from vaeflow.workspace import Workspace
+from vaeflow.training.history import complete
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,3 +116,43 @@ def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:
     with start_run(workspace, "restored-from-cache", {}, tags) as run:
         run.log_metrics({f"test_{name}": value for name, value in manifest.metrics.items()})
     return run
+
+
+# What `vaeflow.bundle` imports; the package itself comes along as code.
+REQUIREMENTS = ("numpy", "onnxruntime", "pydantic")
+
+
+def write_mlflow_model(folder: Path, bundle: Path, manifest: Manifest) -> None:
+    """Write the MLflow model of a bundle into a folder that does not exist yet.
+
+    It has a tensor signature, an input example and pinned requirements, and holds code instead of
+    a pickled object. The package comes along, so that `mlflow models serve` and `build-docker`
+    need no index that knows it.
+    """
+    import mlflow.pyfunc
+    import numpy as np
+
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(Path(__file__).with_name("mlflow_model.py")),
+        artifacts={"bundle": str(bundle)},
+        code_paths=[str(PACKAGE)],
+        signature=_signature(manifest),
+        input_example=(np.zeros((1, *manifest.image.shape), np.float32), {"output": "score"}),
+        pip_requirements=[
+            f"{name}=={metadata.version(name)}" for name in ("mlflow", *REQUIREMENTS)
+        ],
+    )
+
+
+def _signature(manifest: Manifest):
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    number = np.dtype(np.float32)
+    return ModelSignature(
+        inputs=Schema([TensorSpec(number, (-1, *manifest.image.shape))]),
+        outputs=Schema([TensorSpec(number, (-1,), name) for name in ("score", "percentile")]),
+        params=ParamSchema([ParamSpec("output", "string", "score")]),
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.errors import RegistryError
@@ -13,9 +15,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+
 SCHEME = "models:/"
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+ATTEMPTS = 5
 # On every version that vaeflow registers: the bundle it is.
 SHA256_TAG = "bundle_sha256"
+# Where the bundle lies in it.
+BUNDLE_PATH = "artifacts/bundle"
 URI = re.compile(r"^models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[0-9]+))$")
 # What the registry answers with when it has no such model, version or alias.
 ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
@@ -65,6 +73,18 @@ class Version(NamedTuple):
         return f"{SCHEME}{self.name}/{self.number}"
 
 
+class Located(NamedTuple):
+    """Where a bundle lies.
+
+    Attributes:
+        folder: of the bundle.
+        version: its number in the registry; None where it was addressed as a folder.
+    """
+
+    folder: Path
+    version: str | None
+
+
 class Address(NamedTuple):
     """`models:/NAME@ALIAS` or `models:/NAME/VERSION`: one of the last two is None."""
 
@@ -110,3 +130,34 @@ class Address(NamedTuple):
                 f"{self}: the registry {client.tracking_uri} cannot be reached "
                 f"({error.message}). Is it running? --offline-ok takes a copy pulled earlier."
             ) from None
+
+
+def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
+    """The number of the version that holds an alias."""
+    version = client.get_registered_model(name).aliases.get(alias)
+    return None if version is None else str(version)  # some stores answer with a number
+
+
+def alias_of(client: MlflowClient, version: Version) -> str | None:
+    """The alias that a version holds."""
+    aliases = (CHAMPION, CHALLENGER)
+    return next(
+        (a for a in aliases if alias_version(client, version.name, a) == version.number), None
+    )
+
+
+def set_alias(client: MlflowClient, alias: str, version: Version) -> None:
+    """Have an alias stand for a version.
+
+    Of two processes that make a new alias at once, one is refused by the database; it tries again.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            client.set_registered_model_alias(version.name, alias, version.number)
+            return
+        except MlflowException as error:
+            if attempt == ATTEMPTS or "UNIQUE" not in str(error).upper():
+                raise
+            time.sleep(0.1 * attempt)

@@ -1,6 +1,6 @@
-"""Whether a scored batch is like the images that its model was validated on.
+"""Compare a scored batch with the images that its model was validated on; tell Prefect of drift.
 
-Two questions are asked of the batch and the bundle's reference (`vaeflow.bundle.reference`):
+Two questions are asked of the batch and the bundle's reference (`vaeflow.bundle.manifest`):
 whether any one number of an image, a latent mean or the score, is distributed otherwise (two-sample
 Kolmogorov-Smirnov tests); and whether the latent means are, taken together (maximum mean
 discrepancy, by permutation), which sees a change in how they depend on each other too.
@@ -12,17 +12,18 @@ large ones are chance. `docs/decisions.md` says how often either errs.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vaeflow.bundle.manifest import bundle_sha256, read_verified
-from vaeflow.bundle.reference import Reference, read_reference
-from vaeflow.config import Drift
+from vaeflow.bundle.manifest import Reference, bundle_sha256, read_reference, read_verified
+from vaeflow.common.files import atomic_file, write_json
+from vaeflow.config.schema import Drift
 from vaeflow.errors import DataError, VaeflowError
-from vaeflow.files import atomic_file, write_json
+from vaeflow.registry.model import locate
 
 MMD_IMAGES = 1_000  # of each side: the kernel has a number for every pair of them
 PERMUTATIONS = 1_999
@@ -107,12 +108,9 @@ def measure_drift(table: Path, model: str, out: Path, thresholds: Drift) -> dict
         BundleError: the bundle has no reference.
         DataError: the table has no latents, or was scored by another model.
     """
-    from vaeflow.scoring.figure import draw_drift
-    from vaeflow.scoring.score import find
-
     if out.suffix.lower() != ".json":
         raise VaeflowError(f"{out}: cannot write this ending; expected .json.")
-    folder, _ = find(model)
+    folder = locate(model).folder
     reference = read_reference(folder, read_verified(folder))
     sample = read_sample(table, thresholds.images, reference.means.shape[1])
     if sample.metadata["bundle_sha256"] != bundle_sha256(folder):
@@ -314,3 +312,119 @@ def _report(
         },
         "thresholds": thresholds.model_dump(),
     }
+
+
+SHOWN_MARGINALS = 24
+USUAL, OTHER = "tab:blue", "tab:red"
+
+
+def draw_drift(
+    path: Path, reference: Reference, sample: Sample, comparison: Comparison, thresholds: Drift
+) -> None:
+    """Scores of both, how far each number is off, and the discrepancy among its permutations.
+
+    Args:
+        path: the PNG to write.
+        reference, sample: what was compared.
+        comparison: what came of it.
+        thresholds: what counted as drift.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    scores, distances, discrepancy = figure.subplots(1, 3)
+    _draw_scores(scores, reference.scores, sample.scores)
+    _draw_distances(distances, comparison, thresholds)
+    _draw_discrepancy(discrepancy, comparison)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_scores(axis, reference: np.ndarray, batch: np.ndarray) -> None:
+    for label, values in (("validation images", reference), ("batch", batch)):
+        axis.ecdf(values, label=label)
+    axis.set(xlabel="score: minus the ELBO, nats", ylabel="share that scores lower")
+    axis.legend()
+
+
+def _draw_distances(axis, comparison: Comparison, thresholds: Drift) -> None:
+    shown = sorted(comparison.marginals, key=lambda marginal: -marginal.distance)[:SHOWN_MARGINALS]
+    axis.barh(
+        [marginal.name for marginal in shown],
+        [marginal.distance for marginal in shown],
+        color=[OTHER if marginal.drifted else USUAL for marginal in shown],
+    )
+    axis.axvline(thresholds.smallest_distance, color="black", linestyle=":")
+    axis.invert_yaxis()
+    axis.tick_params("y", labelsize=7)
+    axis.set(xlabel="Kolmogorov-Smirnov distance (red: drifted)", xlim=(0, 1))
+
+
+def _draw_discrepancy(axis, comparison: Comparison) -> None:
+    discrepancy = comparison.discrepancy
+    axis.hist(discrepancy.permuted, bins=30, color="lightgrey", label="labels exchanged")
+    axis.axvline(
+        discrepancy.squared,
+        color=OTHER if comparison.discrepancy_drifted else USUAL,
+        label=f"batch: distance {discrepancy.distance:.2f}, p = {discrepancy.p_value:.3g}",
+    )
+    axis.set(xlabel="squared maximum mean discrepancy of the latents", ylabel="permutations")
+    axis.legend()
+
+
+DRIFT_DETECTED = "vaeflow.drift.detected"
+WATCHED = re.compile(r"^[^#\n]*resource\.id\S*\s*[\"']?vaeflow\.model\.([^\s\"'}]+)", re.MULTILINE)
+
+
+def emit_drift(report: dict) -> bool:
+    """Send the event `vaeflow.drift.detected` to the Prefect server in `PREFECT_API_URL`.
+
+    Its resource is `vaeflow.model.NAME`, the model that scored the batch. Its payload are the
+    report's `model_version`, `bundle_sha256`, `data_md5`, `table` and `images`; the names of what
+    `drifted`; and `discrepancy_p_value`. An automation or a deployment's trigger answers to it:
+
+        triggers:
+          - expect: ["vaeflow.drift.detected"]
+            match: {prefect.resource.id: "vaeflow.model.digits-vae"}
+
+    Args:
+        report: from `vaeflow.scoring.drift.measure_drift`.
+
+    Returns:
+        Whether it was given to Prefect, which has sent it by then, or says in the log that the
+        server does not answer. Where none is named there is nobody to tell, and that
+        is no error.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        return False
+    from prefect.events import emit_event
+    from prefect.events.worker import EventsWorker
+
+    name = report["model_name"]
+    resource = {"prefect.resource.id": f"vaeflow.model.{name}", "prefect.resource.name": name}
+    kept = ("model_version", "bundle_sha256", "data_md5", "table", "images")
+    payload = {key: report[key] for key in kept}
+    payload["drifted"] = [entry["name"] for entry in report["marginals"] if entry["drifted"]]
+    payload["discrepancy_p_value"] = report["discrepancy"]["p_value"]
+    emit_event(event=DRIFT_DETECTED, resource=resource, payload=payload)
+    EventsWorker.instance().wait_until_empty()
+    return True
+
+
+def other_models_triggers(deployments: Path, name: str) -> str | None:
+    """What is wrong with the triggers of `prefect.yaml`, where drift of a model starts none.
+
+    Args:
+        deployments: `prefect.yaml`; it may be missing.
+        name: of the model.
+    """
+    if not deployments.is_file():
+        return None
+    watched = set(WATCHED.findall(deployments.read_text(encoding="utf-8")))
+    if not watched or name in watched or "*" in watched:
+        return None
+    return (
+        f"{deployments.name} retrains on drift of {', '.join(sorted(watched))}, and this model is "
+        f"{name}: write vaeflow.model.{name} there, and deploy again"
+    )

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from vaeflow.data.conversion import MODES, Conversion
-from vaeflow.data.known import COUNTS, known_blocks
-from vaeflow.data.sources import Images, Reading, count_images, image_blocks, joined, refuse
+from vaeflow.data.io.conversion import MODES, Conversion
+from vaeflow.data.io.sources import (
+    COUNTS,
+    Images,
+    Reading,
+    count_images,
+    image_blocks,
+    joined,
+    known_blocks,
+    refuse,
+)
 from vaeflow.errors import BadImageError
 
 

@@ -1,7 +1,7 @@
 """Scoring any number of images: streamed, on all cores, and gone on with after a kill.
 
 The images go by in shards, whose size depends on the model alone. A shard's numbers are kept beside
-the output as soon as they are there (see `vaeflow.scoring.parts`). A run that is started again
+the output as soon as they are there (see `vaeflow.scoring.outputs`). A run that is started again
 reads the images again, which is little work, and scores those that no part stands for. The output
 is written in one pass from the first row to the last, and takes its name when it is complete.
 """
@@ -18,17 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaeflow import code
-from vaeflow.bundle.manifest import bundle_sha256
 from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
-from vaeflow.data.sources import Images, refuse
+from vaeflow.common import code
+from vaeflow.common.processes import cores
+from vaeflow.common.progress import Progress
+from vaeflow.data.io.sources import Images, refuse
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
-from vaeflow.processes import cores
-from vaeflow.progress import Progress
-from vaeflow.registry.versions import SCHEME
+from vaeflow.registry.model import Model, locate
 from vaeflow.scoring.images import blocks, count, in_shards, reading_for
-from vaeflow.scoring.parts import Parts, parts_beside
-from vaeflow.scoring.tables import Table, kind_of
+from vaeflow.scoring.outputs import Parts, Table, kind_of, parts_beside
 
 BLOCKS_PER_SHARD = 64
 SHARDS_AHEAD = 2  # being computed while the one before them is written
@@ -90,55 +88,6 @@ class Scored:
         return lines
 
 
-class Model(NamedTuple):
-    """A bundle, and which version it is.
-
-    Attributes:
-        bundle: loaded, for many calls at a time.
-        folder: where it lies.
-        version: of the registry; for a folder, the first twelve digits of the bundle's SHA-256.
-    """
-
-    bundle: Bundle
-    folder: Path
-    version: str
-
-    @property
-    def description(self) -> dict[str, str]:
-        """What is written into the results."""
-        return {
-            "model_name": self.bundle.manifest.name,
-            "model_version": self.version,
-            "bundle_sha256": bundle_sha256(self.folder),
-            "data_md5": self.bundle.manifest.lineage.get("data_md5", "unknown"),
-        }
-
-
-def find(model: str) -> tuple[Path, str | None]:
-    """The folder of what an address stands for now, and its version if the registry has it.
-
-    Raises:
-        BundleError: what was downloaded is not what was registered.
-        RegistryError: the registry cannot be reached or has no such model.
-    """
-    if not model.startswith(SCHEME):
-        return Path(model), None
-    from vaeflow.registry.pull import pull_version
-
-    return tuple(pull_version(model))
-
-
-def load(model: str) -> Model:
-    """Load a model; see `find`.
-
-    Raises:
-        BundleError: the bundle is missing, changed or damaged.
-    """
-    folder, version = find(model)
-    bundle = Bundle(folder, threads=1)
-    return Model(bundle, folder, version or bundle_sha256(folder)[:12])
-
-
 def score(batch: Batch) -> Scored:
     """Score all images of a batch and write a row for each, in their order.
 
@@ -153,7 +102,7 @@ def score(batch: Batch) -> Scored:
     kind = kind_of(batch.out)
     if batch.latents and batch.out.suffix.lower() == ".npy":
         raise VaeflowError(f"{batch.out}: holds scores alone; with --latents, write .parquet.")
-    model = load(batch.model)
+    model = Model.load(locate(batch.model), threads=1)
     scored = Scored(batch.out, model.folder, model.description)
     key = {**scored.model, "latents": batch.latents, **_versions()}
     try:

@@ -1,19 +1,84 @@
-"""The plain routes, and the application that holds all of them."""
+"""The application: what every request passes, and the plain routes."""
 
+# Annotations are not postponed: FastAPI reads those of the routes, which name local values.
+import hmac
+import time
 from typing import Annotated
 
+import pydantic_core
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import vaeflow
 from vaeflow.bundle.runtime import SCORE_SAMPLES
-from vaeflow.serving import bodies, inference_protocol
-from vaeflow.serving.answers import answer
-from vaeflow.serving.gate import Gate
-from vaeflow.serving.openapi import answers_of, body_of
-from vaeflow.serving.refusals import RefusedError
+from vaeflow.common.code import package_version
+from vaeflow.serving import bodies, protocol
+from vaeflow.serving.answers import answer, answers_of, body_of
+from vaeflow.serving.bodies import JSON, RefusedError, header
 from vaeflow.serving.service import MOST_SAMPLES, OPERATIONS, Service
+
+ALWAYS = frozenset({"/v2/health/live", "/v2/health/ready"})  # answered to anyone, at any time
+WATCHED = ALWAYS | {"/metrics"}  # not work: answered while draining and under load
+
+
+class Gate:
+    """ASGI middleware before all routes."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer it with a refusal."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        service, start, status = self._service, time.perf_counter(), 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status in (408, 413) or service.draining:
+                    # The rest of such a body is not worth reading.
+                    MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        working = scope["path"] not in WATCHED
+        service.in_flight += working
+        try:
+            self._check(scope, working)
+            await self._app(scope, receive, note)
+        except RefusedError as refusal:
+            await _refuse(refusal, note)
+        finally:
+            service.in_flight -= working
+            # A path that is no route is a name that the client made up: not a label.
+            route = getattr(scope.get("route"), "path", "none")
+            service.metrics.request(route, status, time.perf_counter() - start)
+
+    def _check(self, scope: Scope, working: bool) -> None:
+        service = self._service
+        if working and service.draining:
+            raise RefusedError(503, "the server is about to end.", retry_after=1)
+        if service.settings.token and scope["path"] not in ALWAYS:
+            given = header(scope, b"authorization").encode("latin-1")
+            expected = f"Bearer {service.settings.token}".encode()
+            if not hmac.compare_digest(given, expected):
+                raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")
+        if working and service.in_flight > service.settings.in_flight:
+            raise RefusedError(429, "too many requests at once; try again later.", retry_after=1)
+
+
+async def _refuse(refusal: RefusedError, send: Send) -> None:
+    """Answer with a refusal; under too much load these are most answers, and must be cheap."""
+    body = pydantic_core.to_json(refusal.content())
+    headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+    headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
 
 LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
@@ -23,31 +88,31 @@ def create_app(service: Service) -> Gate:
     """All routes over a service."""
     app = FastAPI(
         title="vaeflow",
-        version=vaeflow.__version__,
+        version=package_version(),
         description="A variational autoencoder: embeddings, reconstructions, samples, scores.",
         redirect_slashes=False,
     )
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_operations(app, service)
-    inference_protocol.add_routes(app, service)
+    protocol.add_routes(app, service)
 
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    return Gate(inference_protocol.Direct(app, service), service)
+    return Gate(protocol.Direct(app, service), service)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     async def run(request: Request, operation: str, **options: int) -> Response:
-        served, deadline = service.served, service.deadline()
+        model, deadline = service.model, service.deadline()
         body = await service.read(request.scope, request.receive)
         read = getattr(bodies, f"{OPERATIONS[operation].takes}_of")
-        rows = read(body, request.headers.get("content-type", ""), served.bundle)
-        arrays = await service.run(served, operation, rows, deadline, **options)
-        return answer(arrays, request.headers.get("accept", ""), served.headers)
+        rows = read(body, request.headers.get("content-type", ""), model.bundle)
+        arrays = await service.run(model, operation, rows, deadline, **options)
+        return answer(arrays, request.headers.get("accept", ""), model.headers)
 
     def post(operation: str):
         taken, given = service.example(operation)
@@ -94,10 +159,10 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         seed: Seed = 0,
     ) -> Response:
         """New images from the prior."""
-        served = service.served
-        latents = served.bundle.draw(count, seed)
-        arrays = await service.run(served, "decode", latents, service.deadline())
-        return answer(arrays, request.headers.get("accept", ""), served.headers)
+        model = service.model
+        latents = model.bundle.draw(count, seed)
+        arrays = await service.run(model, "decode", latents, service.deadline())
+        return answer(arrays, request.headers.get("accept", ""), model.headers)
 
 
 async def _refused(request: Request, refusal: RefusedError) -> JSONResponse:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vaeflow.serving.refusals import RefusedError
+from vaeflow.serving.bodies import RefusedError
 
 Outputs = tuple[np.ndarray, ...]
 # Called with rows joined along the first axis; its outputs have as many.

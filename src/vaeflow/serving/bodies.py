@@ -1,4 +1,7 @@
-"""What a request may hold: limits first, then its header, then its numbers."""
+"""Read what a request holds, limits first, or refuse it.
+
+A refusal is an answer with a status; it says what is wrong with which field.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,34 @@ import pydantic_core
 from starlette.types import Receive, Scope
 
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.config import Limits
-from vaeflow.data.conversion import Conversion
-from vaeflow.data.decoding import decode
-from vaeflow.errors import BadImageError, DataError
-from vaeflow.serving.refusals import RefusedError
+from vaeflow.config.schema import Limits
+from vaeflow.data.io.conversion import Conversion
+from vaeflow.data.io.decoding import decode
+from vaeflow.errors import BadImageError, DataError, VaeflowError
+
+
+class RefusedError(VaeflowError):
+    """A request that is not answered with a result.
+
+    Args:
+        status: the HTTP status.
+        message: what is wrong, and what would be right; never the content itself.
+        field: of the request, such as `images`; empty where it is not about one.
+        retry_after: seconds until it is worth trying again, where it is.
+    """
+
+    def __init__(self, status: int, message: str, field: str = "", retry_after: int | None = None):
+        super().__init__(message)
+        self.status = status
+        self.field = field
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+
+    def content(self) -> dict[str, str]:
+        """The answer's JSON."""
+        return {"error": str(self), **({"field": self.field} if self.field else {})}
+
 
 PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 NPY = "application/x-npy"

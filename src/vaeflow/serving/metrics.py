@@ -19,7 +19,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-from vaeflow.serving.served import Served
+from vaeflow.registry.model import Model
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -76,14 +76,14 @@ class Metrics:
         self._batch.observe(rows)
         self._queue.set(waiting)
 
-    def model(self, served: Served) -> None:
+    def describe(self, model: Model) -> None:
         """Say which model answers from now on."""
         self._model.info(
             {
-                "name": served.name,
-                "version": served.version,
-                "sha256": served.sha256,
-                "data_md5": served.data_md5,
+                "name": model.name,
+                "version": model.version,
+                "sha256": model.sha256,
+                "data_md5": model.data_md5,
             }
         )
 

@@ -1,4 +1,4 @@
-"""The server process: it becomes ready, answers, and on SIGTERM finishes what it accepted."""
+"""Serve in one process: become ready, answer, follow new versions, and end well on SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,19 +6,117 @@ import asyncio
 import gc
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from vaeflow.errors import ServingError
+from vaeflow.bundle.manifest import bundle_sha256
+from vaeflow.errors import BundleError, ServingError, VaeflowError
+from vaeflow.registry.model import Model, locate_apart
+from vaeflow.registry.versions import Located
 from vaeflow.serving.app import create_app
-from vaeflow.serving.connections import Connection
-from vaeflow.serving.follow import Look, follow, look_at_registry
-from vaeflow.serving.served import Served, locate, open_folder
-from vaeflow.serving.service import Service
+from vaeflow.serving.service import Service, open_model
 from vaeflow.serving.settings import Settings
+
+
+class Connection(HttpToolsProtocol):
+    """Uvicorn's, but for how it writes.
+
+    Uvicorn hands an answer's head and its body to the system one after the other, and each call
+    costs more than all of its own work on a small answer.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Write through `_Gathered`."""
+        super().connection_made(_Gathered(transport, self.loop))
+
+
+class _Gathered:
+    """A transport that passes on at once what is written in one turn of the event loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str):
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+
+log = logging.getLogger("uvicorn.error")
+
+# Waits until it is time, and gives the folder and version that the followed address stands for.
+Poll = Callable[[], Awaitable[Located]]
+
+
+async def poll_registry(service: Service) -> Located:
+    """Ask the registry, when it is time again."""
+    await asyncio.sleep(service.settings.follow)
+    return await asyncio.to_thread(locate_apart, service.settings.model)
+
+
+async def follow(service: Service, poll: Poll, notify: Callable[[Model], None]) -> None:
+    """Look for another version again and again, until cancelled.
+
+    It is verified and warmed beside the old one, which goes on when anything is wrong.
+
+    Args:
+        service: whose model it is.
+        look: see `Look`.
+        tell: called with each version that was taken.
+    """
+    refused = ""
+    while True:
+        try:
+            fresh = await asyncio.to_thread(_newer, await poll(), service)
+        except VaeflowError as error:
+            if str(error) != refused:  # once, not at every look
+                log.warning("version %s goes on: %s", service.model.version, error)
+                service.metrics.refused_model()
+            refused = str(error)
+            continue
+        refused = ""
+        if fresh is not None:
+            log.info("version %s replaces %s", fresh.version, service.model.version)
+            service.replace(fresh)
+            notify(fresh)
+
+
+def _newer(located: Located, service: Service) -> Model | None:
+    """The version that was looked up, if it is another."""
+    present = service.model
+    if located.version == present.version and bundle_sha256(located.folder) == present.sha256:
+        return None
+    fresh = open_model(located, service.settings.threads)
+    for what in ("name", "image_shape", "latent_dim"):
+        old, new = (_property(model, what) for model in (present, fresh))
+        if old != new:
+            raise BundleError(
+                f"version {located.version} has {what} {new}, and clients count on {old}. "
+                "Serve it from a server of its own."
+            )
+    return fresh
+
+
+def _property(model: Model, what: str) -> object:
+    return model.name if what == "name" else getattr(model.bundle, what)
+
 
 log = logging.getLogger("uvicorn.error")
 
@@ -29,18 +127,18 @@ TURNS = 10
 class _Server(uvicorn.Server):
     """Uvicorn's server, which first answers what was accepted and then closes."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, tell: Callable[[Served], None]):
+    def __init__(self, config: uvicorn.Config, service: Service, notify: Callable[[Model], None]):
         super().__init__(config)
-        self._service, self._tell = service, tell
+        self._service, self._notify = service, notify
 
     async def startup(self, sockets: list[socket.socket]) -> None:
         """Say what is served where; where any free port would do, it is known only now."""
         await super().startup(sockets)
-        served = self._service.served
+        model = self._service.model
         host, port = sockets[0].getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        log.info("%s version %s running on http://%s:%d", served.name, served.version, host, port)
-        self._tell(served)
+        log.info("%s version %s running on http://%s:%d", model.name, model.version, host, port)
+        self._notify(model)
 
     def handle_exit(self, sig, frame) -> None:
         """Be ready no more. A second signal ends the wait."""
@@ -90,26 +188,26 @@ def run(settings: Settings, bound: socket.socket) -> None:
     """Serve in this process on a bound socket until SIGTERM or SIGINT.
 
     Raises:
-        BundleError, RegistryError: see `vaeflow.serving.served`.
+        BundleError, RegistryError: see `vaeflow.registry.model`.
     """
-    served = open_folder(*locate(settings.model), settings.threads)
-    service = Service(served, settings)
-    look = partial(look_at_registry, service) if settings.follow else None
-    serve(service, bound, look)
+    model = open_model(locate_apart(settings.model), settings.threads)
+    service = Service(model, settings)
+    poll = partial(poll_registry, service) if settings.follow else None
+    serve(service, bound, poll)
 
 
 def serve(
     service: Service,
     bound: socket.socket,
-    look: Look | None,
-    tell: Callable[[Served], None] = lambda served: None,
+    poll: Poll | None,
+    notify: Callable[[Model], None] = lambda model: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         service: the model and its limits.
         bound: the socket.
-        look: for new versions; see `vaeflow.serving.follow`.
+        look: for new versions; see `vaeflow.serving.server`.
         tell: called with the model when the server listens, and with each that replaces it.
     """
     config = uvicorn.Config(
@@ -124,11 +222,11 @@ def serve(
     # What is there now stays: the garbage collector need not look through it again and again.
     gc.collect()
     gc.freeze()
-    asyncio.run(_serve(_Server(config, service, tell), service, bound, look, tell))
+    asyncio.run(_serve(_Server(config, service, notify), service, bound, poll, notify))
 
 
-async def _serve(server: _Server, service: Service, bound: socket.socket, look, tell) -> None:
-    follower = asyncio.create_task(follow(service, look, tell)) if look else None
+async def _serve(server: _Server, service: Service, bound: socket.socket, poll, notify) -> None:
+    follower = asyncio.create_task(follow(service, poll, notify)) if poll else None
     try:
         await server.serve(sockets=[bound])
     finally:

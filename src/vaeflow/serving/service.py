@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from starlette.types import Receive, Scope
 
+from vaeflow.errors import BundleError
+from vaeflow.registry.model import Model
+from vaeflow.registry.versions import Located
 from vaeflow.serving import bodies
 from vaeflow.serving.batching import Batcher, Outputs
+from vaeflow.serving.bodies import RefusedError
 from vaeflow.serving.metrics import Metrics
-from vaeflow.serving.refusals import RefusedError
-from vaeflow.serving.served import Served
 from vaeflow.serving.settings import Settings
 
 MOST_SAMPLES = 128
@@ -40,39 +42,39 @@ class Service:
 
     Attributes:
         settings: its limits.
-        served: the model that answers new requests; `replace` changes it.
+        model: what answers new requests; `replace` changes it.
         metrics: what it counts.
         in_flight: requests received and not answered yet.
         ready: whether to send it more; false as soon as it is told to end.
         draining: whether new requests are refused because it ends.
     """
 
-    def __init__(self, served: Served, settings: Settings):
+    def __init__(self, model: Model, settings: Settings):
         self.settings = settings
-        self.served = served
+        self.model = model
         self.metrics = Metrics()
         self._batcher = Batcher(settings.batch, settings.wait, settings.queue, self.metrics.batch)
-        self.metrics.model(served)
+        self.metrics.describe(model)
         self.in_flight = 0
         self.ready = True
         self.draining = False
 
-    def replace(self, served: Served) -> None:
+    def replace(self, model: Model) -> None:
         """Answer new requests with another model; accepted ones are finished by the old."""
-        self.served = served
-        self.metrics.model(served)
+        self.model = model
+        self.metrics.describe(model)
 
     def close(self) -> None:
         """Free the inference thread."""
         self._batcher.close()
 
     async def run(
-        self, served: Served, operation: str, rows: np.ndarray, deadline: float, **options: int
+        self, model: Model, operation: str, rows: np.ndarray, deadline: float, **options: int
     ) -> dict[str, np.ndarray]:
         """Run one of `OPERATIONS` on rows that the model's bundle has checked.
 
         Args:
-            served: the model that checked them.
+            model: the one that checked them.
             operation: its name.
             rows: images or latents.
             deadline: by `time.monotonic()`.
@@ -86,22 +88,22 @@ class Service:
                 numbers are so large that the answer is not finite.
         """
         self.check_rows(len(rows))
-        function = partial(_apply, served, operation, options)
-        key = (id(served), operation, tuple(sorted(options.items())), rows.dtype.str)
+        function = partial(_apply, model, operation, options)
+        key = (id(model), operation, tuple(sorted(options.items())), rows.dtype.str)
         finite, *outputs = await self._batcher.run(key, function, rows, deadline)
         if not finite.all():
             takes = OPERATIONS[operation].takes
             raise RefusedError(422, f"{takes}: the model's answer to them is not finite.", takes)
-        return _named(served, operation, outputs)
+        return _named(model, operation, outputs)
 
     def example(self, operation: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """What the operation may take, `(1, ...)`, and what it gives: around the prior's mean."""
-        bundle = self.served.bundle
+        bundle = self.model.bundle
         rows = np.zeros((1, bundle.latent_dim), np.float32)
         if OPERATIONS[operation].takes == "images":
             rows = bundle.decode(rows)
-        _, *outputs = _apply(self.served, operation, {}, rows)
-        return rows, _named(self.served, operation, outputs)
+        _, *outputs = _apply(self.model, operation, {}, rows)
+        return rows, _named(self.model, operation, outputs)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """A request's body, within the limits; see `vaeflow.serving.bodies.read`."""
@@ -119,17 +121,35 @@ class Service:
         return time.monotonic() + self.settings.deadline
 
 
-def _apply(served: Served, operation: str, options: dict[str, int], rows: np.ndarray) -> Outputs:
+def _apply(model: Model, operation: str, options: dict[str, int], rows: np.ndarray) -> Outputs:
     """Of each row whether its outputs are finite, then the outputs."""
     with np.errstate(all="ignore"):  # what is not finite is refused afterwards
-        outputs = getattr(served.bundle, operation)(rows, **options)
+        outputs = getattr(model.bundle, operation)(rows, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     finite = [np.isfinite(values).reshape(len(rows), -1).all(axis=1) for values in outputs]
     return np.logical_and.reduce(finite), *outputs
 
 
-def _named(served: Served, operation: str, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def _named(model: Model, operation: str, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     arrays = dict(zip(OPERATIONS[operation].gives, outputs, strict=True))
-    if operation == "score" and served.bundle.manifest.score_quantiles:
-        arrays["percentile"] = 100 * served.bundle.score_rank(arrays["score"])
+    if operation == "score" and model.bundle.manifest.score_quantiles:
+        arrays["percentile"] = 100 * model.bundle.score_rank(arrays["score"])
     return arrays
+
+
+def open_model(located: Located, threads: int) -> Model:
+    """Load a model and run it once: the first run of a session allocates what later ones use again.
+
+    Args:
+        located: the bundle.
+        threads: of one run.
+
+    Raises:
+        BundleError: it is damaged, or gives numbers that are not finite.
+    """
+    model = Model.load(located, threads)
+    images = np.zeros((1, *model.bundle.image_shape), np.uint8)
+    answers = (model.bundle.reconstruct(images), model.bundle.score(images))
+    if not all(np.isfinite(values).all() for values in answers):
+        raise BundleError(f"{model.name}: its answers are not finite. Train it again.")
+    return model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from vaeflow.common.processes import cores
 from vaeflow.errors import ServingError
-from vaeflow.processes import cores
 from vaeflow.registry.versions import SCHEME
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}

@@ -19,16 +19,16 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from vaeflow.errors import ServingError, VaeflowError
+from vaeflow.registry.model import Model, locate_apart
+from vaeflow.registry.versions import Located
 from vaeflow.serving import server
 from vaeflow.serving.metrics import SHARED, forget
-from vaeflow.serving.served import Served, locate, open_folder, pull
-from vaeflow.serving.service import Service
+from vaeflow.serving.service import Service, open_model
 from vaeflow.serving.settings import Settings
 
 log = logging.getLogger("vaeflow.workers")
@@ -41,7 +41,7 @@ def run(settings: Settings, host: str, port: int) -> None:
 
     Raises:
         ServingError: the address is not to be had, or this system cannot share it.
-        BundleError, RegistryError: see `vaeflow.serving.served`.
+        BundleError, RegistryError: see `vaeflow.registry.model`.
     """
     if settings.workers == 1:
         server.run(settings, server.listen(host, port))
@@ -68,7 +68,7 @@ class _Keeper:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
-        self._model = self._told = await asyncio.to_thread(locate, self._settings.model)
+        self._model = self._told = await asyncio.to_thread(locate_apart, self._settings.model)
 
         # The first shows whether the model can be served at all.
         tasks = [asyncio.create_task(self._keep(0))]
@@ -118,14 +118,14 @@ class _Keeper:
             start_new_session=True,  # a terminal's Ctrl-C reaches the keeper, which tells them
         )
         orders = {"settings": asdict(self._settings), "address": self._address}
-        self._say(process, {**orders, "model": _as_json(*self._model)})
+        self._say(process, {**orders, "model": _as_json(self._model)})
         return process
 
     async def _watch(self, process: asyncio.subprocess.Process) -> int:
         """Note what a worker says that it serves, until it ends."""
         while line := await process.stdout.readline():
             said = json.loads(line)
-            self._model = Path(said["folder"]), said["version"]
+            self._model = _from_json(said)
             self._first.set()
         return await process.wait()
 
@@ -139,7 +139,7 @@ class _Keeper:
         while self._settings.follow:
             await asyncio.sleep(self._settings.follow)
             try:
-                found = await asyncio.to_thread(pull, self._settings.model)
+                found = await asyncio.to_thread(locate_apart, self._settings.model)
             except VaeflowError as error:
                 if str(error) != refused:  # once, not at every look
                     log.warning("no new version: %s", error)
@@ -149,7 +149,7 @@ class _Keeper:
             if found != self._told:
                 self._told = found
                 for process in self._processes.values():
-                    self._say(process, _as_json(*found))
+                    self._say(process, _as_json(found))
 
 
 def main() -> None:
@@ -160,18 +160,18 @@ def main() -> None:
     settings = Settings(**orders["settings"])
     try:
         bound = server.listen(*orders["address"], shared=True)
-        served = open_folder(*_from_json(orders["model"]), settings.threads)
+        model = open_model(_from_json(orders["model"]), settings.threads)
     except VaeflowError as error:
         print(f"vaeflow: {error}", file=sys.stderr)
         sys.exit(2)
-    server.serve(Service(served, settings), bound, _listener(), _tell)
+    server.serve(Service(model, settings), bound, _listener(), _notify)
 
 
-def _listener() -> Callable:
+def _listener() -> server.Poll:
     """Versions from the input; when it ends, this worker does too."""
     reader: asyncio.StreamReader | None = None
 
-    async def look() -> tuple[Path, str]:
+    async def poll() -> Located:
         nonlocal reader
         if reader is None:
             reader = asyncio.StreamReader()
@@ -182,19 +182,19 @@ def _listener() -> Callable:
             await asyncio.Event().wait()
         return _from_json(json.loads(line))
 
-    return look
+    return poll
 
 
-def _tell(served: Served) -> None:
-    print(json.dumps(_as_json(served.folder, served.version)), flush=True)
+def _notify(model: Model) -> None:
+    print(json.dumps(_as_json(Located(model.folder, model.version))), flush=True)
 
 
-def _as_json(folder: Path, version: str | None) -> dict[str, str | None]:
-    return {"folder": str(folder), "version": version}
+def _as_json(located: Located) -> dict[str, str | None]:
+    return {"folder": str(located.folder), "version": located.version}
 
 
-def _from_json(content: dict) -> tuple[Path, str | None]:
-    return Path(content["folder"]), content["version"]
+def _from_json(content: dict) -> Located:
+    return Located(Path(content["folder"]), content["version"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Crash-safe checkpoints: a training that was killed goes on as if it had not been.
+"""Keep a training in files, so that after a kill it goes on as if there had been none.
 
 A checkpoint is one file: the SHA-256 of the rest, then an `.npz` of arrays. It is written under
 another name, flushed to the disk and renamed, and the last two are kept: whenever the kill comes,
@@ -7,6 +7,7 @@ one of them is whole.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -20,10 +21,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from vaeflow import code
-from vaeflow.config import Train
+from vaeflow.common import code
+from vaeflow.common.files import sha256_of
+from vaeflow.config.schema import Train
 from vaeflow.errors import TrainingError
-from vaeflow.files import sha256_of
 
 KEPT = 2
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -119,3 +120,55 @@ def _flush_names(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@dataclasses.dataclass
+class TrainingProgress:
+    """Counters, and the rows of the history so far.
+
+    Attributes:
+        phase: 0, or 1 in the finish.
+        epoch: finished epochs.
+        batch: batches made in the epoch at hand.
+        means: metrics over its training batches, once all are made.
+        rows: one per finished epoch, metrics by name.
+        best_loss, best_epoch: of the validation in this phase; epochs count from 1.
+        lowered_epoch: after which the learning rate was lowered last.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    batch: int = 0
+    means: dict[str, float] | None = None
+    rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    best_loss: float = float("inf")
+    best_epoch: int = 0
+    lowered_epoch: int = 0
+
+    def finish_epoch(self, row: dict[str, float]) -> bool:
+        """Count an epoch; returns whether its validation was the best so far. NaN never is."""
+        self.epoch, self.batch, self.means = self.epoch + 1, 0, None
+        self.rows.append(row)
+        better = row["validation_loss"] < self.best_loss
+        if better:
+            self.best_loss, self.best_epoch = row["validation_loss"], self.epoch
+        return better
+
+    def finish_phase(self, epoch: int) -> None:
+        """Go on at an epoch with another objective, whose losses are others."""
+        self.phase, self.epoch = self.phase + 1, epoch
+        self.best_loss, self.best_epoch = float("inf"), epoch
+
+    @property
+    def epochs_without_progress(self) -> int:
+        """Epochs since the best."""
+        return self.epoch - self.best_epoch
+
+    def to_json(self) -> str:
+        """All of it as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingProgress:
+        """What `to_json` has written."""
+        return cls(**json.loads(text))

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import keras
 
-from vaeflow.config import Train
+from vaeflow.config.schema import Train
+from vaeflow.data.images import Binarized, StoredImages, binarized
 from vaeflow.data.prepare import load_split
-from vaeflow.data.stored import StoredImages
-from vaeflow.device import count_devices
 from vaeflow.errors import ConfigError
-from vaeflow.model.binarize import Binarized, binarized
+from vaeflow.model.device import count_devices
 from vaeflow.model.likelihoods import why_it_does_not_fit
-from vaeflow.model.optimizer import Adam
+from vaeflow.model.steps.optimizer import Adam
 from vaeflow.model.vae import VAE
 
 SPLITS = ("train", "validation")

@@ -12,19 +12,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from vaeflow.config import Parameters
+from vaeflow.common.files import atomic_directory, atomic_file, write_json
+from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Parameters
 from vaeflow.data.prepare import load_split
-from vaeflow.device import use_gpu_if_any
 from vaeflow.errors import TrainingError
-from vaeflow.files import atomic_directory, atomic_file, write_json
-from vaeflow.lineage import collect_lineage
+from vaeflow.model.device import use_gpu_if_any
+from vaeflow.tracking.lineage import collect_lineage
+from vaeflow.tracking.runs import start_run
+from vaeflow.training.callbacks import StopWhenSkipping
 from vaeflow.training.checkpoint import Checkpoints, training_key
-from vaeflow.training.epochs import Row
-from vaeflow.training.fit import fit
-from vaeflow.training.report import EpochReport, write_history
-from vaeflow.training.skipping import StopWhenSkipping
-from vaeflow.training.tracking import start_run
-from vaeflow.workspace import Workspace
+from vaeflow.training.history import EpochReport, write_history
+from vaeflow.training.loop import Row, fit
 
 
 def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:

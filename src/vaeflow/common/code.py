@@ -1,0 +1,58 @@
+"""Which part of this package makes an output: DVC watches it, and kept work carries its digest.
+
+A change of the model's code makes a training out of date, and a checkpoint of the code before is
+not gone on with; a change of the server does not.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from vaeflow.common.files import sha256_of
+from vaeflow.common.workspace import Workspace
+
+# Files and folders of the package. `dvc.yaml` has those of the stages among their `deps`.
+PREPARE = ("config/schema.py", "data")
+TRAIN = ("config/schema.py", "data", "model", "training")
+EVALUATE = ("bundle", "config/schema.py", "data", "evaluation", "model")
+EXPORT = ("bundle", "config/schema.py", "data", "model")
+SCORE = ("bundle", "data", "scoring")
+
+PACKAGE = Path(__file__).parents[1]
+# Where the deps of `dvc.yaml` look for the package.
+IN_WORKSPACE = Path("src") / "vaeflow"
+
+
+@cache
+def digest(parts: tuple[str, ...], package: Path = PACKAGE) -> str:
+    """One digest of the source in some parts of the package."""
+    files = []
+    for part in parts:
+        path = package / part
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    contents = (f"{path.relative_to(package)}\n".encode() + path.read_bytes() for path in files)
+    return sha256_of(b"\0".join(contents))
+
+
+def link(workspace: Workspace) -> None:
+    """Let DVC find the package in a workspace that does not hold its source.
+
+    `src/vaeflow` becomes a link to where the package is installed, so that another version of it
+    makes outputs out of date.
+    """
+    place = workspace.root / IN_WORKSPACE
+    if place.exists():
+        return
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)  # a link to an environment that is gone
+    place.symlink_to(PACKAGE)
+
+
+def package_version() -> str:
+    """Return the version of this package, `unknown` where its code was copied, not installed."""
+    try:
+        return metadata.version("vaeflow")
+    except metadata.PackageNotFoundError:
+        return "unknown"

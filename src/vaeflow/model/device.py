@@ -1,0 +1,227 @@
+"""Where Keras's backend computes: on accelerators where it sees any, else on the CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vaeflow.common.processes import cores
+from vaeflow.errors import ConfigError
+
+KEPT_BYTES = 2**30
+# Cores that share a batch, and images of it for each.
+MOST_PARTS, LEAST_IMAGES = 4, 16
+NAMES = {"tensorflow": "TensorFlow", "jax": "JAX"}
+
+
+def keras_backend() -> str:
+    """The backend that Keras will be imported with.
+
+    Raises:
+        ConfigError: models cannot be trained with it.
+    """
+    settings = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
+    source, name = "KERAS_BACKEND", os.environ.get("KERAS_BACKEND")
+    if not name:
+        source, name = f'"backend" in {settings}', "tensorflow"
+        with suppress(OSError, ValueError, AttributeError):
+            name = json.loads(settings.read_text()).get("backend", name)
+    if name not in NAMES:
+        raise ConfigError(f"{source} is {name}; vaeflow trains with tensorflow or jax. Name one.")
+    return name
+
+
+def use_gpu_if_any() -> str:
+    """Take the GPUs that are seen, reproducibly, and only as much memory as is needed.
+
+    Under JAX they are taken as they are: it has no switch for either once it has been imported.
+
+    Returns:
+        What is used, in words.
+    """
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.experimental.enable_op_determinism()
+    accelerators = _accelerators()
+    if not accelerators:
+        return f"the CPU ({NAMES[_backend()]} sees no GPU)"
+    several = f"{len(accelerators)} of " * (len(accelerators) > 1)
+    return f"GPU: {several}{accelerators[0]}"
+
+
+def share_cores(batch_size: int, jit: bool) -> int:
+    """Have every core of the CPU work on a part of each batch, where that is faster.
+
+    One operation after the other, shared by all cores, has them wait for one another hundreds of
+    times a step. A part of a batch, with all its operations, is a core's own. Each makes a gradient
+    in all the weights, though, and more cores than a few are held up by the memory of these.
+
+    Call it before anything is computed: only then can TensorFlow be told.
+
+    Args:
+        batch_size: images of a batch.
+        jit: whether XLA compiles steps, each to one program, which has no parts.
+
+    Returns:
+        In how many parts to take a batch; 1 under XLA, JAX, on accelerators and on many cores.
+    """
+    if jit or _backend() != "tensorflow" or has_gpu():
+        return 1
+    import tensorflow as tf
+
+    parts = cores()
+    if parts > MOST_PARTS or batch_size < LEAST_IMAGES * parts or _is_split(tf):
+        return 1
+    with suppress(RuntimeError):  # it computes already: its operations go on sharing the cores
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+    return parts
+
+
+def has_gpu() -> bool:
+    """Whether a GPU, or another accelerator, is seen."""
+    return bool(_accelerators())
+
+
+def choose_jit(setting: str | bool) -> bool:
+    """Whether to compile steps with XLA, as `train.jit` says.
+
+    `auto` does under JAX, which knows no other way of being fast, and on GPUs; on CPUs TensorFlow's
+    own kernels are faster.
+    """
+    return has_gpu() or _backend() == "jax" if setting == "auto" else setting
+
+
+def choose_steps_per_execution() -> int:
+    """Steps to make before anything else is looked at: about half a second of them, or less.
+
+    Between two calls of the program's own, TensorFlow spends 2 ms, which on a GPU is more than a
+    step; but a training that is told to end does so only between them.
+    """
+    if _backend() == "tensorflow" and count_devices() > 1:
+        return 1  # more at once it fails to make on several devices (TensorFlow 2.21)
+    return 32 if has_gpu() else 8
+
+
+def keep_on_device(images):
+    """Images as one tensor on the only accelerator, where they take at most 1 GiB; else as given.
+
+    Args:
+        images: uint8, `(count, height, width, channels)`; an array, or what stands in for one.
+    """
+    if not has_gpu() or count_devices() > 1 or math.prod(images.shape) > KEPT_BYTES:
+        return images
+    return put_on_device(images[:])
+
+
+def put_on_device(images):
+    """A tensor of them on the first device; of the CPU's, where there is no other."""
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.device(_devices()[0].name):
+            return tf.identity(images)
+    import jax
+
+    return jax.device_put(images, _devices()[0])
+
+
+@contextmanager
+def layers_in(setting: str) -> Iterator[None]:
+    """Layers made inside compute as `train.precision` says; their weights are float32 anyway."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    if setting == "auto":
+        setting = "mixed_bfloat16" if has_gpu() else "float32"
+    keras.config.set_dtype_policy(setting)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def count_devices() -> int:
+    """How many `all_devices` trains on."""
+    return len(_devices())
+
+
+@contextmanager
+def all_devices() -> Iterator[None]:
+    """Inside, models are made, and trained, on every local device, each with its part of a batch.
+
+    Those are the GPUs, or the CPUs into which a machine without any has been split.
+    """
+    if count_devices() == 1:
+        yield
+    elif _backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.distribute.MirroredStrategy([device.name for device in _devices()]).scope():
+            yield
+    else:
+        import keras
+
+        with keras.distribution.DataParallel().scope():
+            yield
+
+
+def use_cpu() -> None:
+    """Leave GPUs alone: exports are compared to 1e-4, which a GPU's TF32 products do not keep."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+
+
+def use_full_precision() -> None:
+    """Multiply in float32 on GPUs too, which by default round to TF32: bounds are compared."""
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    else:
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def _backend() -> str:
+    import keras
+
+    return keras.backend.backend()
+
+
+def _accelerators() -> list[str]:
+    """The kind of each, in words; asks nothing that would end what may still be set."""
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        return [
+            tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+            for gpu in tf.config.list_physical_devices("GPU")
+        ]
+    import jax
+
+    return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+
+
+def _is_split(tf) -> bool:
+    """Whether the CPU is split into several devices; to count these would start TensorFlow."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    return len(tf.config.get_logical_device_configuration(cpu) or [cpu]) > 1
+
+
+def _devices() -> list:
+    if _backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    import jax
+
+    return jax.local_devices()

@@ -1,0 +1,141 @@
+"""What a training step needs of JAX: gradients, and a step that can be left out.
+
+JAX differentiates and compiles functions without side effects. Inside a `keras.StatelessScope`
+variables read and assigned are values of the scope, and the step can be written as for TensorFlow.
+`step_tensorflow` has the same functions for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import keras
+from jax import numpy as jnp
+from keras import ops
+
+from vaeflow.model import objective
+from vaeflow.model.objective import Terms
+
+
+def run(vae, step, state, data):
+    """Make a step on a batch.
+
+    Args:
+        state: values of the variables, in the groups that Keras hands to `train_step` (four) or
+            `test_step` (three).
+
+    Returns:
+        What the step returns, and the values after it.
+    """
+    groups = [vae.trainable_variables, vae.non_trainable_variables, vae.metrics_variables]
+    if len(state) == 4:
+        groups.insert(2, vae.optimizer.variables)
+    with _values_of(itertools.chain(*groups), itertools.chain(*state)) as scope:
+        results = step(data)
+    after = tuple([scope.get_current_value(variable) for variable in group] for group in groups)
+    return results, after
+
+
+def compiled(function, shapes):
+    """A function of float32 batches as one program, compiled for each size that is met.
+
+    Args:
+        function: of arrays, which gives arrays.
+        shapes: of its arguments, None for any size: JAX sees them by itself.
+    """
+    return jax.jit(function)
+
+
+def synchronise(vae):
+    """Have the variables say, inside `fit`, what the steps have made of them."""
+    vae.jax_state_sync()
+
+
+def terms(vae, images, noise):
+    """The terms of a batch."""
+    return vae.terms(images, noise)
+
+
+def elbo_gradients(vae, images, noise, weight):
+    """Terms, loss and its gradient in every trainable variable."""
+
+    def loss_and_terms(values):
+        with _values_of(vae.trainable_variables, values):
+            terms = vae.terms(images, noise, training=True)
+            return vae.loss_of(terms, weight), terms
+
+    values = [variable.value for variable in vae.trainable_variables]
+    (loss, terms), gradients = jax.value_and_grad(loss_and_terms, has_aux=True)(values)
+    return terms, loss, gradients
+
+
+def importance_weighted_gradients(vae, images, noise, weight):
+    """The same for the importance-weighted bound, doubly reparameterised for the encoder.
+
+    The chain rule is cut at the latents, where the gradient on its way to the encoder is
+    multiplied by `objective.doubly_reparameterised_factor`.
+    """
+
+    def latents_and_posterior(values):
+        with _values_of(vae.encoder.trainable_variables, values):
+            return vae.draw(images, noise, training=True)
+
+    def loss_and_terms(values, latents):
+        with _values_of(vae.decoder.trainable_variables, values):
+            log_likelihood = vae.log_likelihood(images, latents, training=True)
+        terms = Terms(log_likelihood, latents, **posterior)
+        log_weights = vae.log_weights(terms, weight)
+        loss = -ops.mean(objective.importance_weighted_bound(log_weights))
+        return loss, (terms, log_weights)
+
+    encoder, decoder = (
+        [variable.value for variable in network.trainable_variables]
+        for network in (vae.encoder, vae.decoder)
+    )
+    latents, pull_back, posterior = jax.vjp(latents_and_posterior, encoder, has_aux=True)
+    find = jax.value_and_grad(loss_and_terms, argnums=(0, 1), has_aux=True)
+    (loss, (terms, log_weights)), (decoder, in_latents) = find(decoder, latents)
+    factor = objective.doubly_reparameterised_factor(log_weights, weight)[..., None]
+    (encoder,) = pull_back(factor * in_latents)
+    # In the order of `trainable_variables`: the encoder's come first.
+    return terms, loss, [*encoder, *decoder]
+
+
+def global_norm(gradients):
+    """The Euclidean norm of all gradients together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients))
+
+
+def apply_if(sound, optimizer, gradients, variables):
+    """Apply the gradients, or leave everything as it is."""
+    changed = [*variables, *optimizer.variables]
+    before = [variable.value for variable in changed]
+    optimizer.apply(gradients, variables)
+    for variable, value in zip(changed, before, strict=True):
+        variable.assign(jnp.where(sound, variable.value, value))
+
+
+def in_one_pass(change):
+    """Change variables; the whole step is compiled anyway."""
+    change()
+
+
+def replicas() -> int:
+    """One: where several devices share a batch, JAX has the program see all of it."""
+    return 1
+
+
+def own_part(values, axis):
+    """All of them; see `replicas`."""
+    return values
+
+
+def average(values):
+    """As they are; see `replicas`."""
+    return values
+
+
+def _values_of(variables, values) -> keras.StatelessScope:
+    """Inside, the variables have these values."""
+    return keras.StatelessScope(state_mapping=zip(variables, values, strict=True))

@@ -1,0 +1,52 @@
+"""The optimizer that trainings use."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import keras
+from keras import ops
+
+from vaeflow.model.steps.backend import backend
+
+
+@keras.saving.register_keras_serializable(package="vaeflow")
+class Adam(keras.optimizers.Adam):
+    """Keras's Adam, whose steps take less time on CPUs under TensorFlow.
+
+    A step is dozens of small operations on every weight, each a pass over the memory of all of
+    them. Here it is one pass, and two cores each make half of it.
+
+    The two methods are Keras's own, and called by it. Should it call others one day, the steps will
+    be right, and slower.
+    """
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        update = super()._backend_update_step
+        _in_halves(
+            lambda gradients, variables: update(gradients, variables, learning_rate),
+            grads,
+            trainable_variables,
+        )
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        def update(averages, variables):
+            # The average begins with what the first step has made of the weights.
+            momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
+            for average, variable in zip(averages, variables, strict=True):
+                average.assign(momentum * average + (1.0 - momentum) * variable)
+
+        _in_halves(update, self._model_variables_moving_average, trainable_variables)
+
+
+def _in_halves(update, values, variables):
+    """Call a function of values and their variables for two halves of about as many weights."""
+    pairs = zip(values, variables, strict=True)
+    halves, sizes = ([], []), [0, 0]
+    for pair in sorted(pairs, key=lambda pair: math.prod(pair[1].shape), reverse=True):
+        smaller = sizes.index(min(sizes))
+        halves[smaller].append(pair)
+        sizes[smaller] += math.prod(pair[1].shape)
+    for half in filter(None, halves):
+        backend().in_one_pass(partial(update, *zip(*half, strict=True)))

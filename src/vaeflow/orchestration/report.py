@@ -1,0 +1,95 @@
+"""What a retraining run tells the people who look at it later."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vaeflow.common.workspace import Workspace
+from vaeflow.registry.versions import SCHEME
+from vaeflow.tracking.runs import clear_errors, connect
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from vaeflow.registry.versions import Version
+
+
+# A picture is kept inside of the artifact, as the page that shows it may be on another machine.
+LARGEST_PICTURE = 500_000
+
+
+def describe(workspace: Workspace, version: Version) -> ModelVersion:
+    """The registered version, with its tags."""
+    client = connect(workspace)
+    with clear_errors(client.tracking_uri):
+        return client.get_model_version(version.name, version.number)
+
+
+def summary(outcome: str, found: ModelVersion) -> str:
+    """Markdown: what became of the run, the gate's verdict, and where the model came from."""
+    tags = found.tags
+    checks = [
+        f"| {key.removeprefix('gate.')} | {tags[key]} |"
+        for key in ("gate.quality", "gate.servability", "gate.sanity")
+        if key in tags
+    ]
+    made_of = [
+        f"| {key} | `{tags.get(key, 'unknown')}` |"
+        for key in ("data_md5", "git_commit", "parameters_sha256", "bundle_sha256")
+    ]
+    return "\n".join(
+        [
+            f"# {SCHEME}{found.name}/{found.version}",
+            "",
+            outcome,
+            "",
+            "| check | verdict |",
+            "|---|---|",
+            *checks,
+            "",
+            "| made of | |",
+            "|---|---|",
+            *made_of,
+        ]
+    )
+
+
+def metrics_table(workspace: Workspace) -> list[dict[str, str]]:
+    """The figures on the test images, a row each."""
+    metrics: Mapping[str, float] = json.loads((workspace.evaluation / "metrics.json").read_text())
+    return [{"metric": name, "value": f"{value:.6g}"} for name, value in metrics.items()]
+
+
+def picture(workspace: Workspace) -> str | None:
+    """Test images and their reconstructions as an address that holds the picture itself."""
+    content = (workspace.evaluation / "reconstructions.png").read_bytes()
+    if len(content) > LARGEST_PICTURE:
+        return None
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def where_to_look(place: Workspace) -> str:
+    """Where pictures, versions and runs are, for whoever has just made some."""
+    pictures = place.evaluation.relative_to(place.root)
+    runs = "" if tracking_server() else " | mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    return f"pictures in {pictures}/ | vaeflow models{runs}"
+
+
+def tracking_server() -> str:
+    """The address that `MLFLOW_TRACKING_URI` names, or nothing."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def mlflow_page(found: ModelVersion) -> str | None:
+    """The version's page in MLflow, where a server shows one."""
+    server = tracking_server()
+    if not server.startswith("http"):
+        return None
+    # The link is kept by Prefect: whoever may follow it has a password of their own.
+    server = re.sub(r"(?<=://)[^/]*@", "", server)
+    return f"{server.rstrip('/')}/#/models/{found.name}/versions/{found.version}"

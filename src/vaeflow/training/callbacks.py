@@ -1,0 +1,84 @@
+"""End a training early: told by a signal, or because its gradients cannot be used any more."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import keras
+
+from vaeflow.errors import TrainingError
+from vaeflow.model.steps.backend import backend
+
+
+class StopWhenSkipping(keras.callbacks.Callback):
+    """End a training that makes no more steps, and keep the weights as they were before.
+
+    Args:
+        limit: how many steps left out in a row are too many.
+        steps_per_epoch: so is an epoch of nothing else.
+        keep: where the weights go. A step left out changes none, so they are the last good ones.
+    """
+
+    def __init__(self, limit: int, steps_per_epoch: int, keep: Path):
+        super().__init__()
+        # An epoch that is gone on with has fewer steps left, which say less.
+        self.limit = min(limit, steps_per_epoch)
+        self.keep = keep
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the epoch, for the message; its count of steps left out begins anew."""
+        self.epoch, self.seen = epoch + 1, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Count, where a step has been left out since."""
+        if logs["skipped_steps"] == self.seen:
+            return
+        self.seen = logs["skipped_steps"]
+        backend().synchronise(self.model)
+        skipped = int(self.model.skipped_in_a_row)
+        if skipped >= self.limit:
+            self.keep.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save(self.keep)
+            raise TrainingError(
+                f"epoch {self.epoch}: {skipped} steps in a row had a gradient that is not finite "
+                f"or above train.gradient_limit. The weights as they were before are kept in "
+                f"{self.keep}. Lower train.learning_rate, or warm the KL term up "
+                "(train.kl_warmup_epochs)."
+            )
+
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
+
+class Signals:
+    """Inside the block, signals that would end the process are noted instead.
+
+    An exception raised at once, wherever the signal finds the process, can be lost inside
+    TensorFlow, and the training would go on. A signal that is ignored (nohup) stays ignored; only
+    the main thread may take signals over, in any other nothing changes.
+
+    Attributes:
+        received: the number of the last that came, or None.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _note(self, number, frame):
+        self.received = number
