@@ -24,14 +24,7 @@ def untrained(preset: str, folder: Path) -> Path:
 
     use_cpu()
     train = load_parameters(PRESETS / f"{preset}.yaml").train
-    vae = VAE(
-        IMAGE,
-        latent_dim=train.latent_dim,
-        filters=train.filters,
-        hidden_units=train.hidden_units,
-        network=train.network,
-        depth=train.depth,
-    )
+    vae = VAE(train.model(IMAGE, steps_per_epoch=1))
     images = np.random.default_rng(0).random((8, *IMAGE), dtype=np.float32)
     folder.mkdir(parents=True)
     export_onnx(folder, vae)
@@ -41,7 +34,7 @@ def untrained(preset: str, folder: Path) -> Path:
     manifest = Manifest(
         name=f"{preset}-untrained",
         image=ImageSpec(height=height, width=width, channels=channels),
-        latent_dim=vae.latent_dim,
+        latent_dim=vae.config.latent_dim,
         run_id="none",
         lineage={"data_md5": "none"},
         metrics={},

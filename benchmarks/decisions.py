@@ -105,12 +105,13 @@ def train_on_mnist(path: Path, seed: int, data: Path) -> None:
     """A small model, trained for some seconds."""
     import keras
 
+    from vaeflow.config.model import VAEConfig
     from vaeflow.data.batches import Batches
     from vaeflow.model.vae import VAE
 
     keras.utils.set_random_seed(seed)
     sizes = {"latent_dim": 16, "filters": (16, 32), "hidden_units": 128}
-    vae = VAE((28, 28, 1), binarize="dynamic", seed=seed, **sizes)
+    vae = VAE(VAEConfig((28, 28, 1), binarize="dynamic", seed=seed, **sizes))
     vae.compile(optimizer=keras.optimizers.Adam(2e-3))
     images = Batches(mnist(data, "train")[:20_000], 128, shuffle_seed=seed)
     vae.fit(images.feed(), epochs=6, verbose=0, shuffle=False)

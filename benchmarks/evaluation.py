@@ -20,7 +20,7 @@ from machine import machine
 
 from vaeflow.config.schema import load_parameters
 from vaeflow.evaluation.bounds import compute_bounds, draws_at_once
-from vaeflow.training.setup import make_vae
+from vaeflow.model.vae import VAE
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "evaluation.json"
@@ -30,11 +30,13 @@ IMAGES, SAMPLES, RUNS = 8, 5_000, 5
 def main() -> None:
     """Measure, print, write the JSON."""
     settings = load_parameters(REPOSITORY / "presets" / "mnist.yaml").train
-    vae = make_vae((28, 28, 1), settings, steps_per_epoch=1)
+    vae = VAE(settings.model((28, 28, 1), steps_per_epoch=1))
     generator = np.random.default_rng(0)
     images = generator.integers(0, 2, (IMAGES, 28, 28, 1), dtype=np.uint8) * 255
     at_once = draws_at_once(vae) // IMAGES * IMAGES
-    latents = tf.constant(generator.standard_normal((at_once, vae.latent_dim), dtype=np.float32))
+    latents = tf.constant(
+        generator.standard_normal((at_once, vae.config.latent_dim), dtype=np.float32)
+    )
     decoder = tf.function(lambda t: vae.decoder(t))
 
     def decode() -> int:

@@ -22,6 +22,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.model import objective
 from vaeflow.model.vae import VAE
 
@@ -33,7 +34,7 @@ SAMPLES = (1, 2, 4, 8, 16, 32, 64)
 def trained_vae(images) -> VAE:
     """A VAE after ten epochs: neither untrained nor at rest."""
     keras.utils.set_random_seed(0)
-    vae = VAE((8, 8, 1), latent_dim=4, filters=(16, 32), hidden_units=64)
+    vae = VAE(VAEConfig((8, 8, 1), latent_dim=4, filters=(16, 32), hidden_units=64))
     vae.compile(optimizer=keras.optimizers.Adam(3e-3))
     vae.fit(images, batch_size=64, epochs=10, verbose=0)
     return vae

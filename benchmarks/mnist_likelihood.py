@@ -51,7 +51,7 @@ from vaeflow.data.batches import Batches
 from vaeflow.evaluation.bounds import compute_bounds
 from vaeflow.model.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
 from vaeflow.model.vae import VAE, load_vae
-from vaeflow.training.setup import make_optimizer, make_vae
+from vaeflow.training.setup import make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = REPOSITORY / "presets"
@@ -118,6 +118,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _own(image_shape: tuple[int, int, int], settings: Train, steps_per_epoch: int) -> VAE:
+    return VAE(settings.model(image_shape, steps_per_epoch))
+
+
 def make_entries() -> dict[str, Entry]:
     """All that can be named."""
     presets = {
@@ -128,10 +132,10 @@ def make_entries() -> dict[str, Entry]:
         )
     }
     return {
-        **{name: Entry(settings, make_vae, mnist) for name, settings in presets.items()},
+        **{name: Entry(settings, _own, mnist) for name, settings in presets.items()},
         "keras-io-vae": Entry(peers.SETTINGS, peers.KerasIoVAE.of, mnist),
         "pytorch-examples-vae": Entry(peers.SETTINGS, peers.PyTorchExamplesVAE.of, mnist),
-        "colour": Entry(COLOUR, make_vae, lambda _, split: photograph_crops(split)),
+        "colour": Entry(COLOUR, _own, lambda _, split: photograph_crops(split)),
     }
 
 

@@ -12,6 +12,7 @@ import math
 import keras
 from keras import layers
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.config.schema import Train
 from vaeflow.model.vae import VAE
 
@@ -20,14 +21,16 @@ SETTINGS = Train(binarize="dynamic", batch_size=128, learning_rate=1e-3)
 
 
 class Peer(VAE):
-    """A VAE of one size; the constructor's `filters` and the like mean nothing to it."""
+    """A VAE of one size; the config's `filters` and the like mean nothing to it."""
 
     LATENT_DIM: int
 
     @classmethod
     def of(cls, image_shape: tuple[int, ...], settings: Train, steps_per_epoch: int) -> Peer:
         """An untrained one; nothing in it depends on how many steps an epoch has."""
-        return cls(image_shape, cls.LATENT_DIM, binarize=settings.binarize, seed=settings.seed)
+        return cls(
+            VAEConfig(image_shape, cls.LATENT_DIM, binarize=settings.binarize, seed=settings.seed)
+        )
 
 
 def encoder(images, features, latent_dim: int) -> keras.Model:
@@ -52,19 +55,19 @@ class KerasIoVAE(Peer):
     def build_networks(self):
         """Encoder and decoder."""
         strided = {"kernel_size": 3, "strides": 2, "padding": "same", "activation": "relu"}
-        images = keras.Input(self.image_shape)
+        images = keras.Input(self.config.image_shape)
         x = layers.Conv2D(32, **strided)(images)
         x = layers.Conv2D(64, **strided)(x)
         x = layers.Dense(16, activation="relu")(layers.Flatten()(x))
 
-        latents = keras.Input((self.latent_dim,))
+        latents = keras.Input((self.config.latent_dim,))
         y = layers.Dense(7 * 7 * 64, activation="relu")(latents)
         y = layers.Reshape((7, 7, 64))(y)
         y = layers.Conv2DTranspose(64, **strided)(y)
         y = layers.Conv2DTranspose(32, **strided)(y)
         logits = layers.Conv2DTranspose(1, 3, padding="same")(y)
         decoder = keras.Model(latents, {"logits": logits}, name="decoder")
-        return encoder(images, x, self.latent_dim), decoder
+        return encoder(images, x, self.config.latent_dim), decoder
 
 
 @keras.saving.register_keras_serializable(package="vaeflow-benchmarks")
@@ -75,13 +78,13 @@ class PyTorchExamplesVAE(Peer):
 
     def build_networks(self):
         """Encoder and decoder."""
-        images = keras.Input(self.image_shape)
+        images = keras.Input(self.config.image_shape)
         x = layers.Dense(400, activation="relu")(layers.Flatten()(images))
 
-        latents = keras.Input((self.latent_dim,))
+        latents = keras.Input((self.config.latent_dim,))
         y = layers.Dense(400, activation="relu")(latents)
-        y = layers.Dense(math.prod(self.image_shape))(y)
+        y = layers.Dense(math.prod(self.config.image_shape))(y)
         decoder = keras.Model(
-            latents, {"logits": layers.Reshape(self.image_shape)(y)}, name="decoder"
+            latents, {"logits": layers.Reshape(self.config.image_shape)(y)}, name="decoder"
         )
-        return encoder(images, x, self.latent_dim), decoder
+        return encoder(images, x, self.config.latent_dim), decoder

@@ -1,4 +1,4 @@
-"""The rooms of the package, as `docs/explanation/architecture.md` has them: there the order stands."""
+"""The rooms of the package, in the order that `docs/explanation/architecture.md` gives."""
 
 import ast
 import re

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.data.batches import Batches
 from vaeflow.model.device import (
     all_devices,
@@ -62,7 +63,7 @@ class Vaeflow(KerasModel):
         keras.utils.set_random_seed(0)
         with all_devices():
             with layers_in(self.precision):
-                self.model = VAE((28, 28, 1), **NETWORK, binarize="dynamic")
+                self.model = VAE(VAEConfig((28, 28, 1), **NETWORK, binarize="dynamic"))
             self.model.parts = parts
             optimizer = Adam(learning_rate, use_ema=weight_average > 0, ema_momentum=weight_average)
             self.model.compile(

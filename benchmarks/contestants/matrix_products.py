@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from contestants.keras_models import NETWORK, device_memory_mb
+from vaeflow.config.model import VAEConfig
 from vaeflow.model.device import use_gpu_if_any
 from vaeflow.model.vae import VAE
 
@@ -22,7 +23,7 @@ class MatrixProducts:
 
     def __init__(self, precision: str, device: str):
         self.device = device
-        self.per_image = operations(VAE((28, 28, 1), **NETWORK))
+        self.per_image = operations(VAE(VAEConfig((28, 28, 1), **NETWORK)))
         kind = "bfloat16" if precision == "mixed_bfloat16" else "float32"
         self.matrix = keras.ops.cast(keras.random.normal((SIZE, SIZE), seed=0), kind)
         if keras.backend.backend() == "jax":

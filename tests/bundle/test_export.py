@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from vaeflow.bundle.export import compare, export_onnx, export_saved_model
 from vaeflow.common.workspace import Workspace
+from vaeflow.config.model import VAEConfig
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, WorkspaceError
 from vaeflow.model.likelihoods import LIKELIHOODS
@@ -35,7 +36,7 @@ def test_an_exported_form_that_differs_stops_the_export(finished, bundle):
 @pytest.mark.parametrize(("network", "likelihood"), zip(cycle(NETWORKS), LIKELIHOODS, strict=False))
 def test_any_image_shape_network_and_likelihood_can_be_exported(tmp_path, network, likelihood):
     kind = {"network": network, "likelihood": likelihood, "depth": 2}
-    vae = VAE((9, 7, 3), latent_dim=2, filters=(4, 6), hidden_units=8, **kind)
+    vae = VAE(VAEConfig((9, 7, 3), latent_dim=2, filters=(4, 6), hidden_units=8, **kind))
     export_onnx(tmp_path, vae)
     export_saved_model(tmp_path / "saved_model" / "1", vae)
     vae.save(tmp_path / "model.keras")

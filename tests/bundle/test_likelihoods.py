@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from vaeflow.bundle.export import export_onnx
 from vaeflow.bundle.manifest import MANIFEST, ImageSpec, Manifest, describe_files, write_manifest
 from vaeflow.bundle.runtime import Bundle
+from vaeflow.config.model import VAEConfig
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.slow
 def pair(request, tmp_path_factory):
     """A model, and the folder of a bundle of it."""
     keras.utils.set_random_seed(0)
-    vae = VAE((9, 7, 3), 2, filters=(4,), hidden_units=8, likelihood=request.param)
+    vae = VAE(VAEConfig((9, 7, 3), 2, filters=(4,), hidden_units=8, likelihood=request.param))
     folder = tmp_path_factory.mktemp(request.param)
     export_onnx(folder, vae)
     manifest = Manifest(
@@ -71,7 +72,7 @@ def test_the_importance_weighted_bound_equals_keras(pair):
 
 def test_a_decoder_of_another_likelihood_is_refused(pair):
     vae, folder = pair
-    other = next(name for name in LIKELIHOODS if name != vae.likelihood)
+    other = next(name for name in LIKELIHOODS if name != vae.config.likelihood)
     path = folder / MANIFEST
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "likelihood": other}))

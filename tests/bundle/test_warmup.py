@@ -10,6 +10,7 @@ from tensorflow.core.framework import tensor_pb2
 
 from vaeflow.bundle.export import WARMUP, _varint, export_saved_model
 from vaeflow.bundle.manifest import read_verified
+from vaeflow.config.model import VAEConfig
 from vaeflow.model.vae import VAE
 
 PROTOS = {  # of tensorflow_serving/apis: the fields that a warm-up request may have
@@ -77,7 +78,7 @@ def _needed_by(descriptor) -> list[descriptor_pb2.FileDescriptorProto]:
 
 
 def test_there_is_a_request_for_every_signature_which_can_run(tmp_path, prediction_log):
-    vae = VAE((8, 6, 3), latent_dim=2, filters=(4,), hidden_units=8)
+    vae = VAE(VAEConfig((8, 6, 3), latent_dim=2, filters=(4,), hidden_units=8))
     folder = tmp_path / "1"
     export_saved_model(folder, vae)
     loaded = tf.saved_model.load(str(folder))

@@ -29,7 +29,7 @@ OF_NO_INFLUENCE = {
 }
 # For these, a stage needs no more than a name, a reader of files, or a frame for pictures.
 FORMS = {
-    "prepare": {"vaeflow.bundle"},
+    "prepare": {"vaeflow.bundle", "vaeflow.config.model"},
     "train": {"vaeflow.bundle"},
     "evaluate": set(),
     "export": set(),

@@ -1,10 +1,16 @@
+from dataclasses import fields
+from typing import get_args
+
 import pytest
 from helpers import REPOSITORY, SAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeflow.config.schema import Parameters, load_parameters
+from vaeflow.config.model import Likelihood, Network, VAEConfig
+from vaeflow.config.schema import Parameters, Train, load_parameters
 from vaeflow.errors import ConfigError
+from vaeflow.model.likelihoods import LIKELIHOODS
+from vaeflow.model.networks import NETWORKS
 
 
 @pytest.fixture
@@ -127,3 +133,13 @@ def test_any_section_is_either_valid_or_refused_with_its_keys(tmp_path_factory, 
         load_parameters(path)
     except ConfigError as error:
         assert "train." in str(error) or "not valid YAML" in str(error)
+
+
+def test_what_of_the_model_can_be_set_has_the_models_defaults():
+    """Of a VAE's parameters only the shape and the steps come from elsewhere than `params.yaml`."""
+    names = {field.name for field in fields(VAEConfig)} - {"image_shape", "kl_warmup_steps"}
+    assert names <= set(Train.model_fields)
+    assert Train().model((8, 8, 1), 4) == VAEConfig((8, 8, 1))
+    assert Train(kl_warmup_epochs=2).model((8, 8, 1), 4).kl_warmup_steps == 8
+    assert set(get_args(Likelihood)) == set(LIKELIHOODS)
+    assert set(get_args(Network)) == set(NETWORKS)

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.data.batches import Batches
 from vaeflow.model.device import put_on_device
 from vaeflow.model.vae import VAE
@@ -52,7 +53,7 @@ def test_images_that_a_device_keeps_are_trained_on_like_others(digits):
     weights = []
     for images in (digits, put_on_device(digits)):
         keras.utils.set_random_seed(0)
-        vae = VAE((8, 8, 1), latent_dim=2, filters=(4,), hidden_units=8)
+        vae = VAE(VAEConfig((8, 8, 1), latent_dim=2, filters=(4,), hidden_units=8))
         vae.compile(optimizer="adam", steps_per_execution=3)
         vae.kept_images = images
         vae.fit(Batches(images, 256, shuffle_seed=1).feed(), epochs=2, shuffle=False, verbose=0)

@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import special, stats
 
 from vaeflow.common.workspace import Workspace
+from vaeflow.config.model import VAEConfig
 from vaeflow.data.prepare import load_split
 from vaeflow.evaluation import bounds
 from vaeflow.evaluation.bounds import active_units, compute_bounds
@@ -19,7 +20,7 @@ from vaeflow.tracking.runs import connect
 @pytest.fixture(scope="module")
 def vae():
     keras.utils.set_random_seed(0)
-    return VAE((8, 8, 1), latent_dim=2, filters=(4,), hidden_units=8)
+    return VAE(VAEConfig((8, 8, 1), latent_dim=2, filters=(4,), hidden_units=8))
 
 
 def test_bounds_tend_to_quadrature_over_the_latent(vae, digits):

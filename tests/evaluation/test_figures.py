@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.evaluation.bounds import quantiles
 from vaeflow.evaluation.evaluate import read_labels
 from vaeflow.evaluation.figures import (
@@ -56,7 +57,7 @@ def test_the_map_has_a_colour_for_each_label(tmp_path):
 def test_traversals_change_one_dimension_a_row(tmp_path):
     """The decoder's output is set to depend on one latent alone: only its row changes."""
     keras.utils.set_random_seed(0)
-    vae = VAE((8, 8, 1), latent_dim=3, filters=(4,), hidden_units=8)
+    vae = VAE(VAEConfig((8, 8, 1), latent_dim=3, filters=(4,), hidden_units=8))
     hidden = vae.decoder.get_layer("hidden")
     kernel = np.zeros((3, 8), np.float32)
     kernel[1] = 5

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.evaluation.bounds import Bounds, compute_bounds
 from vaeflow.evaluation.evaluate import summarise, why_collapsed, write_dimensions
 from vaeflow.model.vae import VAE
@@ -12,7 +13,7 @@ from vaeflow.model.vae import VAE
 
 def small_vae(**options):
     keras.utils.set_random_seed(0)
-    return VAE((8, 8, 1), latent_dim=3, filters=(4,), hidden_units=8, **options)
+    return VAE(VAEConfig((8, 8, 1), latent_dim=3, filters=(4,), hidden_units=8, **options))
 
 
 @pytest.fixture(scope="module")

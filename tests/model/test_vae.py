@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.errors import BundleError
 from vaeflow.model.networks import level_sizes
 from vaeflow.model.vae import VAE, load_vae
 
 
-def small_vae(image_shape=(8, 8, 1), **options):
+def small_vae(image_shape=(8, 8, 1), name=None, **options):
     settings = {"latent_dim": 3, "filters": (4, 6), "hidden_units": 16, **options}
-    return VAE(image_shape=image_shape, **settings)
+    return VAE(VAEConfig(image_shape=image_shape, **settings), name=name)
 
 
 @pytest.fixture(autouse=True)
@@ -219,8 +220,8 @@ def test_more_samples_tighten_the_trained_bound_only_where_they_are_weighted(ima
         ({"network": "mlp"}, "residual"),
         ({"likelihood": "poisson"}, "discretized_logistic"),
         ({"binarize": "once"}, "static"),
-        ({"likelihood": "gaussian", "binarize": "static"}, "likelihood='bernoulli'"),
-        ({"objective": "importance_weighted", "free_bits": 0.1}, "objective='elbo'"),
+        ({"likelihood": "gaussian", "binarize": "static"}, "needs likelihood: bernoulli"),
+        ({"objective": "importance_weighted", "free_bits": 0.1}, "choose objective: elbo"),
     ],
 )
 def test_what_does_not_exist_or_go_together_is_refused(options, expected):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -120,7 +121,7 @@ def test_steps_left_out_are_too_many_by_the_whole_epoch_not_by_what_is_left_of_i
 
     class LeaveOut(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            self.model.gradient_limit = 0.0
+            self.model.config = replace(self.model.config, gradient_limit=0.0)
             self.model.make_train_function(force=True)
 
     stop = StopWhenSkipping(100, 20, tmp_path / "model.keras")

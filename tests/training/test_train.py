@@ -1,5 +1,7 @@
 """Fitting on prepared images, without DVC or MLflow."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -8,10 +10,10 @@ from vaeflow.config.schema import Parameters
 from vaeflow.data.batches import Batches
 from vaeflow.errors import ConfigError, TrainingError
 from vaeflow.model.device import has_gpu
-from vaeflow.model.vae import load_vae
+from vaeflow.model.vae import VAE, load_vae
 from vaeflow.training.callbacks import StopWhenSkipping
 from vaeflow.training.loop import fit
-from vaeflow.training.setup import check_memory, make_vae
+from vaeflow.training.setup import check_memory
 
 
 def settings(**train):
@@ -27,8 +29,8 @@ def one_step_at_a_time(monkeypatch):
 
 def test_the_models_settings_are_the_parameters(prepared):
     vae = fit(prepared, settings(samples=3, objective="importance_weighted", kl_warmup_epochs=2))
-    assert (vae.samples, vae.objective) == (3, "importance_weighted")
-    assert vae.kl_warmup_steps == 2 * 4  # 200 images in batches of 64
+    assert (vae.config.samples, vae.config.objective) == (3, "importance_weighted")
+    assert vae.config.kl_warmup_steps == 2 * 4  # 200 images in batches of 64
     assert float(vae.steps) == 8
 
 
@@ -49,7 +51,7 @@ def test_the_last_epochs_maximise_the_tighter_bound_and_go_on_from_the_others(pr
     assert last["loss"] < -last["elbo"] - 0.01  # several draws: the bound is above the elbo
     assert last["validation_loss"] < -last["validation_elbo"] - 0.01
     assert last["elbo"] > epochs[1]["elbo"] + 1  # weights went on from where they were
-    assert (vae.objective, vae.samples) == ("importance_weighted", 5)
+    assert (vae.config.objective, vae.config.samples) == ("importance_weighted", 5)
     # So did Adam, with its moments and its learning rate: 200 images in batches of 64.
     assert int(vae.optimizer.iterations) == int(vae.steps) == 20 * 4
 
@@ -149,7 +151,7 @@ def test_the_finish_makes_as_many_steps_at_once_as_the_rest(prepared, monkeypatc
 
     class Count(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            calls.append(self.model.objective)
+            calls.append(self.model.config.objective)
 
     finishing = settings(epochs=2, finish_epochs=1, batch_size=10)  # 20 steps an epoch
     fit(prepared, finishing, callbacks=[Count()])
@@ -159,7 +161,7 @@ def test_the_finish_makes_as_many_steps_at_once_as_the_rest(prepared, monkeypatc
 @pytest.mark.parametrize("binarize", ["static", "dynamic"])
 def test_binarised_images_are_validated_on_binarised_images(prepared, capsys, binarize):
     vae = fit(prepared, settings(binarize=binarize))
-    assert vae.binarize == binarize
+    assert vae.config.binarize == binarize
     assert "warning" not in capsys.readouterr().out
 
 
@@ -182,7 +184,7 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
 
         def on_train_batch_end(self, batch, logs=None):
             if batch == 7:
-                self.model.gradient_limit = 0.0
+                self.model.config = replace(self.model.config, gradient_limit=0.0)
                 self.model.make_train_function(force=True)
                 self.good = [weight.numpy() for weight in self.model.trainable_variables]
 
@@ -267,7 +269,7 @@ def test_a_clipped_gradient_has_its_direction_and_no_larger_norm(prepared):
     moved = []
     for clip in (0.0, 1e-3):
         keras.utils.set_random_seed(0)
-        vae = make_vae((8, 8, 1), settings(gradient_clip=clip).train, 1)
+        vae = VAE(settings(gradient_clip=clip).train.model((8, 8, 1), 1))
         vae.compile(keras.optimizers.SGD(1.0))
         before = [variable.numpy() for variable in vae.trainable_variables]
         vae.fit(Batches(np.load(prepared / "train.npy"), 200), verbose=0)

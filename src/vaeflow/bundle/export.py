@@ -61,13 +61,13 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
         export_onnx(folder, vae)
         export_saved_model(folder / "saved_model" / "1", vae)
         differences = compare(folder, vae, images)
-        height, width, channels = vae.image_shape
+        height, width, channels = vae.config.image_shape
         manifest = Manifest(
             name=parameters.name,
             image=ImageSpec(height=height, width=width, channels=channels),
-            latent_dim=vae.latent_dim,
-            likelihood=vae.likelihood,
-            binarize=vae.binarize,
+            latent_dim=vae.config.latent_dim,
+            likelihood=vae.config.likelihood,
+            binarize=vae.config.binarize,
             run_id=run["run_id"],
             lineage=run["lineage"],
             metrics=json.loads((evaluation / "metrics.json").read_text()),
@@ -97,9 +97,9 @@ def export_saved_model(folder: Path, vae: VAE) -> None:
     numbers after every load.
     """
     shapes = {
-        "images": vae.image_shape,
-        "latents": (vae.latent_dim,),
-        "noise": (vae.latent_dim,),
+        "images": vae.config.image_shape,
+        "latents": (vae.config.latent_dim,),
+        "noise": (vae.config.latent_dim,),
     }
     specs = {
         name: keras.InputSpec(shape=(None, *shape), dtype="float32", name=name)

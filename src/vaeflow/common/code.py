@@ -15,9 +15,9 @@ from vaeflow.common.workspace import Workspace
 
 # Files and folders of the package. `dvc.yaml` has those of the stages among their `deps`.
 PREPARE = ("config/schema.py", "data")
-TRAIN = ("config/schema.py", "data", "model", "training")
-EVALUATE = ("bundle", "config/schema.py", "data", "evaluation", "model")
-EXPORT = ("bundle", "config/schema.py", "data", "model")
+TRAIN = ("config/model.py", "config/schema.py", "data", "model", "training")
+EVALUATE = ("bundle", "config/model.py", "config/schema.py", "data", "evaluation", "model")
+EXPORT = ("bundle", "config/model.py", "config/schema.py", "data", "model")
 SCORE = ("bundle", "data", "scoring")
 
 PACKAGE = Path(__file__).parents[1]

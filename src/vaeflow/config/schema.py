@@ -10,11 +10,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vaeflow.config.model import Binarize, Likelihood, Network, Objective, VAEConfig
 from vaeflow.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -52,23 +54,25 @@ class Prepare(Limits):
 class Train(_Section):
     """The model's sizes and how it is trained."""
 
-    seed: Seed = 0
-    latent_dim: Positive = 8
-    network: Literal["conv", "residual"] = "conv"
+    # What of the model is here has its defaults and its meaning in `VAEConfig`.
+    seed: Seed = VAEConfig.seed
+    latent_dim: Positive = VAEConfig.latent_dim
+    network: Network = VAEConfig.network
     # A YAML list arrives as a Python list: let that one become a tuple, and nothing else.
     filters: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=8)] = (
-        32,
-        64,
+        VAEConfig.filters
     )
-    depth: Positive = 1
-    hidden_units: Positive = 128
-    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
-    binarize: Literal["none", "static", "dynamic"] = "none"
-    objective: Literal["elbo", "importance_weighted"] = "elbo"
-    samples: Positive = 1
-    beta: Annotated[float, Field(ge=0)] = 1.0
+    depth: Positive = VAEConfig.depth
+    hidden_units: Positive = VAEConfig.hidden_units
+    likelihood: Likelihood = VAEConfig.likelihood
+    binarize: Binarize = VAEConfig.binarize
+    objective: Objective = VAEConfig.objective
+    samples: Positive = VAEConfig.samples
+    beta: Annotated[float, Field(ge=0)] = VAEConfig.beta
     kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    free_bits: Annotated[float, Field(ge=0)] = 0.0
+    free_bits: Annotated[float, Field(ge=0)] = VAEConfig.free_bits
+    gradient_clip: Annotated[float, Field(ge=0)] = VAEConfig.gradient_clip
+    gradient_limit: Annotated[float, Field(gt=0)] = VAEConfig.gradient_limit
     epochs: Positive = 60
     finish_epochs: Annotated[int, Field(ge=0)] = 0
     finish_samples: Annotated[int, Field(ge=2)] = 8
@@ -80,23 +84,29 @@ class Train(_Section):
     learning_rate_schedule: Literal["constant", "cosine", "plateau"] = "constant"
     plateau_epochs: Positive = 5
     weight_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    gradient_clip: Annotated[float, Field(ge=0)] = 0.0
-    gradient_limit: Annotated[float, Field(gt=0)] = 1000.0
     skipped_steps_limit: Positive = 100
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
 
+    def model(self, image_shape: tuple[int, int, int], steps_per_epoch: int) -> VAEConfig:
+        """The model that the section describes.
+
+        Args:
+            image_shape: `(height, width, channels)`.
+            steps_per_epoch: by which the warm-up's epochs become steps.
+
+        Raises:
+            ValueError: two keys do not go together.
+        """
+        ours = {field.name for field in fields(VAEConfig)} & set(type(self).model_fields)
+        return VAEConfig(
+            image_shape=image_shape,
+            kl_warmup_steps=self.kl_warmup_epochs * steps_per_epoch,
+            **{name: getattr(self, name) for name in ours},
+        )
+
     @model_validator(mode="after")
     def _fit_together(self) -> Train:
-        if self.binarize != "none" and self.likelihood != "bernoulli":
-            raise ValueError(
-                f"binarize must be none with likelihood {self.likelihood}; "
-                f"{self.binarize} needs likelihood: bernoulli"
-            )
-        if self.free_bits and self.objective != "elbo":
-            raise ValueError(
-                f"free_bits must be 0 with objective {self.objective}, which has no KL term to "
-                "floor; or choose objective: elbo"
-            )
+        self.model((1, 1, 1), 1)
         if self.finish_epochs and (self.free_bits or self.objective != "elbo"):
             raise ValueError(
                 "finish_epochs must be 0 unless objective is elbo and free_bits is 0: it is from "

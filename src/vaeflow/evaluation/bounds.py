@@ -91,8 +91,8 @@ def _compiled(vae: VAE) -> Callable:
         log_weights = objective.log_importance_weights(log_likelihood, latents, mean, log_variance)
         return ops.sum(log_likelihood, axis=0), ops.logsumexp(log_weights, axis=0)
 
-    latent = (None, vae.latent_dim)
-    shapes = ((None, *vae.image_shape), latent, latent, (None, *latent))
+    latent = (None, vae.config.latent_dim)
+    shapes = ((None, *vae.config.image_shape), latent, latent, (None, *latent))
     return backend().compiled(decode, shapes)
 
 
@@ -150,10 +150,10 @@ def compute_scores(vae: VAE, images: np.ndarray) -> np.ndarray:
         Nats, float32 `(images,)`; larger is stranger.
     """
     # The same for every image, as in Bundle.score: a score does not depend on its neighbours.
-    shape = (SCORE_SAMPLES, 1, vae.latent_dim)
+    shape = (SCORE_SAMPLES, 1, vae.config.latent_dim)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     score = backend().compiled(
-        lambda pixels: -vae.terms(pixels, noise).elbo, [(None, *vae.image_shape)]
+        lambda pixels: -vae.terms(pixels, noise).elbo, [(None, *vae.config.image_shape)]
     )
     at_once = max(1, draws_at_once(vae) // SCORE_SAMPLES)
     blocks = scaled_blocks(images, at_once)

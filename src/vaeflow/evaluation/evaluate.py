@@ -47,7 +47,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     use_gpu_if_any()
     use_full_precision()
     vae = load_vae(model / "model.keras")
-    images = binarized(load_split(prepared, "test"), vae.binarize, parameters.seed)
+    images = binarized(load_split(prepared, "test"), vae.config.binarize, parameters.seed)
     bounds = compute_bounds(vae, images, parameters.importance_samples, parameters.seed)
     metrics = summarise(bounds, vae, images)
     scores = {
@@ -59,7 +59,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
             f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "
             "is of no use. Train it again, with a lower train.learning_rate."
         )
-    if reason := why_collapsed(metrics["active_units"], vae.latent_dim):
+    if reason := why_collapsed(metrics["active_units"], vae.config.latent_dim):
         print(f"warning: {reason}", flush=True)
 
     with atomic_directory(workspace.evaluation) as folder:
@@ -133,11 +133,11 @@ def summarise(bounds: Bounds, vae: VAE, images: np.ndarray) -> dict[str, float]:
         "distortion": -metrics["log_likelihood"],
         "active_units": int(np.count_nonzero(active_units(bounds.means))),
         "images": len(images),
-        "proper_likelihood": int(is_proper(vae.likelihood, images)),
+        "proper_likelihood": int(is_proper(vae.config.likelihood, images)),
     }
-    if vae.likelihood == "discretized_logistic":
+    if vae.config.likelihood == "discretized_logistic":
         nats = -metrics["importance_weighted_bound"]
-        metrics["bits_per_dimension"] = nats / math.log(2) / math.prod(vae.image_shape)
+        metrics["bits_per_dimension"] = nats / math.log(2) / math.prod(vae.config.image_shape)
     return metrics
 
 

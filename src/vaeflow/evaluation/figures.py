@@ -29,7 +29,7 @@ def draw_reconstructions(path: Path, vae: VAE, images: np.ndarray) -> None:
 
 def draw_samples(path: Path, vae: VAE, seed: int) -> None:
     """Pixel means decoded from draws of the prior."""
-    shape = (SHOWN_SAMPLES, vae.latent_dim)
+    shape = (SHOWN_SAMPLES, vae.config.latent_dim)
     latents = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     write_png(path, grid(ops.convert_to_numpy(vae.decode(latents))))
 
@@ -68,7 +68,7 @@ def draw_traversals(path: Path, vae: VAE, latent: np.ndarray, kl: np.ndarray) ->
     latents = np.tile(np.float32(latent), (len(shown), len(STEPS), 1))
     for row, dimension in zip(latents, shown, strict=True):
         row[:, dimension] = STEPS
-    means = vae.decode(latents.reshape(-1, vae.latent_dim))
+    means = vae.decode(latents.reshape(-1, vae.config.latent_dim))
     write_png(path, grid(ops.convert_to_numpy(means), columns=len(STEPS)))
 
 

@@ -4,13 +4,15 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import keras
 from keras import layers, ops
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.model.device import has_gpu
+from vaeflow.model.likelihoods import Parameter
 
 if keras.backend.backend() == "tensorflow":
     from vaeflow.model.steps import cpu
@@ -81,57 +83,46 @@ class NarrowConv2D(layers.Conv2D):
         return super().call(inputs)
 
 
-def build_encoder(network, image_shape, latent_dim, filters, depth, hidden_units):
+def build_encoder(config: VAEConfig):
     """Encoder φ: image to the mean and log variance of q(t|x).
-
-    Args:
-        network: `conv` or `residual`.
-        image_shape: `(height, width, channels)`.
-        latent_dim: size of t.
-        filters: channels of each level, first to last; each level halves the image.
-        depth: convolutions, or residual blocks, at each level.
-        hidden_units: width of the dense layer after the convolutions.
 
     Returns:
         A functional model, images `(batch, height, width, channels)` in [0, 1] to a dict of
         `mean` and `log_variance`, each `(batch, latent_dim)`. The log variance is bounded smoothly:
         no step can make a posterior whose density overflows.
     """
-    images = keras.Input(image_shape, name="images")
-    x = NETWORKS[network].down(images, filters, depth)
+    images = keras.Input(config.image_shape, name="images")
+    x = NETWORKS[config.network].down(images, config.filters, config.depth)
     x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(hidden_units, activation=silu, name="hidden")(x)
-    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
-    log_variance = layers.Dense(latent_dim, dtype="float32", name="log_variance")(x)
+    x = layers.Dense(config.hidden_units, activation=silu, name="hidden")(x)
+    mean = layers.Dense(config.latent_dim, dtype="float32", name="mean")(x)
+    log_variance = layers.Dense(config.latent_dim, dtype="float32", name="log_variance")(x)
     outputs = {"mean": mean, "log_variance": soft_bound(log_variance, *LOG_VARIANCE_BOUNDS)}
     return keras.Model(images, outputs, name="encoder")
 
 
-def build_decoder(network, image_shape, latent_dim, filters, depth, hidden_units, parameters):
+def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]):
     """Decoder w: latent to the parameters of p(x|t), mirroring the encoder.
 
     Args:
-        network: `conv` or `residual`.
-        image_shape: `(height, width, channels)`.
-        latent_dim: size of t.
-        filters, depth: as given to the encoder; used in reverse.
-        hidden_units: width of the dense layer before the convolutions.
+        config: as given to the encoder; the levels are used in reverse.
         parameters: what the likelihood needs, by name; see `vaeflow.model.likelihoods`.
 
     Returns:
         A functional model, latents `(batch, latent_dim)` to a dict of those parameters,
         `(batch, height, width, channels)`, or `(batch, 1, 1, channels)` for one number a channel.
     """
-    height, width, _ = image_shape
+    filters = config.filters
+    height, width, _ = config.image_shape
     heights, widths = level_sizes(height, len(filters)), level_sizes(width, len(filters))
     deepest = (heights[-1], widths[-1], filters[-1])
-    latents = keras.Input((latent_dim,), name="latents")
-    x = layers.Dense(hidden_units, activation=silu, name="hidden")(latents)
+    latents = keras.Input((config.latent_dim,), name="latents")
+    x = layers.Dense(config.hidden_units, activation=silu, name="hidden")(latents)
     x = layers.Dense(math.prod(deepest), activation=silu, name="unflatten")(x)
     x = layers.Reshape(deepest, name="feature_map")(x)
     sizes = list(zip(heights, widths, strict=True))
-    x = NETWORKS[network].up(x, sizes, filters, depth)
-    outputs = {name: _head(x, name, need, image_shape) for name, need in parameters.items()}
+    x = NETWORKS[config.network].up(x, sizes, filters, config.depth)
+    outputs = {name: _head(x, name, need, config.image_shape) for name, need in parameters.items()}
     for name, need in parameters.items():
         if need.bounds:
             outputs[name] = soft_bound(outputs[name], *need.bounds)

@@ -1,21 +1,20 @@
 """The variational autoencoder as a `keras.Model` with its own training step."""
 
 import math
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import keras
 from keras import ops
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
-from vaeflow.model.networks import NETWORKS, build_decoder, build_encoder
+from vaeflow.model.networks import build_decoder, build_encoder
 from vaeflow.model.objective import Terms
 from vaeflow.model.steps.backend import backend
 from vaeflow.model.steps.optimizer import Adam
-
-OBJECTIVES = ("elbo", "importance_weighted")
-BINARIZE = ("none", "static", "dynamic")
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
@@ -29,94 +28,31 @@ class VAE(keras.Model):
     gradient was not finite or too large; `skipped_in_a_row` counts those since the last step made.
 
     Args:
-        image_shape: `(height, width, channels)`.
-        latent_dim: size of the latent t.
-        network: `conv` or `residual`; see `vaeflow.model.networks`.
-        filters: channels of each level of the encoder, which halves the image; the decoder mirrors
-            them.
-        depth: convolutions or residual blocks at each level.
-        hidden_units: width of the dense layer between convolutions and latent, on both sides.
-        likelihood: p(x|t), a name of `vaeflow.model.likelihoods.LIKELIHOODS`.
-        binarize: `dynamic` draws black and white training images anew in every step; `static` and
-            `none` leave what is given as it is. Kept with the model, to evaluate it likewise.
-        objective: `elbo`, or `importance_weighted` with the doubly reparameterised gradient.
-        samples: draws of t per image in training and validation.
-        beta: weight of the KL term.
-        kl_warmup_steps: training steps over which that weight rises from 0.
-        free_bits: nats per image and latent dimension that cost nothing; for `elbo` only.
-        gradient_clip: a gradient with a larger norm is scaled down to it, in the unit of
-            `gradient_limit`; 0 for none.
-        gradient_limit: a step is left out whose gradient has a norm larger than this, in nats per
-            pixel and channel: so one limit serves images of any size.
-        seed: of the noise drawn in training and validation.
+        config: see `vaeflow.config.model.VAEConfig`.
 
     Calling the model gives a dict of `mean` and `log_variance`, `(batch, latent_dim)`, and
     `reconstruction`, `(batch, height, width, channels)` in [0, 1], decoded from the posterior mean,
     so that `predict` is deterministic.
 
     Example:
-        >>> vae = VAE(image_shape=(28, 28, 1), latent_dim=16)
+        >>> vae = VAE(VAEConfig((28, 28, 1), latent_dim=16))
         >>> vae.compile(optimizer="adam")
         >>> vae.fit(images, batch_size=128, epochs=10)  # images: float in [0, 1]
     """
 
-    def __init__(
-        self,
-        image_shape,
-        latent_dim,
-        filters=(32, 64),
-        hidden_units=128,
-        *,
-        network="conv",
-        depth=1,
-        likelihood="bernoulli",
-        binarize="none",
-        objective="elbo",
-        samples=1,
-        beta=1.0,
-        kl_warmup_steps=0,
-        free_bits=0.0,
-        gradient_clip=0.0,
-        gradient_limit=1000.0,
-        seed=0,
-        **kwargs,
-    ):
+    def __init__(self, config: VAEConfig, **kwargs):
         # It casts nothing itself: the networks' layers do, as the global policy says when they are
         # made. So a model trained in mixed precision computes in float32 once it has been loaded.
         super().__init__(**{**kwargs, "dtype": "float32"})
-        _check_choice("network", network, NETWORKS)
-        _check_choice("likelihood", likelihood, LIKELIHOODS)
-        _check_choice("binarize", binarize, BINARIZE)
-        _check_choice("objective", objective, OBJECTIVES)
-        if binarize != "none" and likelihood != "bernoulli":
-            raise ValueError(f"binarize={binarize!r} needs likelihood='bernoulli'.")
-        if objective != "elbo" and free_bits:
-            raise ValueError("free_bits needs objective='elbo': no other has a KL term.")
-        # === Config ===
-        self.image_shape = tuple(image_shape)
-        self.latent_dim = latent_dim
-        self.network = network
-        self.filters = tuple(filters)
-        self.depth = depth
-        self.hidden_units = hidden_units
-        self.likelihood = likelihood
-        self.binarize = binarize
-        self.objective = objective
-        self.samples = samples
-        self.beta = beta
-        self.kl_warmup_steps = kl_warmup_steps
-        self.free_bits = free_bits
-        self.gradient_clip = gradient_clip
-        self.gradient_limit = gradient_limit
-        self.seed = seed
+        self.config = config
 
         # === Networks ===
-        self.pixels = LIKELIHOODS[likelihood]
+        self.pixels = LIKELIHOODS[config.likelihood]
         # The encoder first: gradients are put together in the order of `trainable_variables`.
         self.encoder, self.decoder = self.build_networks()
 
         # === Noise, progress and metrics ===
-        self.noise = keras.random.SeedGenerator(seed)
+        self.noise = keras.random.SeedGenerator(config.seed)
         # All images to train on, uint8, where a device keeps them and batches are rows of them.
         self.kept_images = None
         # In how many parts TensorFlow takes a batch; see `vaeflow.model.device.share_cores`.
@@ -132,14 +68,11 @@ class VAE(keras.Model):
 
         # A model whose train_step never calls it counts as not built, and would then be saved
         # without its optimizer and refuse to export: call it once, symbolically.
-        self(keras.KerasTensor((None, *self.image_shape), dtype="float32"))
+        self(keras.KerasTensor((None, *self.config.image_shape), dtype="float32"))
 
     def build_networks(self):
         """Encoder and decoder, untrained; a subclass may have its own, of the same outputs."""
-        sizes = (self.network, self.image_shape, self.latent_dim, self.filters, self.depth)
-        encoder = build_encoder(*sizes, self.hidden_units)
-        decoder = build_decoder(*sizes, self.hidden_units, self.pixels.parameters)
-        return encoder, decoder
+        return build_encoder(self.config), build_decoder(self.config, self.pixels.parameters)
 
     def call(self, images, training=False):
         """Posterior parameters and the reconstruction from the posterior mean."""
@@ -180,7 +113,7 @@ class VAE(keras.Model):
         Returns:
             Nats, `(samples, batch)`.
         """
-        flat = ops.reshape(latents, (-1, self.latent_dim))
+        flat = ops.reshape(latents, (-1, self.config.latent_dim))
         parameters = {
             name: ops.reshape(values, (-1, ops.shape(images)[0], *values.shape[1:]))
             for name, values in self.decoder(flat, training=training).items()
@@ -200,11 +133,11 @@ class VAE(keras.Model):
 
     def _train(self, data):
         images = self._observe(data)
-        weight = objective.kl_weight(self.steps, self.kl_warmup_steps, self.beta)
+        weight = objective.kl_weight(self.steps, self.config.kl_warmup_steps, self.config.beta)
         find = {
             "elbo": backend().elbo_gradients,
             "importance_weighted": backend().importance_weighted_gradients,
-        }[self.objective]
+        }[self.config.objective]
         terms, loss, gradients = find(self, images, self._draw_noise(images, self.noise), weight)
         loss, gradients = backend().average([loss, gradients])
 
@@ -214,10 +147,12 @@ class VAE(keras.Model):
         # A single NaN applied to the weights, or kept in Adam's moments, ends a training for good;
         # a step left out costs nothing but is counted, as Child 2021 does.
         norm = backend().global_norm(gradients)
-        unit = math.prod(self.image_shape)
-        sound = ops.isfinite(loss) & ops.isfinite(norm) & (norm <= self.gradient_limit * unit)
-        if self.gradient_clip:
-            scale = ops.minimum(1.0, self.gradient_clip * unit / norm)
+        unit = math.prod(self.config.image_shape)
+        sound = (
+            ops.isfinite(loss) & ops.isfinite(norm) & (norm <= self.config.gradient_limit * unit)
+        )
+        if self.config.gradient_clip:
+            scale = ops.minimum(1.0, self.config.gradient_clip * unit / norm)
             gradients = [scale * gradient for gradient in gradients]
         backend().apply_if(sound, self.optimizer, gradients, self.trainable_variables)
         skipped = 1.0 - ops.cast(sound, "float32")
@@ -229,13 +164,13 @@ class VAE(keras.Model):
 
     def _test(self, data):
         images = self._images_of(data)
-        terms = backend().terms(self, images, self._draw_noise(images, self.seed))
-        return self._update_metrics(terms, self.loss_of(terms, self.beta))
+        terms = backend().terms(self, images, self._draw_noise(images, self.config.seed))
+        return self._update_metrics(terms, self.loss_of(terms, self.config.beta))
 
     def _observe(self, data):
         """The images of a batch, drawn black and white where the model binarises."""
         images = self._images_of(data)
-        if self.binarize != "dynamic":
+        if self.config.binarize != "dynamic":
             return images
         draws = keras.random.uniform(_shape_of_all(images), seed=self.noise)
         return ops.cast(backend().own_part(draws, axis=0) < images, "float32")
@@ -259,7 +194,7 @@ class VAE(keras.Model):
         that a VAE trained on so comes near one trained with the tighter bound throughout, whose
         steps cost as much more as it has draws.
         """
-        self.objective, self.samples = "importance_weighted", samples
+        self.config = replace(self.config, objective="importance_weighted", samples=samples)
         # The compiled step knows the objective it was made with: have another made.
         self.compile(
             optimizer=self.optimizer,
@@ -269,10 +204,12 @@ class VAE(keras.Model):
 
     def loss_of(self, terms: Terms, weight):
         """Minus what is maximised: nats per image, a scalar."""
-        if self.objective == "importance_weighted":
+        if self.config.objective == "importance_weighted":
             return -ops.mean(objective.importance_weighted_bound(self.log_weights(terms, weight)))
         kl = objective.kl_per_dimension(terms.mean, terms.log_variance)
-        return -objective.weighted_elbo(terms.mean_log_likelihood, kl, weight, self.free_bits)
+        return -objective.weighted_elbo(
+            terms.mean_log_likelihood, kl, weight, self.config.free_bits
+        )
 
     def log_weights(self, terms: Terms, weight):
         """Log importance weights, q's parameters held fixed as the gradient's estimate needs it."""
@@ -282,7 +219,7 @@ class VAE(keras.Model):
         )
 
     def _draw_noise(self, images, seed):
-        shape = (self.samples, _shape_of_all(images)[0], self.latent_dim)
+        shape = (self.config.samples, _shape_of_all(images)[0], self.config.latent_dim)
         return backend().own_part(keras.random.normal(shape, seed=seed), axis=1)
 
     def _update_metrics(self, terms: Terms, loss, counted=True):
@@ -308,26 +245,15 @@ class VAE(keras.Model):
         return [*self.term_metrics, self.skipped_metric]
 
     def get_config(self):
-        """Every constructor value."""
-        return {
-            **super().get_config(),
-            "image_shape": self.image_shape,
-            "latent_dim": self.latent_dim,
-            "network": self.network,
-            "filters": self.filters,
-            "depth": self.depth,
-            "hidden_units": self.hidden_units,
-            "likelihood": self.likelihood,
-            "binarize": self.binarize,
-            "objective": self.objective,
-            "samples": self.samples,
-            "beta": self.beta,
-            "kl_warmup_steps": self.kl_warmup_steps,
-            "free_bits": self.free_bits,
-            "gradient_clip": self.gradient_clip,
-            "gradient_limit": self.gradient_limit,
-            "seed": self.seed,
-        }
+        """Every constructor value, the model's own parameters side by side with Keras's."""
+        return {**super().get_config(), **asdict(self.config)}
+
+    @classmethod
+    def from_config(cls, config):
+        """The model that `get_config` describes."""
+        own = {field.name: config[field.name] for field in fields(VAEConfig)}
+        others = {name: value for name, value in config.items() if name not in own}
+        return cls(VAEConfig(**own), **others)
 
 
 def _shape_of_all(images):
@@ -337,11 +263,6 @@ def _shape_of_all(images):
     """
     count, *shape = ops.shape(images)
     return (backend().replicas() * count, *shape)
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
 
 
 def load_vae(path: Path) -> VAE:

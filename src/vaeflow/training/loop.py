@@ -36,7 +36,6 @@ from vaeflow.training.setup import (
     check_memory,
     load_images,
     make_optimizer,
-    make_vae,
 )
 
 
@@ -84,7 +83,7 @@ def make_compiled(shape: tuple[int, int, int], images: int, settings: Train) -> 
     """The model that the settings describe, untrained, with all that training needs."""
     steps_per_epoch = math.ceil(images / settings.batch_size)
     with layers_in(settings.precision):
-        vae = make_vae(shape, settings, steps_per_epoch)
+        vae = VAE(settings.model(shape, steps_per_epoch))
     check_memory(vae, settings)
     optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
     vae.compile(

@@ -35,28 +35,6 @@ def load_images(prepared: Path, settings: Train):
     return images, validation
 
 
-def make_vae(image_shape: tuple[int, int, int], settings: Train, steps_per_epoch: int) -> VAE:
-    """The model that the settings describe, untrained."""
-    return VAE(
-        image_shape=image_shape,
-        latent_dim=settings.latent_dim,
-        network=settings.network,
-        filters=settings.filters,
-        depth=settings.depth,
-        hidden_units=settings.hidden_units,
-        likelihood=settings.likelihood,
-        binarize=settings.binarize,
-        objective=settings.objective,
-        samples=settings.samples,
-        beta=settings.beta,
-        kl_warmup_steps=settings.kl_warmup_epochs * steps_per_epoch,
-        free_bits=settings.free_bits,
-        gradient_clip=settings.gradient_clip,
-        gradient_limit=settings.gradient_limit,
-        seed=settings.seed,
-    )
-
-
 def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
     """Adam, with the learning rate and the weight average that the settings ask for.
 

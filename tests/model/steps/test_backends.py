@@ -23,6 +23,7 @@ import vaeflow
 import keras, numpy as np
 from vaeflow.data.batches import Batches
 from vaeflow.model.steps.optimizer import Adam
+from vaeflow.config.model import VAEConfig
 from vaeflow.model.vae import VAE, load_vae
 
 cases, role = json.loads(sys.argv[1]), sys.argv[2]
@@ -32,7 +33,7 @@ for name, settings in cases.items():
     VAE._draw_noise = lambda self, images, seed: keras.ops.convert_to_tensor(noise)
     if role == "tensorflow":
         keras.utils.set_random_seed(0)
-        vae = VAE((9, 8, 1), latent_dim=2, filters=(4, 6), hidden_units=8, **settings)
+        vae = VAE(VAEConfig((9, 8, 1), latent_dim=2, filters=(4, 6), hidden_units=8, **settings))
         # By itself, Adam makes as long a step of a gradient near 0 as of any other: rounding then
         # decides where to.
         vae.compile(optimizer=Adam(0.01, epsilon=1e-3, use_ema=True, ema_momentum=0.5))

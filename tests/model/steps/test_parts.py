@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from vaeflow.config.model import VAEConfig
 from vaeflow.data.batches import Batches
 from vaeflow.model import device, objective
 from vaeflow.model.device import share_cores
@@ -23,7 +24,7 @@ OBJECTIVES = {
 def untrained(**settings):
     """A small model whose posteriors cost some images more than `FREE_BITS`, and others less."""
     keras.utils.set_random_seed(0)
-    vae = VAE((8, 8, 1), latent_dim=3, filters=(4, 6), hidden_units=16, **settings)
+    vae = VAE(VAEConfig((8, 8, 1), latent_dim=3, filters=(4, 6), hidden_units=16, **settings))
     mean = vae.encoder.get_layer("mean")
     mean.kernel.assign(30 * mean.kernel)
     return vae
