@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help setup repro preset test test-kills test-servers test-backends test-fuzz test-load \
-        test-all lint lock clean
+        test-all lint coverage docs release lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,7 +29,7 @@ preset: $(READY) ## write a preset into params.yaml: make preset NAME=mnist (see
 SEED   ?= 0
 PYTEST := VAEFLOW_TEST_SEED=$(SEED) pytest --numprocesses auto --dist loadgroup
 
-test: lint ## linter, formatter check, and the tests of everything in some minutes
+test: lint ## lint, and the tests of everything, in some minutes
 	$(PYTEST)
 
 test-kills: $(READY) ## trainings, flows, batch runs and promotions, killed again and again
@@ -49,17 +49,33 @@ test-load: $(READY) ## twice the load that a server can carry, for two minutes, 
 
 test-all: test test-kills test-servers test-backends test-fuzz test-load ## all of them
 
-lint: $(READY)
+lint: $(READY) ## linter, formatter check, and strict types
 	ruff check
 	ruff format --check
+	mypy
+
+coverage: $(READY) ## the branches that `make test` runs, with a floor
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+docs: $(READY) ## the site, in site/; a warning is an error
+	zensical build --clean --strict
+
+release: $(READY) ## build the wheel, and try it in an empty environment
+	rm -rf dist
+	$(UV) build --quiet --no-build-isolation --python $(BIN)/python
+	$(UV) venv --quiet --clear --python $(BIN)/python dist/try
+	$(UV) pip install --quiet --python dist/try dist/*.whl
+	dist/try/bin/vaeflow --version
+	dist/try/bin/python -c 'import vaeflow, vaeflow.errors, vaeflow.bundle.runtime'
+	rm -rf dist/try
 
 lock: $(UV) ## resolve pyproject.toml anew into requirements.txt
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url \
-	  --extra pipeline --extra serve --extra dev pyproject.toml --output-file requirements.txt
+	  --extra pipeline --extra serve --extra dev --extra docs pyproject.toml --output-file requirements.txt
 
 clean: ## remove the environment and everything a run has made, but not the data
-	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots
+	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots site dist
 
 # Stamps, so that nothing is installed again until what is to be installed changes.
 $(UV): requirements-uv.txt

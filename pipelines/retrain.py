@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -14,7 +14,8 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed
 from prefect.tasks import exponential_backoff
 
 from vaeflow.common.versioning import run_dvc
@@ -31,8 +32,12 @@ from vaeflow.registry.versions import Version
 from vaeflow.scoring.drift import other_models_triggers
 from vaeflow.tracking.runs import store_address
 
+if TYPE_CHECKING:
+    from prefect import Task
+    from prefect.client.schemas.objects import TaskRun
 
-async def is_worth_retrying(task, run, state: State) -> bool:
+
+async def is_worth_retrying(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether it was a remote or a server that failed."""
     return isinstance(await state.aresult(raise_on_failure=False), (RegistryError, StageError))
 
@@ -43,9 +48,9 @@ def say(text: str) -> None:
 
 
 # DVC and the registry know what was done before; a result is never taken from an earlier run.
-step = functools.partial(task, cache_policy=NO_CACHE)
+step: Any = functools.partial(task, cache_policy=NO_CACHE)
 # For what speaks with remotes and servers. A training that failed would fail again.
-patient = functools.partial(
+patient: Any = functools.partial(
     step,
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
@@ -68,7 +73,10 @@ def run_stage(workspace: Workspace, stage: str, force: bool) -> None:
     log = get_run_logger().info
     with console.stage(stage, log) as shown:
         dvc.run_stage(
-            workspace, stage, report=lambda line: shown.heard(line) and log(line), force=force
+            workspace,
+            stage,
+            report=lambda line: log(line) if shown.heard(line) else None,
+            force=force,
         )
 
 

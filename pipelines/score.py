@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
@@ -25,7 +26,7 @@ def score_images(batch: Batch) -> Scored:
 
 @task(task_run_name="drift")
 @without_traceback
-def compare(scored: Scored, thresholds: Drift) -> dict:
+def compare(scored: Scored, thresholds: Drift) -> dict[str, Any]:
     """Compare the scores with the reference in the very bundle that gave them."""
     report = measure_drift(
         scored.out, str(scored.bundle), scored.out.with_suffix(".drift.json"), thresholds
@@ -44,7 +45,7 @@ def score(
     resize: str | None = None,
     skip_bad: bool = False,
     workspace: str = ".",
-) -> dict:
+) -> dict[str, Any]:
     """Score images, and tell whether they are still like those the model was validated on.
 
     Args:
@@ -70,7 +71,7 @@ def score(
     return report
 
 
-def _as_markdown(lines: list[str], report: dict) -> str:
+def _as_markdown(lines: list[str], report: dict[str, Any]) -> str:
     """What came of it, and a table of the numbers that differ most."""
     most = sorted(report["marginals"], key=lambda entry: -entry["distance"])[:10]
     rows = [

@@ -16,7 +16,7 @@ from vaeflow.model.likelihoods import (
     DiscretizedLogistic,
     Gaussian,
     is_binary,
-    why_it_does_not_fit,
+    likelihood_warning,
 )
 
 
@@ -124,7 +124,7 @@ def test_the_names_are_the_same_everywhere():
 )
 def test_a_likelihood_that_does_not_fit_is_told_with_a_better_one(likelihood, levels, expected):
     images = np.random.default_rng(0).choice(np.uint8(levels), (9, 4, 4, 1))
-    reason = why_it_does_not_fit(likelihood, images)
+    reason = likelihood_warning(likelihood, images)
     if expected is None:
         assert reason is None
     else:

@@ -223,10 +223,10 @@ def test_test_images_do_not_drift_and_inverted_ones_do(finished, model, scored, 
 def test_a_table_is_sampled_in_one_pass(scored, digits):
     table = scored("digits", digits)
     whole = read_sample(table, 5000, 8)
-    assert len(whole.scores) == whole.count == 1797
+    assert len(whole.scores) == whole.rows == 1797
     part = read_sample(table, 100, 8)
     assert part.means.shape == (100, 8)
-    assert part.count == 1797
+    assert part.rows == 1797
     rows = {tuple(row) for row in np.column_stack([whole.scores, whole.means])}
     assert {tuple(row) for row in np.column_stack([part.scores, part.means])} <= rows
 

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -117,25 +118,25 @@ def export_saved_model(folder: Path, vae: VAE) -> None:
     (folder / "assets").rmdir()
 
 
-def _signatures(vae: VAE) -> dict[str, Callable]:
+def _signatures(vae: VAE) -> dict[str, Callable[..., Any]]:
     """What a service can ask, as functions of batches that return dicts of named outputs."""
 
-    def encode(images):
+    def encode(images: Any) -> dict[str, Any]:
         return vae.encoder(images)
 
-    def decode(latents):
+    def decode(latents: Any) -> dict[str, Any]:
         return {"reconstruction": vae.decode(latents)}
 
-    def reconstruct(images):
+    def reconstruct(images: Any) -> dict[str, Any]:
         return {"reconstruction": vae(images)["reconstruction"]}
 
-    def score(images, noise):
+    def score(images: Any, noise: Any) -> dict[str, Any]:
         return {"score": -vae.terms(images, noise[None]).elbo}
 
     return {"encode": encode, "decode": decode, "reconstruct": reconstruct, "score": score}
 
 
-def _arguments(function: Callable, values: Mapping) -> dict:
+def _arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values a signature takes, by the names of its parameters."""
     return {name: values[name] for name in inspect.signature(function).parameters}
 
@@ -200,7 +201,7 @@ def _saved_model_difference(path: Path, vae: VAE, inputs: Mapping[str, np.ndarra
     return float(np.max(differences))
 
 
-def _difference(exported: Mapping, expected: Mapping) -> float:
+def _difference(exported: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     """Over the outputs of the exported form; an output Keras does not have is a KeyError."""
     largest = []
     for name, values in exported.items():

@@ -12,7 +12,7 @@ import io
 import os
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,7 +21,7 @@ from vaeflow.common.files import sha256_of
 from vaeflow.errors import BundleError
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 REQUIRED = {"encoder.onnx", "decoder.onnx"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -40,7 +41,8 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # A file's name may be no text: better shown escaped than an error after the work is done.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # By default these end a process on the spot: MLflow runs would stay open for ever, and
     # Prefect's temporary server and a stage's processes would go on without us.
     for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):

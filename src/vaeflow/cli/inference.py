@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaeflow.cli.options import Key, Model, Out, Resize, Seed, Sources, find_workspace
 from vaeflow.errors import BadImageError, DataError
 from vaeflow.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from vaeflow.bundle.runtime import Bundle
+    from vaeflow.data.io.sources import Images
 
 commands = typer.Typer()
 PANEL = "Inference"
@@ -148,13 +152,15 @@ def serve(
     run(settings, host, port)
 
 
-def _load(model: str):
+def _load(model: str) -> Bundle:
     import vaeflow
 
     return vaeflow.load(model)
 
 
-def _load_and_read(model: str, sources: list[str], resize: str | None, key: str | None):
+def _load_and_read(
+    model: str, sources: list[str], resize: str | None, key: str | None
+) -> tuple[Bundle, Images]:
     from vaeflow.scoring.images import read, reading_for
 
     loaded = _load(model)

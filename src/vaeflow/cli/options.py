@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaeflow.common.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vaeflow.config.schema import Parameters
 
 Model = Annotated[
     str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
@@ -27,7 +30,7 @@ Out = Annotated[Path, typer.Option(help="The file to write; its ending decides t
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
 
 
-def find_workspace():
+def find_workspace() -> tuple[Workspace, Parameters]:
     """The workspace that this is run in, and its parameters."""
     from vaeflow.config.schema import load_parameters
 

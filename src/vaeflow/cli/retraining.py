@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -60,7 +60,7 @@ def retrain(
             from prefect.exceptions import CancelledRun
             from prefect.flows import load_flow_from_entrypoint
 
-            run = load_flow_from_entrypoint(f"{workspace.flow}:retrain")
+            run: Any = load_flow_from_entrypoint(f"{workspace.flow}:retrain")
             ready.result()
             server.wait(shown.say)
             with server.in_use():
@@ -86,7 +86,7 @@ def schedule(
     serve(workspace, cron)
 
 
-def _check(workspace: Workspace, overrides: dict) -> None:
+def _check(workspace: Workspace, overrides: dict[str, Any]) -> None:
     """Find the mistakes that the flow would find too, but after it has a server."""
     from vaeflow.common.versioning import require_repository
     from vaeflow.config.edit import check

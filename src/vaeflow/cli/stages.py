@@ -77,7 +77,8 @@ def _import_keras() -> None:
     unused = {"sklearn", "matplotlib", "pandas"} - sys.modules.keys()
     if keras_backend() != "jax":
         unused |= {"jax"} - sys.modules.keys()
-    sys.modules.update(dict.fromkeys(unused))  # to import one is now an ImportError
+    for name in unused:
+        sys.modules[name] = None  # type: ignore[assignment]  # to import one is an ImportError
     try:
         import keras  # noqa: F401
     finally:

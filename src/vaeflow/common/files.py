@@ -64,14 +64,14 @@ def _staging(target: Path) -> Iterator[Path]:
     """
     missing = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        _sync(folder.parent)
+    for made in missing:
+        _sync(made.parent)
     prefix = f".{target.name}.staging-"
     for left in target.parent.glob(f"{glob.escape(prefix)}????????"):
         with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError), _locked(left, False):
             _tidy_up(left, target)
     with ExitStack() as held:
-        folder = None
+        folder: Path | None = None
         while folder is None:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             try:

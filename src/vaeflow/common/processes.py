@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def cores() -> int:
@@ -32,8 +33,8 @@ def cores() -> int:
 
 @contextmanager
 def process_group(
-    command: list[str], *, grace: float = 10, end: int = signal.SIGTERM, **options
-) -> Iterator[subprocess.Popen]:
+    command: list[str], *, grace: float = 10, end: int = signal.SIGTERM, **options: Any
+) -> Iterator[subprocess.Popen[Any]]:
     """Start a command in a process group of its own, and end the whole group with the block.
 
     A signal to the command alone would leave what it started running.
@@ -51,7 +52,7 @@ def process_group(
         _end_group(process, grace, end)
 
 
-def _end_group(process: subprocess.Popen, grace: float, end: int) -> None:
+def _end_group(process: subprocess.Popen[Any], grace: float, end: int) -> None:
     """Ask the whole group to end, wait for the last of it, then make it end."""
     with suppress(ProcessLookupError):  # nobody is left: the usual case
         os.killpg(process.pid, end)

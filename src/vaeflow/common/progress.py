@@ -33,7 +33,7 @@ class Progress:
 
     def __init__(
         self, label: str, total: int, *, done: int = 0, unit: str | None = None, lines: bool = True
-    ):
+    ) -> None:
         self.label = label
         self.total = total
         self.done = self.before = done
@@ -47,7 +47,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wipe()
 
     def wipe(self) -> None:

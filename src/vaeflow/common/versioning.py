@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from vaeflow.common import processes
 from vaeflow.common.workspace import Workspace
@@ -96,7 +97,7 @@ def data_md5(workspace: Workspace) -> str | None:
     return _pointer(workspace).get("outs", [{}])[0].get("md5")
 
 
-def _pointer(workspace: Workspace) -> dict:
+def _pointer(workspace: Workspace) -> dict[str, Any]:
     """What `data.dvc` says; nothing where there is no such file."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

@@ -12,9 +12,10 @@ import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from vaeflow.config.model import Binarize, Likelihood, Network, Objective, VAEConfig
 from vaeflow.errors import ConfigError
@@ -184,7 +185,7 @@ def load_parameters(path: Path) -> Parameters:
     return validate(read_parameters(path), str(path))
 
 
-def read_parameters(path: Path) -> dict:
+def read_parameters(path: Path) -> dict[str, Any]:
     """What a parameter file says, whether allowed or not.
 
     Raises:
@@ -205,7 +206,7 @@ def read_parameters(path: Path) -> dict:
     return content
 
 
-def validate(content: dict, origin: str) -> Parameters:
+def validate(content: dict[str, Any], origin: str) -> Parameters:
     """Parameters from sections of keys and values.
 
     Args:
@@ -222,7 +223,7 @@ def validate(content: dict, origin: str) -> Parameters:
         raise ConfigError(f"{origin}:\n{faults}") from None
 
 
-def _explain(fault) -> str:
+def _explain(fault: ErrorDetails) -> str:
     """One pydantic fault in a line: key, what is wrong, what would be right."""
     location = fault["loc"]
     key = ".".join(str(part) for part in location)
@@ -235,14 +236,14 @@ def _explain(fault) -> str:
     return f"{key}: {fault['msg']}, found {shown}."
 
 
-def _keys_beside(location: tuple) -> dict[str, str]:
+def _keys_beside(location: tuple[Any, ...]) -> dict[str, str]:
     """Valid keys, last part to dotted: of the section it is in, else the sections and all keys."""
     sections = Parameters.model_fields
     inside = [location[0]] if len(location) > 1 else list(sections)
     keys = {
         key: f"{section}.{key}"
         for section in inside
-        for key in sections[section].annotation.model_fields
+        for key in type(getattr(Parameters(), section)).model_fields
     }
     return keys if len(location) > 1 else keys | {section: section for section in sections}
 

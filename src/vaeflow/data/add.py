@@ -86,7 +86,7 @@ class Added:
     dropped: int
     report: Report
     before: str | None
-    after: str
+    after: str | None
 
     def lines(self) -> list[str]:
         """What a person wants to know of it, a fact a line."""

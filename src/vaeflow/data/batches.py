@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -28,19 +29,19 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        images,
+        images: Any,
         batch_size: int,
         *,
         shuffle_seed: int | None = None,
         multiple_of: int = 1,
-    ):
+    ) -> None:
         super().__init__()
         self.images = images
         self.kept = keras.ops.is_tensor(images)
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.multiple_of = multiple_of
-        self.feeds = {}
+        self.feeds: dict[Any, Any] = {}
         self.at(epoch=0)
 
     def at(self, epoch: int, first: int = 0) -> Batches:
@@ -55,7 +56,7 @@ class Batches(keras.utils.PyDataset):
             self.order = generator.permutation(np.arange(len(self.images), dtype=np.uint32))
         return self
 
-    def feed(self):
+    def feed(self) -> Any:
         """Itself as the backend takes it fastest, for one `fit` or `evaluate` after the other.
 
         Of images that TensorFlow keeps on a device it is the rows that are fed; the model picks
@@ -71,7 +72,7 @@ class Batches(keras.utils.PyDataset):
             self.feeds[self.first] = self._dataset()
         return self.feeds[self.first]
 
-    def _dataset(self):
+    def _dataset(self) -> Any:
         import tensorflow as tf
 
         signature = tf.TensorSpec((None, *self.images.shape[1:]), tf.uint8)
@@ -83,7 +84,7 @@ class Batches(keras.utils.PyDataset):
         data = data.apply(tf.data.experimental.assert_cardinality(len(self)))
         return data.prefetch(2).with_options(options)
 
-    def _epoch(self):
+    def _epoch(self) -> Any:
         """The batches of an epoch; each call begins the next."""
         self.on_epoch_begin()
         return (self[index] for index in range(len(self)))
@@ -91,7 +92,7 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size) - self.first
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         rows = self._rows(index)
         if not self.kept:
             return np.asarray(self.images[rows])

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 
-def row_numbers(rows, count: int) -> Sequence[int]:
+def row_numbers(rows: Any, count: int) -> Sequence[int]:
     """Which rows of so many a key stands for, as numpy understands it.
 
     Args:
@@ -55,8 +56,9 @@ class StoredImages:
         >>> StoredImages(np.load("train.npy", mmap_mode="r"))[[3, 5]]  # a numpy array
     """
 
-    def __init__(self, images: np.memmap):
-        self.shape = images.shape
+    def __init__(self, images: np.memmap) -> None:
+        assert images.filename is not None
+        self.shape: tuple[int, ...] = images.shape
         self._offset = images.offset
         self._bytes = images[:1].nbytes
         self._file = os.open(images.filename, os.O_RDONLY)
@@ -65,7 +67,7 @@ class StoredImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows) -> np.ndarray:
+    def __getitem__(self, rows: Any) -> np.ndarray:
         rows = row_numbers(rows, len(self))
         if isinstance(rows, range) and rows.step == 1:
             content = self._read(rows.start, len(rows))
@@ -92,15 +94,15 @@ class Binarized:
         >>> Binarized(images, seed=0)[[3, 5]]  # uint8, (2, height, width, channels), 0 and 255
     """
 
-    def __init__(self, images: np.ndarray, seed: int):
+    def __init__(self, images: Images, seed: int) -> None:
         self.images = images
         self.seed = seed
-        self.shape = images.shape
+        self.shape: tuple[int, ...] = images.shape
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, rows) -> np.ndarray:
+    def __getitem__(self, rows: Any) -> np.ndarray:
         pixels = np.asarray(self.images[rows])
         thresholds = [self._thresholds(row) for row in row_numbers(rows, len(self))]
         # White for x of the 255 thresholds 0..254: never for 0, always for 255.
@@ -113,6 +115,10 @@ class Binarized:
         return generator.integers(0, 255, self.shape[1:], dtype=np.uint8)
 
 
-def binarized(images: np.ndarray, binarize: str, seed: int) -> np.ndarray | Binarized:
+def binarized(images: Images, binarize: str, seed: int) -> Images:
     """Images to validate or test on: drawn once, or as they are where `binarize` is `none`."""
     return images if binarize == "none" else Binarized(images, seed)
+
+
+# What batches are taken from.
+Images: TypeAlias = np.ndarray | StoredImages | Binarized

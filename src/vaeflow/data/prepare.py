@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,7 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
         survey = _write_splits(folder, workspace, parameters)
         survey.check_splits()
         prepared = Prepared(dict(survey.splits), survey.duplicates)
+        assert survey.image_shape is not None  # `check_splits` found images
         about = {"image_shape": list(survey.image_shape), **prepared._asdict()}
         write_json(folder / "dataset.json", about)
     return prepared
@@ -75,7 +76,7 @@ class SplitWriter:
         root: the folder below which the images lie; the index names them from there.
     """
 
-    def __init__(self, folder: Path, image_shape: tuple[int, ...], root: Path):
+    def __init__(self, folder: Path, image_shape: tuple[int, ...], root: Path) -> None:
         import pyarrow
         import pyarrow.parquet
 
@@ -117,7 +118,7 @@ class SplitWriter:
             array.close()
 
 
-def _hexadecimal(digests: np.ndarray):
+def _hexadecimal(digests: np.ndarray) -> Any:
     """A column of text, 64 characters for each digest."""
     import pyarrow
 
@@ -129,7 +130,7 @@ def _hexadecimal(digests: np.ndarray):
     )
 
 
-def load_split(prepared: Path, name: str) -> np.ndarray:
+def load_split(prepared: Path, name: str) -> np.memmap:
     """One split, memory-mapped: uint8 `(count, height, width, channels)`."""
     return np.load(prepared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 

@@ -41,12 +41,12 @@ def pixel_digests(images: np.ndarray) -> np.ndarray:
         uint8, `(count, 32)`.
     """
     rows = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
-    return as_digests([hashlib.sha256(row).digest() for row in rows])
+    return as_digests([hashlib.sha256(row.data).digest() for row in rows])
 
 
 def pixel_digest(image: np.ndarray) -> bytes:
     """SHA-256 of one image's pixels, uint8 `(height, width, channels)`."""
-    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()
 
 
 def as_digests(digests: Sequence[bytes]) -> np.ndarray:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,16 @@ SHOWN_REJECTED = 5
 SHOWN_LABELS = 12
 
 
-def reading_of(parameters: Prepare, on_bad=refuse, **options) -> Reading:
+def reading_of(
+    parameters: Prepare, on_bad: Callable[[BadImageError], None] = refuse, **options: Any
+) -> Reading:
     """How images of a data set are read: no constant ones, within the limits of params.yaml."""
     return Reading(limits=parameters, allow_constant=False, on_bad=on_bad, **options)
 
 
-def data_blocks(workspace: Workspace, parameters: Prepare, on_bad=refuse) -> Iterator[Images]:
+def data_blocks(
+    workspace: Workspace, parameters: Prepare, on_bad: Callable[[BadImageError], None] = refuse
+) -> Iterator[Images]:
     """The images in `data/`, some megabytes at a time.
 
     Raises:
@@ -48,7 +53,7 @@ class Survey:
         splits: images by split.
     """
 
-    def __init__(self, parameters: Prepare):
+    def __init__(self, parameters: Prepare) -> None:
         self.count = 0
         self.image_shape: tuple[int, ...] | None = None
         self.smallest, self.largest = 255, 0
@@ -127,6 +132,7 @@ class Report:
         survey = self.survey
         if not survey.count:
             return ["no images that can be used", *self._rejections()]
+        assert survey.image_shape is not None  # known with the first image
         height, width, channels = survey.image_shape
         splits = ", ".join(f"{survey.splits[name]:,} {name}" for name in SPLITS)
         lines = [
@@ -194,7 +200,7 @@ class Glance:
         histogram: pixels by channel and value, `(channels, 256)`.
     """
 
-    def __init__(self, shown: int, shape: tuple[int, ...], generator: np.random.Generator):
+    def __init__(self, shown: int, shape: tuple[int, ...], generator: np.random.Generator) -> None:
         self.count = 0
         self.images = np.empty((0, *shape), np.uint8)
         self.histogram = np.zeros((shape[-1], LEVELS), np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -17,6 +17,7 @@ from keras import ops
 from vaeflow.bundle.manifest import write_reference
 from vaeflow.bundle.runtime import SCORE_SAMPLES
 from vaeflow.common.progress import Progress
+from vaeflow.data.images import Images
 from vaeflow.model import objective
 from vaeflow.model.steps.backend import backend
 from vaeflow.model.vae import VAE
@@ -39,7 +40,7 @@ class Bounds(NamedTuple):
     means: np.ndarray
 
 
-def compute_bounds(vae: VAE, images: np.ndarray, samples: int, seed: int) -> Bounds:
+def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
     """Estimate both bounds of each image from the same posterior draws, in bounded memory.
 
     The same seed gives the same draws however they are cut into blocks.
@@ -63,7 +64,7 @@ def compute_bounds(vae: VAE, images: np.ndarray, samples: int, seed: int) -> Bou
     return Bounds(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
 
 
-def scaled_blocks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def scaled_blocks(images: Images, size: int) -> Iterator[np.ndarray]:
     """Blocks of images as float32 in [0, 1], in order.
 
     Not through tf.data: its threads compete with a decoder that uses every core anyway.
@@ -78,14 +79,14 @@ def draws_at_once(vae: VAE) -> int:
     return max(1, VALUES_PER_BLOCK // widest)
 
 
-def _compiled(vae: VAE) -> Callable:
+def _compiled(vae: VAE) -> Callable[..., Any]:
     """The costly part as one graph, traced once for blocks of all sizes.
 
     Takes images, the posterior and noise `(samples, batch, latent_dim)`; gives the sum of the log
     likelihoods and the log of the sum of the weights over the samples, each `(batch,)`.
     """
 
-    def decode(images, mean, log_variance, noise):
+    def decode(images: Any, mean: Any, log_variance: Any, noise: Any) -> Any:
         latents = objective.reparameterise(mean, log_variance, noise)
         log_likelihood = vae.log_likelihood(images, latents)
         log_weights = objective.log_importance_weights(log_likelihood, latents, mean, log_variance)
@@ -96,7 +97,14 @@ def _compiled(vae: VAE) -> Callable:
     return backend().compiled(decode, shapes)
 
 
-def _block(vae, decode, images, sizes, generator, progress) -> Bounds:
+def _block(
+    vae: VAE,
+    decode: Callable[..., Any],
+    images: Any,
+    sizes: Any,
+    generator: np.random.Generator,
+    progress: Progress,
+) -> Bounds:
     """Both bounds of a block of images, the samples taken a few at a time."""
     posterior = vae.encoder(images)
     mean, log_variance = posterior["mean"], posterior["log_variance"]
@@ -139,7 +147,7 @@ REFERENCE_IMAGES = 5_000
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
-def compute_scores(vae: VAE, images: np.ndarray) -> np.ndarray:
+def compute_scores(vae: VAE, images: Images) -> np.ndarray:
     """The score of each image, from the draws that a service makes by default.
 
     Args:

@@ -14,7 +14,7 @@ from vaeflow.bundle.manifest import REFERENCE
 from vaeflow.common.files import atomic_directory, write_json
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Evaluate
-from vaeflow.data.images import binarized
+from vaeflow.data.images import Images, binarized
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import RegistryError, TrainingError
 from vaeflow.evaluation import figures
@@ -59,7 +59,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
             f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "
             "is of no use. Train it again, with a lower train.learning_rate."
         )
-    if reason := why_collapsed(metrics["active_units"], vae.config.latent_dim):
+    if reason := why_collapsed(int(metrics["active_units"]), vae.config.latent_dim):
         print(f"warning: {reason}", flush=True)
 
     with atomic_directory(workspace.evaluation) as folder:
@@ -81,7 +81,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
 
 
 def _draw(
-    folder: Path, vae: VAE, images, bounds: Bounds, labels: np.ndarray | None, seed: int
+    folder: Path, vae: VAE, images: Images, bounds: Bounds, labels: np.ndarray | None, seed: int
 ) -> None:
     """The pictures of what the model does."""
     kl = bounds.kl_per_dimension.mean(axis=0)
@@ -109,7 +109,7 @@ MEANS = ("elbo", "log_likelihood", "kl", "importance_weighted_bound")
 COLLAPSED_SHARE = 0.1
 
 
-def summarise(bounds: Bounds, vae: VAE, images: np.ndarray) -> dict[str, float]:
+def summarise(bounds: Bounds, vae: VAE, images: Images) -> dict[str, float]:
     """Means over the images with their standard errors, in nats per image, and counts.
 
     `rate` and `distortion` are the model's point in the plane of Alemi et al. 2018: the KL term and

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from vaeflow.common.pictures import grid, pairs, write_png
+from vaeflow.data.images import Images
 from vaeflow.data.splits import evenly
 from vaeflow.model.vae import VAE
 
@@ -20,7 +21,7 @@ SHOWN_POINTS = 5_000
 NAMED_LABELS = 20  # more have a colour bar instead of a legend
 
 
-def draw_reconstructions(path: Path, vae: VAE, images: np.ndarray) -> None:
+def draw_reconstructions(path: Path, vae: VAE, images: Images) -> None:
     """Rows of test images, each with the row of its reconstructions below."""
     images = np.asarray(images[evenly(len(images), SHOWN_PAIRS)])
     outputs = vae(images.astype(np.float32) / 255)
@@ -109,15 +110,18 @@ def draw_latent_map(path: Path, means: np.ndarray, labels: np.ndarray | None) ->
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axis = figure.subplots()
     if labels is None:
-        axis.scatter(*points.T, s=8)
+        axis.scatter(points[:, 0], points[:, 1], s=8)
     elif len(names := np.unique(labels)) <= NAMED_LABELS:
         palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
         for index, name in enumerate(names):
-            axis.scatter(*points[labels == name].T, s=8, color=palette(index), label=name)
+            chosen = points[labels == name]
+            axis.scatter(chosen[:, 0], chosen[:, 1], s=8, color=palette(index), label=name)
         figure.legend(loc="outside right upper", title="label")
     else:
         places = np.searchsorted(names, labels)
-        figure.colorbar(axis.scatter(*points.T, c=places, s=8), label="label's place among all")
+        figure.colorbar(
+            axis.scatter(points[:, 0], points[:, 1], c=places, s=8), label="label's place among all"
+        )
     what = "latent mean" if means.shape[1] <= 2 else "principal component of the latent means"
     axis.set(xlabel=f"first {what}", ylabel=f"second {what}")
     figure.savefig(path, dpi=120)
@@ -153,7 +157,7 @@ def draw_scores(path: Path, scores: Mapping[str, np.ndarray], usual: Mapping[str
     axis = figure.subplots()
     edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), bins=40)
     for split, values in scores.items():
-        axis.hist(values, edges, density=True, histtype="step", label=split)
+        axis.hist(values, list(edges), density=True, histtype="step", label=split)
     for share, style in (("0.95", "--"), ("0.99", ":")):
         label = f"{float(share):.0%} of validation"
         axis.axvline(usual[share], color="black", linestyle=style, label=label)

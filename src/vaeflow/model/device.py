@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from vaeflow.common.processes import cores
 from vaeflow.errors import ConfigError
@@ -95,7 +96,7 @@ def choose_jit(setting: str | bool) -> bool:
     `auto` does under JAX, which knows no other way of being fast, and on GPUs; on CPUs TensorFlow's
     own kernels are faster.
     """
-    return has_gpu() or _backend() == "jax" if setting == "auto" else setting
+    return has_gpu() or _backend() == "jax" if isinstance(setting, str) else setting
 
 
 def choose_steps_per_execution() -> int:
@@ -109,7 +110,7 @@ def choose_steps_per_execution() -> int:
     return 32 if has_gpu() else 8
 
 
-def keep_on_device(images):
+def keep_on_device(images: Any) -> Any:
     """Images as one tensor on the only accelerator, where they take at most 1 GiB; else as given.
 
     Args:
@@ -120,7 +121,7 @@ def keep_on_device(images):
     return put_on_device(images[:])
 
 
-def put_on_device(images):
+def put_on_device(images: Any) -> Any:
     """A tensor of them on the first device; of the CPU's, where there is no other."""
     if _backend() == "tensorflow":
         import tensorflow as tf
@@ -211,13 +212,13 @@ def _accelerators() -> list[str]:
     return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
 
 
-def _is_split(tf) -> bool:
+def _is_split(tf: Any) -> bool:
     """Whether the CPU is split into several devices; to count these would start TensorFlow."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     return len(tf.config.get_logical_device_configuration(cpu) or [cpu]) > 1
 
 
-def _devices() -> list:
+def _devices() -> list[Any]:
     if _backend() == "tensorflow":
         import tensorflow as tf
 

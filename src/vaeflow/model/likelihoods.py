@@ -8,12 +8,15 @@ leading sample axes; those that are one number a channel have height and width 1
 are in nats per image, `(..., batch)`.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from vaeflow.model.objective import LOG_2_PI
+from vaeflow.data.images import Images
+from vaeflow.model.objective import LOG_2_PI, Tensor
 
 HALF_LEVEL = 0.5 / 255
 PIXEL_AXES = (-3, -2, -1)
@@ -40,13 +43,13 @@ class Bernoulli:
     parameters: ClassVar = {"logits": Parameter()}
 
     @staticmethod
-    def log_likelihood(images, logits):
+    def log_likelihood(images: Tensor, logits: Tensor) -> Tensor:
         """Log p(x|t) from logits."""
         # log p = x log sigmoid(l) + (1 - x) log sigmoid(-l) = x l - softplus(l)
         return ops.sum(images * logits - ops.softplus(logits), axis=PIXEL_AXES)
 
     @staticmethod
-    def mean(logits):
+    def mean(logits: Tensor) -> Tensor:
         """Probability of a white pixel."""
         return ops.sigmoid(logits)
 
@@ -65,13 +68,13 @@ class Gaussian:
     }
 
     @staticmethod
-    def log_likelihood(images, mean, log_scale):
+    def log_likelihood(images: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
         """Log density of the pixels in [0, 1]."""
         standardised = (images - mean) * ops.exp(-log_scale)
         return -ops.sum(0.5 * (LOG_2_PI + ops.square(standardised)) + log_scale, axis=PIXEL_AXES)
 
     @staticmethod
-    def mean(mean, log_scale):
+    def mean(mean: Tensor, log_scale: Tensor) -> Tensor:
         """The mean itself."""
         return mean
 
@@ -89,7 +92,7 @@ class DiscretizedLogistic:
     }
 
     @staticmethod
-    def log_likelihood(images, location, log_scale):
+    def log_likelihood(images: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
         """Log probability of the levels.
 
         With a and b the standardised upper and lower edge of a level, sigmoid(a) - sigmoid(b) =
@@ -105,7 +108,7 @@ class DiscretizedLogistic:
         return ops.sum(levels, axis=PIXEL_AXES)
 
     @staticmethod
-    def mean(location, log_scale):
+    def mean(location: Tensor, log_scale: Tensor) -> Tensor:
         """Mean of the logistic cut off at 0 and 1: that of the levels, to within half a level.
 
         It is the integral of sigmoid((location - u) / scale) over u from 0 to 1.
@@ -115,14 +118,14 @@ class DiscretizedLogistic:
         return ops.clip(scale * (ops.softplus(upper) - ops.softplus(lower)), 0.0, 1.0)
 
 
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, Any] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
     "discretized_logistic": DiscretizedLogistic,
 }
 
 
-def is_binary(images: np.ndarray, block: int = 4096) -> bool:
+def is_binary(images: Images, block: int = 4096) -> bool:
     """Whether every pixel of uint8 images is 0 or 255; stops at the first block that is not."""
     return all(
         np.isin(images[start : start + block], (0, 255)).all()
@@ -130,7 +133,7 @@ def is_binary(images: np.ndarray, block: int = 4096) -> bool:
     )
 
 
-def is_proper(likelihood: str, images: np.ndarray) -> bool:
+def is_proper(likelihood: str, images: Images) -> bool:
     """Whether the likelihood is one of these images: all are, but Bernoulli of grey pixels.
 
     Args:
@@ -140,7 +143,7 @@ def is_proper(likelihood: str, images: np.ndarray) -> bool:
     return likelihood != "bernoulli" or is_binary(images)
 
 
-def why_it_does_not_fit(likelihood: str, images: np.ndarray) -> str | None:
+def likelihood_warning(likelihood: str, images: Images) -> str | None:
     """Why a likelihood is a poor choice for these images, and a better one; None where it fits.
 
     Args:

@@ -3,9 +3,11 @@
 `conv` is small and fast; `residual` is deeper, and pays on a GPU.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import layers, ops
@@ -13,6 +15,7 @@ from keras import layers, ops
 from vaeflow.config.model import VAEConfig
 from vaeflow.model.device import has_gpu
 from vaeflow.model.likelihoods import Parameter
+from vaeflow.model.objective import Tensor
 
 if keras.backend.backend() == "tensorflow":
     from vaeflow.model.steps import cpu
@@ -32,7 +35,7 @@ def level_sizes(size: int, levels: int) -> list[int]:
     return sizes
 
 
-def soft_bound(values, low, high):
+def soft_bound(values: Tensor, low: float, high: float) -> Tensor:
     """Squeeze values smoothly into (low, high); around the middle they stay nearly as they are."""
     middle, reach = (low + high) / 2, (high - low) / 2
     return middle + reach * ops.tanh((values - middle) / reach)
@@ -47,7 +50,7 @@ class PerChannel(layers.Layer):
         start: their value before training.
     """
 
-    def __init__(self, channels, start=0.0, **kwargs):
+    def __init__(self, channels: int, start: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.channels = channels
         self.start = start
@@ -55,17 +58,17 @@ class PerChannel(layers.Layer):
             name="values", shape=(channels,), initializer=keras.initializers.Constant(start)
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         """Repeat the numbers for each row of `inputs`, `(batch, height, width, features)`."""
         return ops.zeros_like(inputs[:, :1, :1, :1]) + self.values
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Every constructor value."""
         return {**super().get_config(), "channels": self.channels, "start": self.start}
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
-def silu(x):
+def silu(x: Tensor) -> Tensor:
     """`x * sigmoid(x)`, whose gradient TensorFlow would take six passes over the memory for."""
     if keras.backend.backend() == "tensorflow":
         return cpu.silu(x)
@@ -76,14 +79,14 @@ def silu(x):
 class NarrowConv2D(layers.Conv2D):
     """A `Conv2D` of stride 1 to few channels, which trains faster on CPUs under TensorFlow."""
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         """As `Conv2D`, to rounding."""
         if training and keras.backend.backend() == "tensorflow" and not has_gpu():
             return cpu.narrow_convolution(inputs, self.kernel) + self.bias
         return super().call(inputs)
 
 
-def build_encoder(config: VAEConfig):
+def build_encoder(config: VAEConfig) -> keras.Model:
     """Encoder φ: image to the mean and log variance of q(t|x).
 
     Returns:
@@ -101,7 +104,7 @@ def build_encoder(config: VAEConfig):
     return keras.Model(images, outputs, name="encoder")
 
 
-def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]):
+def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]) -> keras.Model:
     """Decoder w: latent to the parameters of p(x|t), mirroring the encoder.
 
     Args:
@@ -129,7 +132,7 @@ def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]):
     return keras.Model(latents, outputs, name="decoder")
 
 
-def _head(x, name, need, image_shape):
+def _head(x: Tensor, name: str, need: Parameter, image_shape: tuple[int, int, int]) -> Tensor:
     """One parameter of the likelihood, from a feature map of the image's size or of half of it.
 
     From half, one convolution gives each place the four pixels it doubles to (sub-pixel
@@ -166,7 +169,7 @@ def _head(x, name, need, image_shape):
 # leaves the last doubling to its head ===
 
 
-def _conv_down(x, filters, depth):
+def _conv_down(x: Tensor, filters: tuple[int, ...], depth: int) -> Tensor:
     for level, channels in enumerate(filters):
         x = _conv(channels, f"down_{level}", strides=2)(x)
         for index in range(1, depth):
@@ -174,7 +177,9 @@ def _conv_down(x, filters, depth):
     return x
 
 
-def _conv_up(x, sizes, filters, depth):
+def _conv_up(
+    x: Tensor, sizes: list[tuple[int, int]], filters: tuple[int, ...], depth: int
+) -> Tensor:
     for level in reversed(range(len(filters))):
         for index in range(1, depth):
             x = _conv(filters[level], f"up_{level}_{index}")(x)
@@ -186,7 +191,7 @@ def _conv_up(x, sizes, filters, depth):
 # === residual: blocks at every size, the image's own included ===
 
 
-def _residual_down(x, filters, depth):
+def _residual_down(x: Tensor, filters: tuple[int, ...], depth: int) -> Tensor:
     x = _conv(filters[0], "stem", activation=None)(x)
     for level, channels in enumerate(filters):
         x = _blocks(x, depth, f"down_{level}")
@@ -195,7 +200,9 @@ def _residual_down(x, filters, depth):
     return layers.Activation(silu, name="last")(x)
 
 
-def _residual_up(x, sizes, filters, depth):
+def _residual_up(
+    x: Tensor, sizes: list[tuple[int, int]], filters: tuple[int, ...], depth: int
+) -> Tensor:
     x = _blocks(x, depth, "deepest")
     for level in reversed(range(len(filters))):
         channels = filters[max(0, level - 1)]
@@ -204,7 +211,7 @@ def _residual_up(x, sizes, filters, depth):
     return layers.Activation(silu, name="last")(x)
 
 
-def _blocks(x, count, name):
+def _blocks(x: Tensor, count: int, name: str) -> Tensor:
     """Pre-activation residual blocks (He et al. 2016), each the identity to begin with.
 
     Their last convolution starts at zero, which takes the place of normalisation (De & Smith 2020):
@@ -223,7 +230,14 @@ def _blocks(x, count, name):
 # === Shared ===
 
 
-def _conv(channels, name, *, strides=1, activation=silu, start="glorot_uniform"):
+def _conv(
+    channels: int,
+    name: str,
+    *,
+    strides: int = 1,
+    activation: Callable[..., Tensor] | None = silu,
+    start: str = "glorot_uniform",
+) -> layers.Layer:
     return layers.Conv2D(
         channels,
         3,
@@ -235,7 +249,13 @@ def _conv(channels, name, *, strides=1, activation=silu, start="glorot_uniform")
     )
 
 
-def _double(x, channels, size, level, activation=silu):
+def _double(
+    x: Tensor,
+    channels: int,
+    size: tuple[int, int],
+    level: int,
+    activation: Callable[..., Tensor] | None = silu,
+) -> Tensor:
     """Twice as high and wide, then cropped to `size`, `(height, width)`."""
     x = layers.Conv2DTranspose(
         channels, 3, strides=2, padding="same", activation=activation, name=f"up_{level}"
@@ -243,7 +263,7 @@ def _double(x, channels, size, level, activation=silu):
     return _crop(x, size, f"crop_{level}")
 
 
-def _crop(x, size, name, dtype=None):
+def _crop(x: Tensor, size: tuple[int, int], name: str, dtype: str | None = None) -> Tensor:
     """Without the last row or column, where `size` is smaller by one.
 
     The decoder doubles exactly, the encoder halves rounding up: so every size comes back exactly.
@@ -257,8 +277,8 @@ def _crop(x, size, name, dtype=None):
 class Network(NamedTuple):
     """From the image to the deepest feature map, and back."""
 
-    down: Callable
-    up: Callable
+    down: Callable[..., Any]
+    up: Callable[..., Any]
 
 
 NETWORKS = {

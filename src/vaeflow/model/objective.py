@@ -12,11 +12,16 @@ divided by the constant N: the same direction, and a scale that does not depend 
 Values are in nats. Axes are named in the order `(samples, batch, latent_dim)`.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 from keras import ops
+
+# A tensor of whatever backend Keras has, or a symbolic one; Keras comes without types.
+Tensor: TypeAlias = Any
 
 LOG_2_PI = math.log(2.0 * math.pi)
 
@@ -24,7 +29,7 @@ LOG_2_PI = math.log(2.0 * math.pi)
 # === The two terms ===
 
 
-def reparameterise(mean, log_variance, noise):
+def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     """Draw t ~ q(t|x) as a differentiable function of noise ~ N(0, I) (Kingma & Welling 2014, 2.4).
 
     Args:
@@ -37,7 +42,7 @@ def reparameterise(mean, log_variance, noise):
     return mean + ops.exp(0.5 * log_variance) * noise
 
 
-def kl_per_dimension(mean, log_variance):
+def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(m, exp v) || N(0, 1)) of each latent dimension (Kingma & Welling 2014, appendix B).
 
     Args:
@@ -50,7 +55,7 @@ def kl_per_dimension(mean, log_variance):
     return 0.5 * (ops.square(mean) + ops.expm1(log_variance) - log_variance)
 
 
-def kl_divergence(mean, log_variance):
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(q(t|x) || N(0, I)): the sum over the latent dimensions.
 
     Args:
@@ -62,7 +67,7 @@ def kl_divergence(mean, log_variance):
     return ops.sum(kl_per_dimension(mean, log_variance), axis=-1)
 
 
-def elbo(log_likelihood, kl):
+def elbo(log_likelihood: Tensor, kl: Tensor) -> Tensor:
     """Evidence lower bound: the Monte Carlo term minus the closed-form KL. Nats, `(batch,)`."""
     # + E_q log p(x|t), estimated by the given draws; - KL(q || prior), exact.
     return log_likelihood - kl
@@ -83,12 +88,12 @@ class Terms(NamedTuple):
     log_variance: keras.KerasTensor
 
     @property
-    def mean_log_likelihood(self):
+    def mean_log_likelihood(self) -> Tensor:
         """E_q[log p(x|t)], estimated from the draws: `(batch,)`."""
         return ops.mean(self.log_likelihood, axis=0)
 
     @property
-    def elbo(self):
+    def elbo(self) -> Tensor:
         """The evidence lower bound, `(batch,)`."""
         kl = kl_divergence(self.mean, self.log_variance)
         return elbo(self.mean_log_likelihood, kl)
@@ -97,7 +102,7 @@ class Terms(NamedTuple):
 # === What training does with the KL term ===
 
 
-def kl_weight(step, warmup_steps, beta):
+def kl_weight(step: Tensor, warmup_steps: int, beta: float) -> Tensor:
     """Weight of the KL term: raised linearly to beta over the first steps.
 
     Beta other than 1 is the beta-VAE of Higgins et al. 2017; raising it slowly keeps the decoder
@@ -113,7 +118,7 @@ def kl_weight(step, warmup_steps, beta):
     return beta * ops.minimum(1.0, (step + 1.0) / warmup_steps)
 
 
-def free_bits_kl(kl_of_dimensions, free_bits):
+def free_bits_kl(kl_of_dimensions: Tensor, free_bits: float) -> Tensor:
     """KL term in which a dimension costs nothing below `free_bits`, after Kingma et al. 2016.
 
     Theirs (appendix C.8) is a floor on the dimension's mean over a mini-batch, so that the
@@ -132,7 +137,12 @@ def free_bits_kl(kl_of_dimensions, free_bits):
     return ops.sum(ops.maximum(kl_of_dimensions, free_bits), axis=-1)
 
 
-def weighted_elbo(log_likelihood, kl_of_dimensions, weight=1.0, free_bits=0.0):
+def weighted_elbo(
+    log_likelihood: Tensor,
+    kl_of_dimensions: Tensor,
+    weight: Tensor | float = 1.0,
+    free_bits: float = 0.0,
+) -> Tensor:
     """What training maximises under `objective: elbo`.
 
     With weight 1 and no free bits it is the mean ELBO over the batch: the lecture's N/M-weighted
@@ -153,13 +163,19 @@ def weighted_elbo(log_likelihood, kl_of_dimensions, weight=1.0, free_bits=0.0):
 # === The importance-weighted bound ===
 
 
-def gaussian_log_density(values, mean, log_variance):
+def gaussian_log_density(values: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Log density of a diagonal Gaussian, summed over the last axis. Nats, shape `(...)`."""
     squared = ops.square(values - mean) * ops.exp(-log_variance)
     return -0.5 * ops.sum(LOG_2_PI + log_variance + squared, axis=-1)
 
 
-def log_importance_weights(log_likelihood, latents, mean, log_variance, weight=1.0):
+def log_importance_weights(
+    log_likelihood: Tensor,
+    latents: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    weight: Tensor | float = 1.0,
+) -> Tensor:
     """Log of p(x|t) (p(t) / q(t|x))^weight for latents drawn from q (Burda et al. 2016, eq. 7).
 
     Args:
@@ -176,7 +192,7 @@ def log_importance_weights(log_likelihood, latents, mean, log_variance, weight=1
     return log_likelihood + weight * (log_prior - log_posterior)
 
 
-def importance_weighted_bound(log_weights):
+def importance_weighted_bound(log_weights: Tensor) -> Tensor:
     """Log of the mean importance weight (Burda et al. 2016, eq. 8).
 
     Args:
@@ -189,7 +205,7 @@ def importance_weighted_bound(log_weights):
     return ops.logsumexp(log_weights, axis=0) - ops.log(samples)
 
 
-def doubly_reparameterised_factor(log_weights, weight=1.0):
+def doubly_reparameterised_factor(log_weights: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """What the gradient in each latent is multiplied by before it goes on to the encoder: DReG.
 
     With the normalised importance weights r_k, the bound's gradient is the sum of r_k d log w_k.
@@ -216,7 +232,7 @@ def doubly_reparameterised_factor(log_weights, weight=1.0):
 # === For comparison ===
 
 
-def score_function_surrogate(values, log_density):
+def score_function_surrogate(values: Tensor, log_density: Tensor) -> Tensor:
     """A function whose gradient estimates that of E_q[values] by the log-derivative trick.
 
     d E_q[f] = E_q[f d log q + d f] (Williams 1992). Unbiased like the reparameterised gradient, but

@@ -1,8 +1,11 @@
 """The variational autoencoder as a `keras.Model` with its own training step."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 from keras import ops
@@ -12,7 +15,7 @@ from vaeflow.errors import BundleError
 from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import build_decoder, build_encoder
-from vaeflow.model.objective import Terms
+from vaeflow.model.objective import Tensor, Terms
 from vaeflow.model.steps.backend import backend
 from vaeflow.model.steps.optimizer import Adam
 
@@ -40,7 +43,7 @@ class VAE(keras.Model):
         >>> vae.fit(images, batch_size=128, epochs=10)  # images: float in [0, 1]
     """
 
-    def __init__(self, config: VAEConfig, **kwargs):
+    def __init__(self, config: VAEConfig, **kwargs: Any) -> None:
         # It casts nothing itself: the networks' layers do, as the global policy says when they are
         # made. So a model trained in mixed precision computes in float32 once it has been loaded.
         super().__init__(**{**kwargs, "dtype": "float32"})
@@ -70,20 +73,20 @@ class VAE(keras.Model):
         # without its optimizer and refuse to export: call it once, symbolically.
         self(keras.KerasTensor((None, *self.config.image_shape), dtype="float32"))
 
-    def build_networks(self):
+    def build_networks(self) -> tuple[keras.Model, keras.Model]:
         """Encoder and decoder, untrained; a subclass may have its own, of the same outputs."""
         return build_encoder(self.config), build_decoder(self.config, self.pixels.parameters)
 
-    def call(self, images, training=False):
+    def call(self, images: Tensor, training: bool = False) -> dict[str, Tensor]:
         """Posterior parameters and the reconstruction from the posterior mean."""
         posterior = self.encoder(images, training=training)
         return {**posterior, "reconstruction": self.decode(posterior["mean"], training=training)}
 
-    def decode(self, latents, training=False):
+    def decode(self, latents: Tensor, training: bool = False) -> Tensor:
         """Pixel means of p(x|t), `(batch, height, width, channels)` in [0, 1]."""
         return self.pixels.mean(**self.decoder(latents, training=training))
 
-    def terms(self, images, noise, training=False) -> Terms:
+    def terms(self, images: Tensor, noise: Tensor, training: bool = False) -> Terms:
         """Encode images, draw latents and judge the images by what is decoded from them.
 
         Args:
@@ -94,7 +97,9 @@ class VAE(keras.Model):
         log_likelihood = self.log_likelihood(images, latents, training=training)
         return Terms(log_likelihood, latents, **posterior)
 
-    def draw(self, images, noise, training=False):
+    def draw(
+        self, images: Tensor, noise: Tensor, training: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Latents of images, `(samples, batch, latent_dim)`, and the posterior that they are from.
 
         Args:
@@ -103,7 +108,7 @@ class VAE(keras.Model):
         posterior = self.encoder(images, training=training)
         return objective.reparameterise(**posterior, noise=noise), posterior
 
-    def log_likelihood(self, images, latents, training=False):
+    def log_likelihood(self, images: Tensor, latents: Tensor, training: bool = False) -> Tensor:
         """Log p(x|t) for several latents of each image.
 
         Args:
@@ -120,18 +125,18 @@ class VAE(keras.Model):
         }
         return self.pixels.log_likelihood(images, **parameters)
 
-    def train_step(self, *arguments):
+    def train_step(self, *arguments: Any) -> Any:
         """One step of stochastic gradient ascent; the backend finds the gradient."""
         return backend().run(self, self._train, *arguments)
 
-    def test_step(self, *arguments):
+    def test_step(self, *arguments: Any) -> Any:
         """The same terms without a step, on the same noise at every call, so epochs compare."""
         return backend().run(self, self._test, *arguments)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing: it is built. On several devices Keras would take a batch to build it with."""
 
-    def _train(self, data):
+    def _train(self, data: Any) -> dict[str, Tensor]:
         images = self._observe(data)
         weight = objective.kl_weight(self.steps, self.config.kl_warmup_steps, self.config.beta)
         find = {
@@ -162,12 +167,12 @@ class VAE(keras.Model):
         results = self._update_metrics(terms, loss, counted=sound)
         return {**results, self.skipped_metric.name: self.skipped_metric.result()}
 
-    def _test(self, data):
+    def _test(self, data: Any) -> dict[str, Tensor]:
         images = self._images_of(data)
         terms = backend().terms(self, images, self._draw_noise(images, self.config.seed))
         return self._update_metrics(terms, self.loss_of(terms, self.config.beta))
 
-    def _observe(self, data):
+    def _observe(self, data: Any) -> Tensor:
         """The images of a batch, drawn black and white where the model binarises."""
         images = self._images_of(data)
         if self.config.binarize != "dynamic":
@@ -175,7 +180,7 @@ class VAE(keras.Model):
         draws = keras.random.uniform(_shape_of_all(images), seed=self.noise)
         return ops.cast(backend().own_part(draws, axis=0) < images, "float32")
 
-    def _images_of(self, data):
+    def _images_of(self, data: Any) -> Tensor:
         """Images in [0, 1] from what `fit` hands over.
 
         That is these or uint8, rows of `kept_images`, or a tuple `(images, labels, weights)`.
@@ -202,7 +207,7 @@ class VAE(keras.Model):
             steps_per_execution=self.steps_per_execution,
         )
 
-    def loss_of(self, terms: Terms, weight):
+    def loss_of(self, terms: Terms, weight: Tensor | float) -> Tensor:
         """Minus what is maximised: nats per image, a scalar."""
         if self.config.objective == "importance_weighted":
             return -ops.mean(objective.importance_weighted_bound(self.log_weights(terms, weight)))
@@ -211,18 +216,20 @@ class VAE(keras.Model):
             terms.mean_log_likelihood, kl, weight, self.config.free_bits
         )
 
-    def log_weights(self, terms: Terms, weight):
+    def log_weights(self, terms: Terms, weight: Tensor | float) -> Tensor:
         """Log importance weights, q's parameters held fixed as the gradient's estimate needs it."""
-        fixed = map(ops.stop_gradient, (terms.mean, terms.log_variance))
+        mean, log_variance = map(ops.stop_gradient, (terms.mean, terms.log_variance))
         return objective.log_importance_weights(
-            terms.log_likelihood, terms.latents, *fixed, weight=weight
+            terms.log_likelihood, terms.latents, mean, log_variance, weight
         )
 
-    def _draw_noise(self, images, seed):
+    def _draw_noise(self, images: Tensor, seed: Any) -> Tensor:
         shape = (self.config.samples, _shape_of_all(images)[0], self.config.latent_dim)
         return backend().own_part(keras.random.normal(shape, seed=seed), axis=1)
 
-    def _update_metrics(self, terms: Terms, loss, counted=True):
+    def _update_metrics(
+        self, terms: Terms, loss: Tensor, counted: Tensor | bool = True
+    ) -> dict[str, Tensor]:
         """Add a batch to the means, unless it is not counted; returns the means so far."""
         log_likelihood = terms.mean_log_likelihood
         kl = objective.kl_divergence(terms.mean, terms.log_variance)
@@ -240,23 +247,23 @@ class VAE(keras.Model):
         return {metric.name: metric.result() for metric in self.term_metrics}
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         """Reset by Keras at the start of each epoch."""
         return [*self.term_metrics, self.skipped_metric]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Every constructor value, the model's own parameters side by side with Keras's."""
         return {**super().get_config(), **asdict(self.config)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> VAE:
         """The model that `get_config` describes."""
         own = {field.name: config[field.name] for field in fields(VAEConfig)}
         others = {name: value for name, value in config.items() if name not in own}
         return cls(VAEConfig(**own), **others)
 
 
-def _shape_of_all(images):
+def _shape_of_all(images: Tensor) -> tuple[Tensor | int, ...]:
     """The shape of the whole batch, of which the images are one replica's part.
 
     Noise is drawn for all, so that it does not depend on how many devices there are.

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from itertools import dropwhile
+from typing import Any
 
 from vaeflow.common import code
 from vaeflow.common.processes import process_group
@@ -139,7 +140,7 @@ def fetch_data(workspace: Workspace, force: bool = False) -> list[str]:
     return list(dropwhile(lambda stage: not force and stage not in status, graph.result()))
 
 
-def _status(workspace: Workspace) -> dict:
+def _status(workspace: Workspace) -> dict[str, Any]:
     return json.loads(run_dvc(workspace, "status", "--json"))
 
 
@@ -173,6 +174,7 @@ def run_stage(
         text=True,
         errors="replace",
     ) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             line = without_secrets(line.rstrip())
             report(line)

@@ -21,17 +21,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from vaeflow.common.processes import process_group
 from vaeflow.common.workspace import Workspace
 from vaeflow.errors import ConfigError, VaeflowError, without_secrets
 
-if TYPE_CHECKING:
-    from prefect.states import State
 
-
-def without_traceback(function: Callable) -> Callable:
+def without_traceback(function: Callable[..., Any]) -> Callable[..., Any]:
     """End a run that a user's mistake stopped as failed, with that message; bugs are raised."""
     from prefect.states import Failed
 
@@ -39,7 +36,7 @@ def without_traceback(function: Callable) -> Callable:
     function.__annotations__ = inspect.get_annotations(function, eval_str=True)
 
     @functools.wraps(function)
-    def guarded(*args, **kwargs):
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except VaeflowError as error:
@@ -48,8 +45,8 @@ def without_traceback(function: Callable) -> Callable:
     return guarded
 
 
-def done(state: State) -> Any:
-    """The value of a task that was called for its state; what stopped it is raised.
+def done(state: Any) -> Any:
+    """Return the value of a task that was called for its state, or raise what stopped it.
 
     The flow's own state then has the sentence. A task that ends with a failed state of its own
     would otherwise return as if it had a value, and Prefect would only count the failed states.
@@ -74,7 +71,7 @@ class Server:
     """
 
     api: str
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen[Any] | None = None
     log: IO[str] | None = None
 
     @property
@@ -122,7 +119,7 @@ class Server:
 
     def _answers(self) -> bool:
         # Another process's server may answer at this port, while ours is still to find it taken.
-        if not _listens(self.process, int(self.page.rpartition(":")[2])):
+        if self.process is None or not _listens(self.process, int(self.page.rpartition(":")[2])):
             return False
         try:
             with urllib.request.urlopen(f"{self.api}/health", timeout=5):
@@ -131,6 +128,7 @@ class Server:
             return False
 
     def _failure(self, what: str) -> VaeflowError:
+        assert self.log is not None
         self.log.seek(0)
         said = "\n".join(f"  {line}" for line in self.log.read().splitlines()[-6:])
         return VaeflowError(
@@ -210,7 +208,7 @@ def _free_port(wanted: int) -> int:
     raise VaeflowError("no free port on 127.0.0.1 for Prefect's server.")
 
 
-def _listens(process: subprocess.Popen, port: int) -> bool:
+def _listens(process: subprocess.Popen[Any], port: int) -> bool:
     """Whether a process or one that it started listens at a port."""
     import psutil
 

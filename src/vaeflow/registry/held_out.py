@@ -155,7 +155,7 @@ def count_try(client: MlflowClient, version: Version, champion: str, digests: np
         if key.startswith(TRIES_TAG)
     }
     alike = {key: _similarity(sketch, other) for key, (_, other) in known.items()}
-    key = max(alike, key=alike.get, default="")
+    key = max(alike, key=lambda key: alike[key], default="")
     if alike.get(key, 0) < SAME_SHARE:
         key, known = f"{TRIES_TAG}{whole[:DIGITS]}", {}
     tries, first = known.get(key, ("0", sketch))

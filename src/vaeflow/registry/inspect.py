@@ -126,7 +126,7 @@ def trace(source: str) -> list[Link]:
     if source.startswith(SCHEME):
         client = connect(workspace)
         version = Address.parse(source).resolve(client)
-        tags, run_id = version.tags, version.run_id
+        tags, run_id = version.tags, str(version.run_id)
         links = [
             Link("version", f"{SCHEME}{version.name}/{version.version}", "registered"),
             Link("bundle", tags.get(SHA256_TAG, UNKNOWN), _artifacts_state(client, version)),

@@ -71,7 +71,7 @@ def turn(own: int, tickets: Collection[int], is_dead: Callable[[int], bool]) -> 
 class Alone:
     """The right to move a model's aliases, as long as nobody took its holder for dead."""
 
-    def __init__(self, client: MlflowClient, lock: str, ticket: int):
+    def __init__(self, client: MlflowClient, lock: str, ticket: int) -> None:
         self.client, self.lock, self.ticket = client, lock, ticket
 
     def confirm(self) -> None:
@@ -142,7 +142,7 @@ def _wait(held: Alone) -> None:
 class Lives:
     """Which tickets' processes show no life any more, by this process's own clock."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen: dict[int, tuple[str, float]] = {}
 
     def of(self, tickets: Mapping[int, tuple[str, str]]) -> Callable[[int], bool]:

@@ -5,8 +5,11 @@ MLflow copies this file and the package into the model and runs it from there; n
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlflow
 import numpy as np
+from mlflow.pyfunc.model import PythonModel
 
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import VaeflowError
@@ -14,7 +17,7 @@ from vaeflow.errors import VaeflowError
 OUTPUTS = ("score", "encode", "reconstruct")
 
 
-class BundleModel(mlflow.pyfunc.PythonModel):
+class BundleModel(PythonModel):
     """Answers `predict(images, params={"output": ...})`.
 
     Images are float32 in [0, 1], `(count, height, width, channels)`. What is answered is a
@@ -26,11 +29,11 @@ class BundleModel(mlflow.pyfunc.PythonModel):
     - `reconstruct`: `reconstruction`, the shape of the images.
     """
 
-    def load_context(self, context):
+    def load_context(self, context: Any) -> None:
         """Open the bundle, which compares its files with its manifest."""
         self.bundle = Bundle(context.artifacts["bundle"])
 
-    def predict(self, context, model_input: np.ndarray, params=None):
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> dict[str, Any]:
         """Answer; see the class."""
         output = (params or {}).get("output", OUTPUTS[0])
         if output == "score":

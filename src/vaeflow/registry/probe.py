@@ -37,7 +37,7 @@ class Probe:
 
     def __init__(self, registry: str):
         self.registry = registry
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Probe:
         return self
@@ -52,7 +52,7 @@ class Probe:
             self._process.kill()
             self._process.communicate()
 
-    def start(self) -> None:
+    def start(self) -> subprocess.Popen[str]:
         """Start the process, unless one stands ready."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
@@ -63,6 +63,7 @@ class Probe:
                 stderr=subprocess.PIPE,
                 text=True,
             )
+        return self._process
 
     def ask(self, address: str) -> str | None:
         """Ask about `models:/NAME/VERSION`; every question has a fresh process.
@@ -70,8 +71,7 @@ class Probe:
         Returns:
             None when the model is fit to answer, else what is wrong with it.
         """
-        self.start()
-        process, self._process = self._process, None
+        process, self._process = self.start(), None
         with tempfile.TemporaryDirectory() as cache:
             try:
                 _, said = process.communicate(f"{address}\n{cache}\n", SECONDS)

@@ -158,8 +158,9 @@ def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path
     from mlflow.exceptions import MlflowException
 
     try:
-        if is_local(version.source):
-            return shutil.copytree(local_folder(version.source) / BUNDLE_PATH, folder / BUNDLE_PATH)
+        source = str(version.source)
+        if is_local(source):
+            return shutil.copytree(local_folder(source) / BUNDLE_PATH, folder / BUNDLE_PATH)
         fetched = download_artifacts(
             artifact_uri=f"{version.source}/{BUNDLE_PATH}",
             dst_path=str(folder),

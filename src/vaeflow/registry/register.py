@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
 from vaeflow.common.code import PACKAGE
@@ -48,7 +48,9 @@ def register(workspace: Workspace) -> Version:
         if known := _only_version(client, manifest.name, digest):
             return known
         _create_version(client, workspace, manifest, digest)
-        return _only_version(client, manifest.name, digest)
+        created = _only_version(client, manifest.name, digest)
+    assert created is not None
+    return created
 
 
 def get_ready(workspace: Workspace) -> None:
@@ -70,11 +72,11 @@ def find_registered(workspace: Workspace) -> Version | None:
 
 def _only_version(client: MlflowClient, name: str, digest: str) -> Version | None:
     """The first version of a bundle; later ones, of processes that came second, are deleted."""
-    first, *later = _versions(client, name, digest) or [None]
-    for version in later:
+    found = _versions(client, name, digest)
+    for version in found[1:]:
         with if_there():  # each process that finds a second version deletes it
             client.delete_model_version(name, version.number)
-    return first
+    return found[0] if found else None
 
 
 def _versions(client: MlflowClient, name: str, digest: str) -> list[Version]:
@@ -145,7 +147,7 @@ def write_mlflow_model(folder: Path, bundle: Path, manifest: Manifest) -> None:
     )
 
 
-def _signature(manifest: Manifest):
+def _signature(manifest: Manifest) -> Any:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec

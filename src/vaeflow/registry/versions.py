@@ -119,7 +119,7 @@ class Address(NamedTuple):
         try:
             if self.alias:
                 return client.get_model_version_by_alias(self.name, self.alias)
-            return client.get_model_version(self.name, self.number)
+            return client.get_model_version(self.name, str(self.number))
         except MlflowException as error:
             if error.error_code in ABSENT:
                 raise RegistryError(

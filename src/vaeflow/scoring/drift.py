@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from vaeflow.common.files import atomic_file, write_json
 from vaeflow.config.schema import Drift
 from vaeflow.errors import DataError, VaeflowError
 from vaeflow.registry.model import locate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MMD_IMAGES = 1_000  # of each side: the kernel has a number for every pair of them
 PERMUTATIONS = 1_999
@@ -35,7 +38,7 @@ class Sample(NamedTuple):
 
     means: np.ndarray  # (images, latent_dim)
     scores: np.ndarray  # (images,)
-    count: int  # rows of the whole table
+    rows: int  # of the whole table
     metadata: dict[str, str]
 
 
@@ -131,7 +134,7 @@ def measure_drift(table: Path, model: str, out: Path, thresholds: Drift) -> dict
     return report
 
 
-def summary(report: dict) -> list[str]:
+def summary(report: dict[str, Any]) -> list[str]:
     """What a person wants to know of a report, a fact a line."""
     drifted = [entry for entry in report["marginals"] if entry["drifted"]]
     names = ", ".join(f"{entry['name']} (by {entry['distance']:.2f})" for entry in drifted)
@@ -200,11 +203,13 @@ def compare(reference: Reference, sample: Sample, thresholds: Drift) -> Comparis
     drifted = (adjusted <= level) & (tests.statistic >= floor)
     rows = zip(names, tests.statistic, tests.pvalue, adjusted, drifted, strict=True)
     marginals = [
-        Marginal(name, *map(float, numbers), bool(drift)) for name, *numbers, drift in rows
+        Marginal(name, float(distance), float(p_value), float(adjusted_p_value), bool(drift))
+        for name, distance, p_value, adjusted_p_value, drift in rows
     ]
     random = np.random.default_rng(SEED)
     discrepancy = maximum_mean_discrepancy(
-        *(_at_most(MMD_IMAGES, means, random) for means in (sample.means, reference.means)),
+        _at_most(MMD_IMAGES, sample.means, random),
+        _at_most(MMD_IMAGES, reference.means, random),
         PERMUTATIONS,
         random,
     )
@@ -299,7 +304,7 @@ def _report(
         "drifted": comparison.drifted,
         "table": str(table),
         **sample.metadata,
-        "images": sample.count,
+        "images": sample.rows,
         "images_compared": len(sample.scores),
         "reference_images": len(reference.scores),
         "marginals": [asdict(marginal) for marginal in comparison.marginals],
@@ -339,14 +344,14 @@ def draw_drift(
     figure.savefig(path, dpi=120)
 
 
-def _draw_scores(axis, reference: np.ndarray, batch: np.ndarray) -> None:
+def _draw_scores(axis: Axes, reference: np.ndarray, batch: np.ndarray) -> None:
     for label, values in (("validation images", reference), ("batch", batch)):
         axis.ecdf(values, label=label)
     axis.set(xlabel="score: minus the ELBO, nats", ylabel="share that scores lower")
     axis.legend()
 
 
-def _draw_distances(axis, comparison: Comparison, thresholds: Drift) -> None:
+def _draw_distances(axis: Axes, comparison: Comparison, thresholds: Drift) -> None:
     shown = sorted(comparison.marginals, key=lambda marginal: -marginal.distance)[:SHOWN_MARGINALS]
     axis.barh(
         [marginal.name for marginal in shown],
@@ -359,7 +364,7 @@ def _draw_distances(axis, comparison: Comparison, thresholds: Drift) -> None:
     axis.set(xlabel="Kolmogorov-Smirnov distance (red: drifted)", xlim=(0, 1))
 
 
-def _draw_discrepancy(axis, comparison: Comparison) -> None:
+def _draw_discrepancy(axis: Axes, comparison: Comparison) -> None:
     discrepancy = comparison.discrepancy
     axis.hist(discrepancy.permuted, bins=30, color="lightgrey", label="labels exchanged")
     axis.axvline(
@@ -375,7 +380,7 @@ DRIFT_DETECTED = "vaeflow.drift.detected"
 WATCHED = re.compile(r"^[^#\n]*resource\.id\S*\s*[\"']?vaeflow\.model\.([^\s\"'}]+)", re.MULTILINE)
 
 
-def emit_drift(report: dict) -> bool:
+def emit_drift(report: dict[str, Any]) -> bool:
     """Send the event `vaeflow.drift.detected` to the Prefect server in `PREFECT_API_URL`.
 
     Its resource is `vaeflow.model.NAME`, the model that scored the batch. Its payload are the

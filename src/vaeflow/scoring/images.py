@@ -86,4 +86,6 @@ def in_shards(blocks: Iterator[Images], size: int) -> Iterator[Images]:
 
 
 def _cut(images: Images, start: int, stop: int | None) -> Images:
-    return Images(*(column[start:stop] for column in images))
+    pixels, digests, names, labels = images
+    part = slice(start, stop)
+    return Images(pixels[part], digests[part], names[part], labels[part])

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,11 +23,13 @@ from vaeflow.errors import VaeflowError
 
 ROWS_PER_GROUP = 16_384  # of Parquet: what is kept in memory until it is written
 
-Columns = Mapping[str, Sequence]
+Columns = Mapping[str, Any]  # sequences or arrays, of one length
 
 
 class Table(Protocol):
     """A file in the making."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None: ...
 
     def write(self, columns: Columns) -> None:
         """Append rows; the columns are the same in every call."""
@@ -44,13 +46,13 @@ class ParquetTable:
         metadata: of its schema.
     """
 
-    def __init__(self, path: Path, metadata: Mapping[str, str]):
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         import pyarrow.parquet  # noqa: F401  # if it is missing, better known now than later
 
         self._path = path
         self._metadata = metadata
-        self._writer = None
-        self._waiting = []
+        self._writer: Any = None
+        self._waiting: list[Any] = []
 
     def write(self, columns: Columns) -> None:
         """See `Table`."""
@@ -73,7 +75,7 @@ class ParquetTable:
         if self._writer:
             self._writer.close()
 
-    def _flush(self, table) -> None:
+    def _flush(self, table: Any) -> None:
         import pyarrow.parquet
 
         if self._writer is None:
@@ -85,7 +87,7 @@ class ParquetTable:
 class CsvTable:
     """A CSV file with a header."""
 
-    def __init__(self, path: Path, _: Mapping[str, str]):
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self._file = path.open("w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
         self._empty = True
@@ -105,19 +107,19 @@ class CsvTable:
 class ScoreArray:
     """The column `score` alone, as float32 `(count,)` in an `.npy` file."""
 
-    def __init__(self, path: Path, _: Mapping[str, str]):
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self._array = ArrayWriter(path, (), np.float32)
 
     def write(self, columns: Columns) -> None:
         """See `Table`."""
-        self._array.write(columns["score"])
+        self._array.write(np.asarray(columns["score"]))
 
     def close(self) -> None:
         """See `Table`."""
         self._array.close()
 
 
-KINDS = {".csv": CsvTable, ".parquet": ParquetTable, ".npy": ScoreArray}
+KINDS: dict[str, type[Table]] = {".csv": CsvTable, ".parquet": ParquetTable, ".npy": ScoreArray}
 
 
 def kind_of(path: Path) -> type[Table]:
@@ -142,7 +144,7 @@ class Parts:
         key: what the numbers depend on apart from the pixels.
     """
 
-    def __init__(self, folder: Path, key: dict[str, object]):
+    def __init__(self, folder: Path, key: dict[str, object]) -> None:
         self.folder = folder
         self._key = json.dumps(key, sort_keys=True).encode()
 
@@ -213,7 +215,7 @@ def write_embeddings(
     path: Path, names: Sequence[str], mean: np.ndarray, log_variance: np.ndarray
 ) -> None:
     """Write posterior means as `.npy`, or one row an image with both parameters as a table."""
-    columns = {"id": names}
+    columns: dict[str, Any] = {"id": names}
     for label, values in (("mean", mean), ("log_variance", log_variance)):
         columns |= {f"{label}_{unit}": values[:, unit] for unit in range(values.shape[1])}
     _write(path, {**_table(columns), ".npy": lambda file: np.save(file, mean)})
@@ -230,7 +232,7 @@ def _write(path: Path, writers: Mapping[str, Writer]) -> None:
         raise VaeflowError(f"{path} cannot be written: {error}") from None
 
 
-def _table(columns: Mapping[str, Sequence]) -> dict[str, Writer]:
+def _table(columns: Mapping[str, Sequence[Any]]) -> dict[str, Writer]:
     def csv(file: Path) -> None:
         import csv
 

@@ -9,12 +9,12 @@ is written in one pass from the first row to the last, and takes its name when i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from vaeflow.data.io.sources import Images, refuse
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.registry.model import Model, locate
 from vaeflow.scoring.images import blocks, count, in_shards, reading_for
-from vaeflow.scoring.outputs import Parts, Table, kind_of, parts_beside
+from vaeflow.scoring.outputs import Columns, Parts, Table, kind_of, parts_beside
 
 BLOCKS_PER_SHARD = 64
 SHARDS_AHEAD = 2  # being computed while the one before them is written
@@ -144,7 +144,7 @@ def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scor
         raise DataError(f"no images that can be scored.\n{reasons}")
 
 
-def _columns(bundle: Bundle, names: list[str], numbers: np.ndarray) -> dict[str, object]:
+def _columns(bundle: Bundle, names: Sequence[str], numbers: np.ndarray) -> Columns:
     columns = {"id": names, "score": numbers[:, 0]}
     if bundle.manifest.score_quantiles:
         columns["percentile"] = 100 * bundle.score_rank(numbers[:, 0])
@@ -154,7 +154,7 @@ def _columns(bundle: Bundle, names: list[str], numbers: np.ndarray) -> dict[str,
 class _Shard(NamedTuple):
     """Some images in turn; of each a row of numbers: the score, then the latents."""
 
-    names: list[str]
+    names: Sequence[str]
     numbers: np.ndarray
     resumed: bool
 
@@ -170,7 +170,7 @@ class _Scoring:
 
     def run(self, shards: Iterator[Images]) -> Iterator[_Shard]:
         """The shards in their order, computed a few ahead of the reader."""
-        running: deque[tuple[Images, str, np.ndarray | list[Future]]] = deque()
+        running: deque[tuple[Images, str, np.ndarray | list[Future[Any]]]] = deque()
         try:
             for images in shards:
                 name = self._parts.name(images.digests)
@@ -182,7 +182,7 @@ class _Scoring:
         finally:  # an error, or an interruption: what has not begun need not
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _find_or_start(self, images: Images, name: str) -> np.ndarray | list[Future]:
+    def _find_or_start(self, images: Images, name: str) -> np.ndarray | list[Future[Any]]:
         columns = 1 + self._latents * self._bundle.latent_dim
         found = self._parts.find(name, (len(images.names), columns))
         if found is not None:
@@ -193,7 +193,7 @@ class _Scoring:
             for start in range(0, len(images.pixels), size)
         ]
 
-    def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Future]) -> _Shard:
+    def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Future[Any]]) -> _Shard:
         if isinstance(numbers, np.ndarray):
             return _Shard(images.names, numbers, resumed=True)
         numbers = np.concatenate([future.result() for future in numbers])

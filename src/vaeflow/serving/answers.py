@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pydantic_core
@@ -102,14 +103,14 @@ _MEANINGS = {
     503: "The server is about to end",
     504: "Not answered within the deadline",
 }
-ERRORS = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "content": {JSON: {"schema": _ERROR}}}
     for status, meaning in _MEANINGS.items()
 }
 MOST_SHOWN = 4096  # numbers in an example; those of larger images would fill the page
 
 
-def body_of(takes: str, example: np.ndarray) -> dict:
+def body_of(takes: str, example: np.ndarray) -> dict[str, Any]:
     """The request body of an operation.
 
     Args:
@@ -117,7 +118,7 @@ def body_of(takes: str, example: np.ndarray) -> dict:
         example: one of them, `(1, ...)`.
     """
     shape = example.shape[1:]
-    lists = {"type": "number"}
+    lists: dict[str, Any] = {"type": "number"}
     if takes == "images":
         lists |= {"minimum": 0, "maximum": 1}
     for length in reversed(shape):
@@ -136,7 +137,7 @@ def body_of(takes: str, example: np.ndarray) -> dict:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def answers_of(example: Mapping[str, np.ndarray]) -> dict:
+def answers_of(example: Mapping[str, np.ndarray]) -> dict[int | str, dict[str, Any]]:
     """The answers of an operation, by status.
 
     Args:
@@ -152,12 +153,12 @@ def answers_of(example: Mapping[str, np.ndarray]) -> dict:
     return {**ERRORS, 200: {"description": description, "content": content}}
 
 
-def shown(array: np.ndarray) -> list:
+def shown(array: np.ndarray) -> list[Any]:
     """Numbers as a page shows them: three decimals."""
     return array.astype(np.float64).round(3).tolist()
 
 
-def _example(arrays: Mapping[str, np.ndarray]) -> dict:
+def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if max(array.size for array in arrays.values()) > MOST_SHOWN:
         return {}
     return {"example": {name: shown(array) for name, array in arrays.items()}}

@@ -3,7 +3,8 @@
 # Annotations are not postponed: FastAPI reads those of the routes, which name local values.
 import hmac
 import time
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, cast
 
 import pydantic_core
 from fastapi import FastAPI, Query, Request
@@ -26,7 +27,7 @@ WATCHED = ALWAYS | {"/metrics"}  # not work: answered while draining and under l
 class Gate:
     """ASGI middleware before all routes."""
 
-    def __init__(self, app: ASGIApp, service: Service):
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,8 +93,8 @@ def create_app(service: Service) -> Gate:
         description="A variational autoencoder: embeddings, reconstructions, samples, scores.",
         redirect_slashes=False,
     )
-    app.add_exception_handler(RefusedError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(RefusedError, cast("Any", _refused))
+    app.add_exception_handler(RequestValidationError, cast("Any", _invalid))
     _add_operations(app, service)
     protocol.add_routes(app, service)
 
@@ -114,7 +115,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         arrays = await service.run(model, operation, rows, deadline, **options)
         return answer(arrays, request.headers.get("accept", ""), model.headers)
 
-    def post(operation: str):
+    def post(operation: str) -> Callable[[Any], Any]:
         taken, given = service.example(operation)
         return app.post(
             f"/{operation}",

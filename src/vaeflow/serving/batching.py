@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class _Job:
     key: Hashable
     function: Function
     inputs: np.ndarray
-    answer: asyncio.Future
+    answer: asyncio.Future[Any]
 
     def give_up(self) -> None:
         """The deadline has passed."""
@@ -52,7 +53,7 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._rows = 0
         # The event loop itself keeps no task from being collected.
-        self._running: asyncio.Task | None = None
+        self._running: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._expected = 1  # jobs in the last batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
@@ -108,7 +109,9 @@ class Batcher:
 
     def _take(self) -> list[_Job]:
         """The first job, and those of its key as far as the batch goes; others keep their place."""
-        jobs, kept, rows = [], [], 0
+        jobs: list[_Job] = []
+        kept: list[_Job] = []
+        rows = 0
         while self._waiting:
             job = self._waiting.popleft()
             if job.answer.done():  # nobody waits for it any more

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ class RefusedError(VaeflowError):
         retry_after: seconds until it is worth trying again, where it is.
     """
 
-    def __init__(self, status: int, message: str, field: str = "", retry_after: int | None = None):
+    def __init__(
+        self, status: int, message: str, field: str = "", retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.field = field
@@ -163,7 +166,7 @@ def numbers(values: Any, dtype: np.dtype, field: str) -> np.ndarray:
         return array.astype(dtype)
 
 
-def checked(check, array: np.ndarray, field: str) -> np.ndarray:
+def checked(check: Callable[[np.ndarray], np.ndarray], array: np.ndarray, field: str) -> np.ndarray:
     """What a check of the bundle makes of an array; its errors name the field."""
     try:
         return check(array)

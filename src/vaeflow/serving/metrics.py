@@ -34,7 +34,7 @@ def forget(process: int, folder: Path) -> None:
 class Metrics:
     """Counters of a server."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._counts = counts = CollectorRegistry()
         self._requests = Counter(
             "vaeflow_requests", "Answered requests.", ["route", "status"], registry=counts

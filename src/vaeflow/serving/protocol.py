@@ -87,7 +87,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
             "extensions": ["binary_tensor_data"],
         }
 
-    failures = {404: {**ERRORS[422], "description": "No such model"}}
+    failures: dict[int | str, dict[str, Any]] = {
+        404: {**ERRORS[422], "description": "No such model"}
+    }
 
     @app.get("/v2/models/{name}", responses=failures, tags=["inference protocol"])
     async def metadata(name: str) -> dict[str, Any]:
@@ -122,7 +124,7 @@ class Direct:
 
     def __init__(self, app: FastAPI, service: Service):
         self._app, self._service = app, service
-        self._route = next(route for route in app.routes if route.path == INFER)
+        self._route = next(route for route in app.routes if getattr(route, "path", "") == INFER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on; what is wrong with a request is raised as RefusedError."""
@@ -261,7 +263,7 @@ def _answer(asked: _Inference, model: Model, arrays: dict[str, np.ndarray]) -> A
     outputs, raw = [], []
     for name, array in arrays.items():
         datatype = "FP64" if array.dtype == np.float64 else "FP32"
-        output = {"name": name, "datatype": datatype, "shape": array.shape}
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
         if binary.get(name, everywhere):
             raw.append(np.ascontiguousarray(array, DATATYPES[datatype]).tobytes())
             output["parameters"] = {"binary_data_size": len(raw[-1])}
@@ -282,7 +284,7 @@ def _answer(asked: _Inference, model: Model, arrays: dict[str, np.ndarray]) -> A
     return headers, b"".join([header, *raw])
 
 
-def _body(service: Service) -> dict:
+def _body(service: Service) -> dict[str, Any]:
     examples = {}
     for operation in ("score", "decode"):
         rows, given = service.example(operation)

@@ -9,6 +9,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -29,19 +31,21 @@ class Connection(HttpToolsProtocol):
     costs more than all of its own work on a small answer.
     """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(  # type: ignore[override]  # of TCP: a transport that writes
+        self, transport: asyncio.Transport
+    ) -> None:
         """Write through `_Gathered`."""
-        super().connection_made(_Gathered(transport, self.loop))
+        super().connection_made(cast("asyncio.Transport", _Gathered(transport, self.loop)))
 
 
 class _Gathered:
     """A transport that passes on at once what is written in one turn of the event loop."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._parts: list[bytes] = []
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
@@ -127,12 +131,15 @@ TURNS = 10
 class _Server(uvicorn.Server):
     """Uvicorn's server, which first answers what was accepted and then closes."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, notify: Callable[[Model], None]):
+    def __init__(
+        self, config: uvicorn.Config, service: Service, notify: Callable[[Model], None]
+    ) -> None:
         super().__init__(config)
         self._service, self._notify = service, notify
 
-    async def startup(self, sockets: list[socket.socket]) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say what is served where; where any free port would do, it is known only now."""
+        assert sockets  # `serve` gives the one it listens at
         await super().startup(sockets)
         model = self._service.model
         host, port = sockets[0].getsockname()[:2]
@@ -140,7 +147,7 @@ class _Server(uvicorn.Server):
         log.info("%s version %s running on http://%s:%d", model.name, model.version, host, port)
         self._notify(model)
 
-    def handle_exit(self, sig, frame) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Be ready no more. A second signal ends the wait."""
         if not self._service.ready:
             self.should_exit = True
@@ -225,7 +232,13 @@ def serve(
     asyncio.run(_serve(_Server(config, service, notify), service, bound, poll, notify))
 
 
-async def _serve(server: _Server, service: Service, bound: socket.socket, poll, notify) -> None:
+async def _serve(
+    server: _Server,
+    service: Service,
+    bound: socket.socket,
+    poll: Poll | None,
+    notify: Callable[[Model], None],
+) -> None:
     follower = asyncio.create_task(follow(service, poll, notify)) if poll else None
     try:
         await server.serve(sockets=[bound])

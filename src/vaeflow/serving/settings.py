@@ -47,7 +47,7 @@ class Settings:
         """Of one run of the model: the cores are shared out among the workers."""
         return max(1, cores() // self.workers)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.follow and not self.model.startswith(SCHEME):
             raise ServingError(f"{self.model} is a folder; only {SCHEME}NAME@ALIAS is followed.")
 

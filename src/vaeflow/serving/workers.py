@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from vaeflow.errors import ServingError, VaeflowError
 from vaeflow.registry.model import Model, locate_apart
@@ -80,7 +81,7 @@ class _Keeper:
         follower.cancel()
         return max(statuses)
 
-    async def _until_first(self, task: asyncio.Task) -> None:
+    async def _until_first(self, task: asyncio.Task[Any]) -> None:
         first = asyncio.create_task(self._first.wait())
         await asyncio.wait({first, task}, return_when=asyncio.FIRST_COMPLETED)
         first.cancel()
@@ -123,13 +124,15 @@ class _Keeper:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> int:
         """Note what a worker says that it serves, until it ends."""
+        assert process.stdout is not None
         while line := await process.stdout.readline():
             said = json.loads(line)
             self._model = _from_json(said)
             self._first.set()
         return await process.wait()
 
-    def _say(self, process: asyncio.subprocess.Process, content: dict) -> None:
+    def _say(self, process: asyncio.subprocess.Process, content: dict[str, Any]) -> None:
+        assert process.stdin is not None
         with suppress(OSError):  # it has just ended: `_keep` sees to that
             process.stdin.write(json.dumps(content).encode() + b"\n")
 
@@ -193,7 +196,7 @@ def _as_json(located: Located) -> dict[str, str | None]:
     return {"folder": str(located.folder), "version": located.version}
 
 
-def _from_json(content: dict) -> Located:
+def _from_json(content: dict[str, Any]) -> Located:
     return Located(Path(content["folder"]), content["version"])
 
 

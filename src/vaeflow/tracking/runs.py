@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from vaeflow.common.processes import is_gone, this_process
@@ -221,7 +221,7 @@ def _experiment_id(client: MlflowClient, workspace: Workspace) -> str:
 class Run:
     """One open MLflow run."""
 
-    def __init__(self, client: MlflowClient, run_id: str):
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
         self.run_id = run_id
 
@@ -332,7 +332,7 @@ def _create_run(workspace: Workspace, name: str | None) -> Run:
     return Run(client, created.info.run_id)
 
 
-def all_pages(search: Callable, *arguments) -> list:
+def all_pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
     """All that one of MLflow's searches finds; by itself it gives no more than a page of it."""
     found, token = [], None
     while True:
@@ -342,7 +342,7 @@ def all_pages(search: Callable, *arguments) -> list:
             return found
 
 
-def find_run(workspace: Workspace, run_id: str) -> Run | None:
+def find_run(workspace: Workspace | None, run_id: str) -> Run | None:
     """The run of that id, or None where this tracking store does not have it.
 
     A model that comes from DVC's cache may have been trained against another store.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import keras
 
@@ -21,18 +23,18 @@ class StopWhenSkipping(keras.callbacks.Callback):
         keep: where the weights go. A step left out changes none, so they are the last good ones.
     """
 
-    def __init__(self, limit: int, steps_per_epoch: int, keep: Path):
+    def __init__(self, limit: int, steps_per_epoch: int, keep: Path) -> None:
         super().__init__()
         # An epoch that is gone on with has fewer steps left, which say less.
         self.limit = min(limit, steps_per_epoch)
         self.keep = keep
         self.epoch = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Note the epoch, for the message; its count of steps left out begins anew."""
         self.epoch, self.seen = epoch + 1, 0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count, where a step has been left out since."""
         if logs["skipped_steps"] == self.seen:
             return
@@ -64,9 +66,9 @@ class Signals:
         received: the number of the last that came, or None.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -75,10 +77,10 @@ class Signals:
                     self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

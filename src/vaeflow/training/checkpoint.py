@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -61,7 +62,7 @@ class Checkpoints:
             TrainingError: it cannot be written; those before it are as they were.
         """
         content = io.BytesIO()
-        np.savez(content, **arrays)
+        np.savez(content, **dict[str, Any](arrays))
         payload = content.getbuffer()
         present = self._present()
         number = 1 + (int(present[-1].stem) if present else 0)

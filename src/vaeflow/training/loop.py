@@ -6,9 +6,10 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from vaeflow.common.progress import Progress
 from vaeflow.config.schema import Parameters, Train
 from vaeflow.data.batches import Batches
+from vaeflow.data.images import Images
 from vaeflow.data.prepare import image_shape
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import (
@@ -46,7 +48,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resumed: Callable[[list[Row]], None] = lambda rows: None,
     report: Callable[[Row], None] = lambda row: None,
-    callbacks=(),
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> VAE:
     """A VAE trained on the prepared images; the same seed gives the same weights.
 
@@ -73,7 +75,7 @@ def fit(
         vae.parts = parts
         training = Training(vae, settings, images, validation, checkpoints, report, callbacks)
         if training.resume():
-            resumed(training.progress.rows)
+            resumed(list(training.progress.rows))
         with training.signals, training.progress_bar(), clear_memory_errors(settings):
             training.run()
     return vae
@@ -134,8 +136,15 @@ class Training:
     """
 
     def __init__(
-        self, vae: VAE, settings: Train, images, validation, checkpoints, report, callbacks
-    ):
+        self,
+        vae: VAE,
+        settings: Train,
+        images: Images,
+        validation: Images,
+        checkpoints: Checkpoints | None,
+        report: Callable[[Row], None],
+        callbacks: Sequence[keras.callbacks.Callback],
+    ) -> None:
         self.vae = vae
         self.settings = settings
         share = {"batch_size": settings.batch_size, "multiple_of": count_devices()}
@@ -155,7 +164,7 @@ class Training:
         self.best: dict[str, list[np.ndarray]] | None = None
         # Of the epoch that a checkpoint was written in.
         self.metrics: list[np.ndarray] = []
-        self.bar: Progress | None = None
+        self.bar = Progress("", 1)
 
     # === Epochs ===
 
@@ -195,7 +204,7 @@ class Training:
             self.validation.feed(), callbacks=self.callbacks, return_dict=True, verbose=0
         )
         validation = {f"validation_{name}": value for name, value in validation.items()}
-        row = {"epoch": progress.epoch + 1, **progress.means, **validation}
+        row = {"epoch": progress.epoch + 1, **(progress.means or {}), **validation}
         if progress.finish_epoch(row) and self.settings.patience:
             self.best = self.snapshot()
         self.lower_learning_rate_if_due()
@@ -345,17 +354,17 @@ class Training:
 class BetweenSteps(keras.callbacks.Callback):
     """Between two steps, what else there is to do."""
 
-    def __init__(self, training: Training):
+    def __init__(self, training: Training) -> None:
         super().__init__()
         self.training = training
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Go on with the means of an epoch that was begun; Keras has just begun them anew."""
         self.first = self.training.progress.batch
         if self.first:
             _put(self.model.metrics_variables, self.training.metrics)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Note the steps made since; leave, if told to."""
         training = self.training
         # Of the last steps made together some may be missing, and Keras counts them.
@@ -371,11 +380,11 @@ class BetweenSteps(keras.callbacks.Callback):
         if training.settings.checkpoint_minutes and training.due():
             training.save()
 
-    def on_test_batch_end(self, batch, logs=None):
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Leave, if told to."""
         self.training.leave_if_told()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Keep the weights, in whose place Keras is about to put their averages."""
         if self.model.optimizer.use_ema:
             self.training.raw = _weights(self.model)
@@ -385,10 +394,10 @@ def _weights(vae: VAE) -> list[np.ndarray]:
     return _values(vae.trainable_variables)
 
 
-def _values(variables) -> list[np.ndarray]:
+def _values(variables: Iterable[Any]) -> list[np.ndarray]:
     return [np.array(variable.numpy()) for variable in variables]
 
 
-def _put(variables, values) -> None:
+def _put(variables: Iterable[Any], values: Iterable[Any]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

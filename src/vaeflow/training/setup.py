@@ -9,28 +9,30 @@ from pathlib import Path
 import keras
 
 from vaeflow.config.schema import Train
-from vaeflow.data.images import Binarized, StoredImages, binarized
+from vaeflow.data.images import Binarized, Images, StoredImages, binarized
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import ConfigError
 from vaeflow.model.device import count_devices
-from vaeflow.model.likelihoods import why_it_does_not_fit
+from vaeflow.model.likelihoods import likelihood_warning
 from vaeflow.model.steps.optimizer import Adam
 from vaeflow.model.vae import VAE
 
 SPLITS = ("train", "validation")
 
 
-def load_images(prepared: Path, settings: Train):
+def load_images(prepared: Path, settings: Train) -> tuple[Images, Images]:
     """Training and validation images, uint8 and binarised where the settings ask for it.
 
     Warns where the likelihood does not fit them.
     """
+    images: Images
+    validation: Images
     images, validation = (StoredImages(load_split(prepared, name)) for name in SPLITS)
     if settings.binarize == "static":
         images = Binarized(images, settings.seed)
     validation = binarized(validation, settings.binarize, settings.seed)
     # The validation images stand for all: they are few, and what the model will be judged on.
-    if reason := why_it_does_not_fit(settings.likelihood, validation):
+    if reason := likelihood_warning(settings.likelihood, validation):
         print(f"warning: {reason}", flush=True)
     return images, validation
 

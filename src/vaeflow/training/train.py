@@ -50,7 +50,13 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     return rows[-1]
 
 
-def _train(workspace, prepared, parameters, lineage, kept: Path) -> list[Row]:
+def _train(
+    workspace: Workspace,
+    prepared: Path,
+    parameters: Parameters,
+    lineage: Mapping[str, str],
+    kept: Path,
+) -> list[Row]:
     """Train in an MLflow run and write the outputs; returns the history."""
     run_file = kept / "run"
     with (

@@ -89,6 +89,14 @@ def test_adam_is_what_keras_calls(digits, monkeypatch):
     assert len(calls) - of_weights == 2 * of_weights  # and as many of their averages
 
 
+def test_keras_still_asks_a_model_to_build_itself(digits, monkeypatch):
+    """On several devices it would take a batch for that, unless the method is overridden."""
+    calls = []
+    monkeypatch.setattr(VAE, "_maybe_symbolic_build", lambda *_, **__: calls.append(1))
+    trained(digits[:8])
+    assert calls
+
+
 def test_a_saved_model_keeps_its_optimizer(digits, tmp_path):
     vae, _ = trained(digits[:16], optimizer=Adam(0.01))
     vae.save(tmp_path / "model.keras")

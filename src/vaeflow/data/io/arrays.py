@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class ArrayFile:
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype
-    stream: BinaryIO
+    stream: IO[bytes]
     packed: bool = False
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -133,7 +133,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _npy(path: Path, stream: BinaryIO, size: int) -> ArrayFile:
+def _npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
     """Read the header of an NPY file, or of a member of an NPZ file, that is `size` bytes long."""
     start = stream.read(8)
     if start[:6] != NPY_MAGIC:
@@ -166,7 +166,7 @@ def _npy(path: Path, stream: BinaryIO, size: int) -> ArrayFile:
 
 
 def _npz(
-    path: Path, file: BinaryIO, key: str | None, expansion: int, stack: ExitStack
+    path: Path, file: IO[bytes], key: str | None, expansion: int, stack: ExitStack
 ) -> ArrayFile:
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -181,10 +181,12 @@ def _npz(
     return replace(array, packed=True)
 
 
-def _idx(path: Path, file: BinaryIO, size: int, expansion: int, stack: ExitStack) -> ArrayFile:
+def _idx(path: Path, file: IO[bytes], size: int, expansion: int, stack: ExitStack) -> ArrayFile:
     packed = file.read(2) == GZIP_MAGIC
     file.seek(0)
-    stream = stack.enter_context(gzip.GzipFile(fileobj=file)) if packed else file
+    stream = file
+    if packed:
+        stream = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=file)))
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in IDX_TYPES or not start[3]:
         raise ValueError(f"wrong magic number {start.hex() or '(empty)'}, expected IDX")
@@ -231,7 +233,7 @@ class ArrayWriter:
         rows: written so far.
     """
 
-    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: type = np.uint8):
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: type = np.uint8) -> None:
         self.row_shape = row_shape
         self.dtype = np.dtype(dtype)
         self.rows = 0
@@ -240,7 +242,7 @@ class ArrayWriter:
 
     def write(self, rows: np.ndarray) -> None:
         """Append rows, `(count, *row_shape)`."""
-        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype))
+        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
         self.rows += len(rows)
 
     def close(self) -> None:
@@ -274,7 +276,7 @@ class Rows:
         DataError: the index or the labels beside it are damaged, or not as many as the images.
     """
 
-    def __init__(self, path: Path, count: int):
+    def __init__(self, path: Path, count: int) -> None:
         self.path = path
         self.count = count
         self.done = 0
@@ -285,7 +287,7 @@ class Rows:
     def __enter__(self) -> Rows:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def take(self, count: int) -> tuple[list[str], Sequence[str | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -37,10 +37,10 @@ class Conversion:
     """
 
     size: tuple[int, int] | None = None
-    resize: Resize = "crop"
-    channels: Literal[1, 3] | None = None
+    resize: str = "crop"
+    channels: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resize not in get_args(Resize):
             raise DataError(f"resize is {self.resize!r}; expected {', '.join(get_args(Resize))}.")
         if self.channels not in {None, *MODES}:
@@ -94,7 +94,7 @@ class Conversion:
         return np.stack([self.of_picture(Image.fromarray(image)) for image in squeezed])
 
 
-def _exact(picture: Image.Image, width: int, height: int, box=None) -> Image.Image:
+def _exact(picture: Image.Image, width: int, height: int, box: Any = None) -> Image.Image:
     return picture.resize(
         (width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP
     )
@@ -183,7 +183,8 @@ def check_declared(
             f"images of {shape[1]} x {shape[2]} pixels; no image may have more than "
             f"{limits.max_pixels} (prepare.max_pixels in params.yaml).",
         )
-    return shape if len(shape) == 4 else (*shape, 1)
+    count, height, width, *channels = shape
+    return count, height, width, *(channels or (1,))
 
 
 def check_range(images: np.ndarray, where: str) -> None:

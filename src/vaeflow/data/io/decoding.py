@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -88,7 +88,7 @@ def _orientation(picture: Image.Image) -> int:
     """How the camera was held. Asking costs as much as opening the file: only where it may say."""
     if picture.format == "TIFF":
         turned = picture.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
-        if turned and picture.tile[0].codec_name == "raw":
+        if turned and picture.tile[0].codec_name == "raw":  # type: ignore[attr-defined]
             # Pillow (seen with 13.0) reads its rows with the width that it has when upright.
             raise ValueError("an uncompressed TIFF that lies on its side; save it again upright")
         picture.load()  # which turns it
@@ -115,7 +115,7 @@ def decode_all(
     limits: Limits,
     check: CheckShape,
     allow_constant: bool = True,
-) -> Iterator[Decoded]:
+) -> Generator[Decoded, None, None]:
     """Decode files in their order, on all cores where that is worth it; see `decode`.
 
     Images of one colour are faults unless `allow_constant`. Once one file was sound, `check` must
@@ -123,7 +123,10 @@ def decode_all(
     """
 
     def run(task: list[Path]) -> Decoded:
-        pixels, digests, sound, faults = NOTHING, [], [], []
+        pixels = NOTHING
+        digests: list[bytes] = []
+        sound: list[Path] = []
+        faults: list[BadImageError] = []
         for path in task:
             try:
                 image = decode(path, conversion, limits, check)
@@ -158,7 +161,9 @@ def _batched(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
         yield batch
 
 
-def _on_all_cores(run: Callable, tasks: Iterator[list[Path]]) -> Iterator[Decoded]:
+def _on_all_cores(
+    run: Callable[..., Any], tasks: Iterator[list[Path]]
+) -> Generator[Decoded, None, None]:
     """`map`, several at a time, a bounded number of them ahead of the reader."""
     workers = cores()
     with ThreadPoolExecutor(workers) as pool:

@@ -1,9 +1,13 @@
 """Keras's backend, as training needs it beyond what Keras itself offers."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 
 
-def backend():
+def backend() -> Any:
     """The functions of Keras's backend that a step is made with.
 
     Raises:

@@ -8,20 +8,22 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from vaeflow.model.objective import Tensor
+
 
 @tf.custom_gradient
-def silu(x):
+def silu(x: Tensor) -> Tensor:
     """`x * sigmoid(x)`; its gradient in one pass over the memory, where TensorFlow makes six."""
     return tf.nn.silu(x), lambda upstream: _silu_gradient(x, upstream)
 
 
 @tf.function(jit_compile=True)
-def _silu_gradient(x, upstream):
+def _silu_gradient(x: Tensor, upstream: Tensor) -> Tensor:
     sigmoid = tf.sigmoid(x)
     return upstream * (sigmoid + x * sigmoid * (1 - sigmoid))
 
 
-def narrow_convolution(x, kernel):
+def narrow_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     """`tf.nn.conv2d(x, kernel, 1, "SAME")` where few channels come out, in half of the time.
 
     oneDNN's convolutions find 16 channels at once, wanted or not. Here a product of matrices finds
@@ -36,12 +38,12 @@ def narrow_convolution(x, kernel):
 
 
 @tf.custom_gradient
-def _narrow_convolution(x, kernel):
+def _narrow_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     rows, columns, inputs, outputs = kernel.shape
     taps = tf.reshape(tf.transpose(kernel, (2, 0, 1, 3)), (inputs, -1))
     given = tf.reshape(tf.reshape(x, (-1, inputs)) @ taps, (-1, *x.shape[1:3], taps.shape[1]))
 
-    def gradient(upstream):
+    def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
         same = {"strides": (1, 1, 1, 1), "padding": "SAME"}
         in_x = tf.raw_ops.Conv2DBackpropInput(
             input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, **same
@@ -55,7 +57,7 @@ def _narrow_convolution(x, kernel):
 
 
 @tf.function(jit_compile=True)
-def _collect(given, rows, columns):
+def _collect(given: Tensor, rows: int, columns: int) -> Tensor:
     """Sum, at every place, what its neighbours give to it: a slice of the channels each."""
     height, width, channels = given.shape[1:]
     outputs = channels // (rows * columns)

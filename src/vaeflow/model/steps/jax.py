@@ -8,6 +8,8 @@ variables read and assigned are values of the scope, and the step can be written
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import keras
@@ -15,10 +17,12 @@ from jax import numpy as jnp
 from keras import ops
 
 from vaeflow.model import objective
-from vaeflow.model.objective import Terms
+from vaeflow.model.objective import Tensor, Terms
 
 
-def run(vae, step, state, data):
+def run(
+    vae: keras.Model, step: Callable[[Any], dict[str, Tensor]], state: Sequence[Any], data: Any
+) -> Any:
     """Make a step on a batch.
 
     Args:
@@ -37,7 +41,9 @@ def run(vae, step, state, data):
     return results, after
 
 
-def compiled(function, shapes):
+def compiled(
+    function: Callable[..., Any], shapes: Sequence[tuple[int | None, ...]]
+) -> Callable[..., Any]:
     """A function of float32 batches as one program, compiled for each size that is met.
 
     Args:
@@ -47,20 +53,22 @@ def compiled(function, shapes):
     return jax.jit(function)
 
 
-def synchronise(vae):
+def synchronise(vae: keras.Model) -> None:
     """Have the variables say, inside `fit`, what the steps have made of them."""
     vae.jax_state_sync()
 
 
-def terms(vae, images, noise):
+def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
     """The terms of a batch."""
     return vae.terms(images, noise)
 
 
-def elbo_gradients(vae, images, noise, weight):
+def elbo_gradients(
+    vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
+) -> tuple[Terms, Tensor, list[Tensor]]:
     """Terms, loss and its gradient in every trainable variable."""
 
-    def loss_and_terms(values):
+    def loss_and_terms(values: Any) -> Any:
         with _values_of(vae.trainable_variables, values):
             terms = vae.terms(images, noise, training=True)
             return vae.loss_of(terms, weight), terms
@@ -70,18 +78,20 @@ def elbo_gradients(vae, images, noise, weight):
     return terms, loss, gradients
 
 
-def importance_weighted_gradients(vae, images, noise, weight):
+def importance_weighted_gradients(
+    vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
+) -> tuple[Terms, Tensor, list[Tensor]]:
     """The same for the importance-weighted bound, doubly reparameterised for the encoder.
 
     The chain rule is cut at the latents, where the gradient on its way to the encoder is
     multiplied by `objective.doubly_reparameterised_factor`.
     """
 
-    def latents_and_posterior(values):
+    def latents_and_posterior(values: Any) -> Any:
         with _values_of(vae.encoder.trainable_variables, values):
             return vae.draw(images, noise, training=True)
 
-    def loss_and_terms(values, latents):
+    def loss_and_terms(values: Any, latents: Tensor) -> Any:
         with _values_of(vae.decoder.trainable_variables, values):
             log_likelihood = vae.log_likelihood(images, latents, training=True)
         terms = Terms(log_likelihood, latents, **posterior)
@@ -102,12 +112,17 @@ def importance_weighted_gradients(vae, images, noise, weight):
     return terms, loss, [*encoder, *decoder]
 
 
-def global_norm(gradients):
+def global_norm(gradients: list[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients together."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients))
 
 
-def apply_if(sound, optimizer, gradients, variables):
+def apply_if(
+    sound: Tensor,
+    optimizer: keras.optimizers.Optimizer,
+    gradients: list[Tensor],
+    variables: list[keras.Variable],
+) -> None:
     """Apply the gradients, or leave everything as it is."""
     changed = [*variables, *optimizer.variables]
     before = [variable.value for variable in changed]
@@ -116,7 +131,7 @@ def apply_if(sound, optimizer, gradients, variables):
         variable.assign(jnp.where(sound, variable.value, value))
 
 
-def in_one_pass(change):
+def in_one_pass(change: Callable[[], None]) -> None:
     """Change variables; the whole step is compiled anyway."""
     change()
 
@@ -126,16 +141,16 @@ def replicas() -> int:
     return 1
 
 
-def own_part(values, axis):
+def own_part(values: Any, axis: int) -> Tensor:
     """All of them; see `replicas`."""
     return values
 
 
-def average(values):
+def average(values: list[Any]) -> list[Any]:
     """As they are; see `replicas`."""
     return values
 
 
-def _values_of(variables, values) -> keras.StatelessScope:
+def _values_of(variables: Iterable[Any], values: Iterable[Any]) -> keras.StatelessScope:
     """Inside, the variables have these values."""
     return keras.StatelessScope(state_mapping=zip(variables, values, strict=True))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import keras
 from keras import ops
 
+from vaeflow.model.objective import Tensor
 from vaeflow.model.steps.backend import backend
 
 
@@ -22,7 +25,9 @@ class Adam(keras.optimizers.Adam):
     be right, and slower.
     """
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+    def _backend_update_step(
+        self, grads: list[Tensor], trainable_variables: list[keras.Variable], learning_rate: Tensor
+    ) -> None:
         update = super()._backend_update_step
         _in_halves(
             lambda gradients, variables: update(gradients, variables, learning_rate),
@@ -30,8 +35,10 @@ class Adam(keras.optimizers.Adam):
             trainable_variables,
         )
 
-    def _update_model_variables_moving_average(self, trainable_variables):
-        def update(averages, variables):
+    def _update_model_variables_moving_average(
+        self, trainable_variables: list[keras.Variable]
+    ) -> None:
+        def update(averages: Sequence[keras.Variable], variables: Sequence[keras.Variable]) -> None:
             # The average begins with what the first step has made of the weights.
             momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
             for average, variable in zip(averages, variables, strict=True):
@@ -40,10 +47,13 @@ class Adam(keras.optimizers.Adam):
         _in_halves(update, self._model_variables_moving_average, trainable_variables)
 
 
-def _in_halves(update, values, variables):
+def _in_halves(
+    update: Callable[..., None], values: Sequence[Any], variables: Sequence[keras.Variable]
+) -> None:
     """Call a function of values and their variables for two halves of about as many weights."""
     pairs = zip(values, variables, strict=True)
-    halves, sizes = ([], []), [0, 0]
+    halves: tuple[list[Any], list[Any]] = ([], [])
+    sizes = [0, 0]
     for pair in sorted(pairs, key=lambda pair: math.prod(pair[1].shape), reverse=True):
         smaller = sizes.index(min(sizes))
         halves[smaller].append(pair)

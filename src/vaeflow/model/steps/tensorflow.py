@@ -5,20 +5,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import ops
 
 from vaeflow.model import objective
+from vaeflow.model.objective import Tensor, Terms
 
 
-def run(vae, step, data):
+def run(vae: keras.Model, step: Callable[[Any], dict[str, Tensor]], data: Any) -> Any:
     """Make a step on a batch; TensorFlow changes variables in place."""
     return step(data)
 
 
-def compiled(function, shapes):
+def compiled(
+    function: Callable[..., Any], shapes: Sequence[tuple[int | None, ...]]
+) -> Callable[..., Any]:
     """A function of float32 batches as one graph, traced once for batches of all sizes.
 
     Args:
@@ -28,34 +34,42 @@ def compiled(function, shapes):
     return tf.function(function, input_signature=[tf.TensorSpec(shape) for shape in shapes])
 
 
-def synchronise(vae):
+def synchronise(vae: keras.Model) -> None:
     """Have the variables say, inside `fit`, what the steps have made of them; they always do."""
 
 
-def terms(vae, images, noise):
+def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
     """The terms of a batch."""
     found = _of_parts(vae, images, noise, lambda images, noise, share: vae.terms(images, noise))
     return _joined(found, tf.shape(images)[0])
 
 
-def elbo_gradients(vae, images, noise, weight):
+def elbo_gradients(
+    vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
+) -> tuple[Terms, Tensor, list[Tensor]]:
     """Terms, loss and its gradient in every trainable variable."""
     return _in_parts(_elbo_gradients, vae, images, noise, weight)
 
 
-def importance_weighted_gradients(vae, images, noise, weight):
+def importance_weighted_gradients(
+    vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
+) -> tuple[Terms, Tensor, list[Tensor]]:
     """The same for the importance-weighted bound, doubly reparameterised for the encoder."""
     return _in_parts(_importance_weighted_gradients, vae, images, noise, weight)
 
 
-def _elbo_gradients(vae, weight, images, noise, share):
+def _elbo_gradients(
+    vae: keras.Model, weight: Tensor | float, images: Tensor, noise: Tensor, share: Tensor | float
+) -> tuple[Terms, Tensor, list[Tensor]]:
     with tf.GradientTape() as tape:
         terms = vae.terms(images, noise, training=True)
         loss = vae.loss_of(terms, weight) * share
     return terms, loss, tape.gradient(loss, vae.trainable_variables)
 
 
-def _importance_weighted_gradients(vae, weight, images, noise, share):
+def _importance_weighted_gradients(
+    vae: keras.Model, weight: Tensor | float, images: Tensor, noise: Tensor, share: Tensor | float
+) -> tuple[Terms, Tensor, list[Tensor]]:
     """The chain rule is cut at the latents.
 
     There the gradient on its way to the encoder is multiplied by
@@ -75,7 +89,13 @@ def _importance_weighted_gradients(vae, weight, images, noise, share):
     return terms, loss, [*encoder, *decoder]
 
 
-def _in_parts(find, vae, images, noise, weight):
+def _in_parts(
+    find: Callable[..., Any],
+    vae: keras.Model,
+    images: Tensor,
+    noise: Tensor,
+    weight: Tensor | float,
+) -> tuple[Terms, Tensor, list[Tensor]]:
     """What is found for the parts of a batch, put together."""
     found = _of_parts(vae, images, noise, partial(find, vae, weight))
     terms, losses, gradients = zip(*found, strict=True)
@@ -86,7 +106,9 @@ def _in_parts(find, vae, images, noise, weight):
     )
 
 
-def _of_parts(vae, images, noise, find):
+def _of_parts(
+    vae: keras.Model, images: Tensor, noise: Tensor, find: Callable[..., Any]
+) -> list[Any]:
     """What is found for each part of a batch, given its images, its noise and its share of the all.
 
     Nothing in one waits for another: TensorFlow works on them side by side. Without images it would
@@ -105,7 +127,7 @@ def _of_parts(vae, images, noise, find):
     return found
 
 
-def _joined(parts, count):
+def _joined(parts: Any, count: Tensor) -> Terms:
     """Terms of the parts of a batch as those of the batch, of so many images."""
     if len(parts) == 1:
         return parts[0]
@@ -116,12 +138,17 @@ def _joined(parts, count):
     )
 
 
-def global_norm(gradients):
+def global_norm(gradients: list[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients together."""
     return tf.linalg.global_norm(gradients)
 
 
-def apply_if(sound, optimizer, gradients, variables):
+def apply_if(
+    sound: Tensor,
+    optimizer: keras.optimizers.Optimizer,
+    gradients: list[Tensor],
+    variables: list[keras.Variable],
+) -> None:
     """Apply the gradients, or leave everything as it is."""
     if replicas() == 1:
         tf.cond(sound, lambda: optimizer.apply(gradients, variables), lambda: None)
@@ -135,7 +162,7 @@ def apply_if(sound, optimizer, gradients, variables):
         variable.assign(tf.where(sound, variable, value))
 
 
-def in_one_pass(change):
+def in_one_pass(change: Callable[[], None]) -> None:
     """Have XLA change variables: it makes one pass over their memory of many operations."""
     if replicas() == 1:
         tf.function(lambda: change(), jit_compile=True)()
@@ -148,7 +175,7 @@ def replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def own_part(values, axis):
+def own_part(values: Any, axis: int) -> Tensor:
     """Of values for all replicas' images, those for this one's."""
     if replicas() == 1:
         return values
@@ -157,7 +184,7 @@ def own_part(values, axis):
     return tf.gather(values, index * size + tf.range(size), axis=axis)
 
 
-def average(values):
+def average(values: list[Any]) -> list[Any]:
     """Means over the replicas."""
     if replicas() == 1:
         return values
