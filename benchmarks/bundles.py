@@ -16,7 +16,7 @@ def untrained(preset: str, folder: Path) -> Path:
 
     TensorFlow is loaded for it: call it in a process that measures nothing else.
     """
-    from vaeflow.bundle.export import compare, export_onnx, export_saved_model
+    from vaeflow.bundle.export import compare_exports, export_onnx, export_saved_model
     from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
     from vaeflow.config.schema import load_parameters
     from vaeflow.model.device import use_cpu
@@ -39,7 +39,7 @@ def untrained(preset: str, folder: Path) -> Path:
         lineage={"data_md5": "none"},
         metrics={},
         score_quantiles={"0": 0.0, "1": 1000.0},
-        export_differences=compare(folder, vae, images),
+        export_differences=compare_exports(folder, vae, images),
         files=describe_files(folder),
     )
     write_manifest(folder, manifest)

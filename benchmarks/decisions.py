@@ -36,7 +36,7 @@ from scipy import stats
 from vaeflow.bundle.manifest import Reference
 from vaeflow.common.files import atomic_file, write_json
 from vaeflow.config.schema import Drift, Registry, load_parameters
-from vaeflow.registry.comparison import POWER, level_of, spent_by
+from vaeflow.registry.comparison import POWER, error_spent_by, level_of_try
 from vaeflow.scoring.drift import Sample, compare
 
 REPOSITORY = Path(__file__).parents[1]
@@ -179,7 +179,7 @@ def gate(arguments: argparse.Namespace) -> dict:
         "models": len(bounds),
         "pairs": spread,
         "years": years,
-        "spent_in_a_year": round(spent_by(NIGHTS, whole), 5),
+        "spent_in_a_year": round(error_spent_by(NIGHTS, whole), 5),
         "images_for_a_gain": {
             name: images_needed(found["standard_deviation"], whole)
             for name, found in spread.items()
@@ -230,7 +230,7 @@ def simulate(bounds: np.ndarray, images: int, years: int, fresh: bool, whole: fl
     random = np.random.default_rng(0)
     centred = differences_of(bounds).astype(np.float32)
     centred -= centred.mean(axis=1, keepdims=True)
-    levels = np.array([level_of(night, whole) for night in range(1, NIGHTS + 1)])
+    levels = np.array([level_of_try(night, whole) for night in range(1, NIGHTS + 1)])
     limits = stats.t.isf(levels, images - 1)
     any_by_gate, any_by_two, by_two = 0, 0, 0
     for _ in range(years):
@@ -279,7 +279,7 @@ def t_statistics(differences: np.ndarray) -> np.ndarray:
 def smallest_gain(deviation: float, images: int, attempt: int, whole: float) -> float:
     """The gain in nats that a try sees nine times out of ten."""
     freedom = images - 1
-    quantiles = stats.t.isf(level_of(attempt, whole), freedom) + stats.t.ppf(POWER, freedom)
+    quantiles = stats.t.isf(level_of_try(attempt, whole), freedom) + stats.t.ppf(POWER, freedom)
     return quantiles * deviation / math.sqrt(images)
 
 
@@ -311,7 +311,7 @@ def power_of_real_pairs(bounds: np.ndarray, whole: float, repeats: int = 20_000)
             drawn = centred[pairs, rows]
             deviations = centred[pairs[:, 0]].std(axis=1)
             gains = [smallest_gain(deviation, images, 1, whole) for deviation in deviations]
-            limit = stats.t.isf(level_of(1, whole), images - 1)
+            limit = stats.t.isf(level_of_try(1, whole), images - 1)
             found.append(t_statistics(drawn + np.array(gains, np.float32)[:, None]) > limit)
         seen[f"{images} images"] = round(float(np.mean(found)), 3)
     return seen

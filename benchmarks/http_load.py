@@ -46,7 +46,7 @@ class Load:
         for _ in range(clients):
             await self.connect(time.perf_counter())
         await asyncio.sleep(self.end - time.perf_counter())
-        await self._settle()
+        await self._carry_out()
 
     async def open_loop(self, rate: float, seconds: float) -> None:
         """Requests at even times; those that find no connection are counted as `unsent`."""
@@ -64,7 +64,7 @@ class Load:
                     self.statuses["unsent"] += 1
                 sent += 1
             await asyncio.sleep(0.001)
-        await self._settle()
+        await self._carry_out()
 
     async def connect(self, due: float) -> None:
         """Send on a new connection."""
@@ -97,7 +97,7 @@ class Load:
             self.free.remove(connection)
         self.statuses["broken"] += not answered
 
-    async def _settle(self) -> None:
+    async def _carry_out(self) -> None:
         """Wait for the last answers."""
         end = time.perf_counter() + LAST_SECONDS
         while self.open > len(self.free or ()) and time.perf_counter() < end:

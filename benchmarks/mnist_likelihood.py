@@ -210,7 +210,7 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
     if settings.finish_epochs:
         clock.until = 1 - FINISH_SHARE
         fit()
-        vae.tighten(settings.finish_samples)
+        vae.switch_to_importance_weighted(settings.finish_samples)
         clock.until = 1.0
     fit()
     seconds = time.perf_counter() - clock.start

@@ -20,16 +20,16 @@ from prefect.tasks import exponential_backoff
 
 from vaeflow.common.versioning import run_dvc
 from vaeflow.common.workspace import Workspace
-from vaeflow.config.edit import check, overridden
+from vaeflow.config.edit import check, override_parameters
 from vaeflow.config.schema import load_parameters
 from vaeflow.errors import BusyError, RegistryError, StageError
 from vaeflow.orchestration import console, dvc, report
-from vaeflow.orchestration.prefect import done, without_traceback
+from vaeflow.orchestration.prefect import result_of, without_traceback
 from vaeflow.registry import champion, gate
 from vaeflow.registry.probe import Probe
-from vaeflow.registry.register import find_registered, get_ready, register
+from vaeflow.registry.register import find_registered, preload, register
 from vaeflow.registry.versions import Version
-from vaeflow.scoring.drift import other_models_triggers
+from vaeflow.scoring.drift import unmatched_trigger_warning
 from vaeflow.tracking.runs import store_address
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 async def is_worth_retrying(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether it was a remote or a server that failed."""
+    """Return whether it was a remote or a server that failed."""
     return isinstance(await state.aresult(raise_on_failure=False), (RegistryError, StageError))
 
 
@@ -62,7 +62,7 @@ patient: Any = functools.partial(
 @patient(task_run_name="fetch-data")
 @without_traceback
 def fetch_data(workspace: Workspace, force: bool) -> list[str]:
-    """Bring data/ to its newest version; returns the stages to run."""
+    """Bring data/ to its newest version; return the stages to run."""
     return dvc.fetch_data(workspace, force)
 
 
@@ -98,9 +98,9 @@ def judge(workspace: Workspace, version: Version, probe: Probe) -> gate.Verdict 
 @without_traceback
 def promote(
     workspace: Workspace, version: Version, verdict: gate.Verdict | None
-) -> champion.Settled:
+) -> champion.Outcome:
     """Make the version champion or challenger, by the verdict."""
-    return champion.settle(workspace, version, verdict)
+    return champion.apply_verdict(workspace, version, verdict)
 
 
 @patient(task_run_name="push")
@@ -111,15 +111,15 @@ def push_outputs(workspace: Workspace) -> None:
 
 
 @step(task_run_name="report")
-def publish(workspace: Workspace, settled: champion.Settled) -> None:
+def publish(workspace: Workspace, outcome: champion.Outcome) -> None:
     """Leave a summary, the figures and a picture beside the run."""
-    found = report.describe(workspace, settled.version)
-    create_markdown_artifact(report.summary(str(settled), found), key="retrain-summary")
+    found = report.describe(workspace, outcome.version)
+    create_markdown_artifact(report.summary(str(outcome), found), key="retrain-summary")
     create_table_artifact(report.metrics_table(workspace), key="retrain-metrics")
     if picture := report.picture(workspace):
         create_image_artifact(picture, key="retrain-reconstructions")
     if page := report.mlflow_page(found):
-        create_link_artifact(page, link_text=settled.uri, key="retrain-mlflow")
+        create_link_artifact(page, link_text=outcome.uri, key="retrain-mlflow")
 
 
 @flow(name="retrain", log_prints=True)
@@ -150,42 +150,42 @@ def retrain(
     overrides = {**(overrides or {}), **({"export.name": name} if name else {})}
     try:
         check(place, overrides)
-        with dvc.alone_in(place, busy == "wait", say), overridden(place, overrides):
+        with dvc.lock_workspace(place, busy == "wait", say), override_parameters(place, overrides):
             return bring_up_to_date(place, force, push)
     except BusyError as error:
         return Cancelled(message=str(error), data=error)
 
 
 def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
-    """The run itself, in a workspace that is its own. What stops a task stops the flow."""
+    """Run everything, in a workspace that is its own. What stops a task stops the flow."""
     model = load_parameters(place.parameters).export.name
-    if wrong := other_models_triggers(place.root / "prefect.yaml", model):
+    if wrong := unmatched_trigger_warning(place.root / "prefect.yaml", model):
         say(f"warning: {wrong}")
-    stages = done(fetch_data(place, force, return_state=True))
-    if not stages and (known := find_settled(place)):
+    stages = result_of(fetch_data(place, force, return_state=True))
+    if not stages and (known := find_outcome(place)):
         message = f"nothing changed: {known}"
         say(message)
         return Completed(message=message, data=known.uri)
 
     with ThreadPoolExecutor(1) as beside, Probe(store_address(place)) as probe:
         # This process only waits for the stages: what comes after them gets ready meanwhile.
-        beside.submit(get_ready, place)
+        beside.submit(preload, place)
         for stage in stages:
             if stage == stages[-1]:
                 probe.start()
-            done(run_stage(place, stage, force, return_state=True))
-        version = done(register_bundle(place, return_state=True))
-        verdict = done(judge(place, version, probe, return_state=True))
-    settled = done(promote(place, version, verdict, return_state=True))
-    publish(place, settled)
+            result_of(run_stage(place, stage, force, return_state=True))
+        version = result_of(register_bundle(place, return_state=True))
+        verdict = result_of(judge(place, version, probe, return_state=True))
+    outcome = result_of(promote(place, version, verdict, return_state=True))
+    publish(place, outcome)
     if push:
-        done(push_outputs(place, return_state=True))
+        result_of(push_outputs(place, return_state=True))
     say(f"see        {report.where_to_look(place)}")
-    say(str(settled))
-    return settled.uri
+    say(str(outcome))
+    return outcome.uri
 
 
-def find_settled(place: Workspace) -> champion.Settled | None:
-    """What became of the bundle that is there, if the gate's verdict was carried out."""
+def find_outcome(place: Workspace) -> champion.Outcome | None:
+    """Return what became of the bundle that is there, if the gate's verdict was carried out."""
     version = find_registered(place)
-    return champion.settled_before(place, version) if version else None
+    return champion.earlier_outcome(place, version) if version else None

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Drift, load_parameters
-from vaeflow.orchestration.prefect import done, without_traceback
+from vaeflow.orchestration.prefect import result_of, without_traceback
 from vaeflow.scoring.drift import DRIFT_DETECTED, emit_drift, measure_drift, summary
 from vaeflow.scoring.score import Batch, Scored
 from vaeflow.scoring.score import score as score_batch
@@ -63,8 +63,8 @@ def score(
     thresholds = load_parameters(place.parameters).drift
     batch = Batch(tuple(sources), model, Path(out), True, resize, skip_bad=skip_bad)
     with chdir(place.root):
-        scored = done(score_images(batch, return_state=True))
-        report = done(compare(scored, thresholds, return_state=True))
+        scored = result_of(score_images(batch, return_state=True))
+        report = result_of(compare(scored, thresholds, return_state=True))
     lines = [*scored.lines(), *summary(report)]
     print("\n".join(lines))
     create_markdown_artifact(_as_markdown(lines, report), key="score", description="Scored batch")
@@ -72,7 +72,7 @@ def score(
 
 
 def _as_markdown(lines: list[str], report: dict[str, Any]) -> str:
-    """What came of it, and a table of the numbers that differ most."""
+    """Write what came of it, and a table of the numbers that differ most."""
     most = sorted(report["marginals"], key=lambda entry: -entry["distance"])[:10]
     rows = [
         f"| {entry['name']} | {entry['distance']:.3f} | {entry['adjusted_p_value']:.3g} "

@@ -242,11 +242,11 @@ def processes_in(root):
 ONE_OF_MANY = """
 import os, random, sys, time
 from pathlib import Path
-from vaeflow.registry.lock import alone_with
+from vaeflow.registry.lock import hold_lock
 from vaeflow.tracking.runs import connect
 client, place = connect(), Path(sys.argv[1])
 while True:
-    with alone_with(client, "digits-vae") as alone:
+    with hold_lock(client, "digits-vae") as alone:
         inside = place / f"inside-{os.getpid()}"
         inside.touch()
         others = [p for p in place.glob("inside-*") if p != inside]

@@ -1,7 +1,7 @@
 import pytest
 from helpers import free_port, run
 
-from vaeflow.errors import RegistryError, without_secrets
+from vaeflow.errors import RegistryError, hide_secrets
 
 SECRET = "hunter2"
 
@@ -19,7 +19,7 @@ SECRET = "hunter2"
     ],
 )
 def test_an_address_is_shown_without_its_secrets(text, shown):
-    assert without_secrets(text) == shown
+    assert hide_secrets(text) == shown
     assert str(RegistryError(text)) == shown
 
 

@@ -87,7 +87,7 @@ class Vaeflow(KerasModel):
             self.given, self.model.kept_images = images, keep_on_device(images)
             self.batches = self._batches(self.model.kept_images, shuffle_seed=0)
         batches = self.batches if images is self.given else self._batches(images, shuffle_seed=0)
-        self.raw.put_back()
+        self.raw.restore_parameters()
         self.model.fit(
             batches.feed(), epochs=epochs, shuffle=False, verbose=0, callbacks=[self.raw]
         )
@@ -111,7 +111,7 @@ class RawWeights(keras.callbacks.Callback):
         if self.model.optimizer.use_ema:
             self.values = [variable.numpy() for variable in self.model.trainable_variables]
 
-    def put_back(self):
+    def restore_parameters(self):
         """Have the model go on from them."""
         if self.values is not None:
             for variable, value in zip(self.model.trainable_variables, self.values, strict=True):

@@ -14,8 +14,8 @@ SECRET = re.compile(
 )
 
 
-def without_secrets(text: str) -> str:
-    """A text with `***` for the user and password, and for the keys, of every address in it."""
+def hide_secrets(text: str) -> str:
+    """Hide user, password and keys of every address in a text behind `***`."""
     return SECRET.sub(r"\1***", USER.sub("***@", text))
 
 
@@ -23,7 +23,7 @@ class VaeflowError(Exception):
     """Base of every error a user can cause and mend."""
 
     def __init__(self, message: str = ""):
-        super().__init__(without_secrets(message))
+        super().__init__(hide_secrets(message))
 
 
 class WorkspaceError(VaeflowError):

@@ -9,7 +9,7 @@ import pytest
 from helpers import REPOSITORY, run
 from scipy import stats
 
-from vaeflow.registry.comparison import level_of
+from vaeflow.registry.comparison import level_of_try
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_years_of_the_gate_and_what_it_can_see(work):
         assert years["share_with_a_false_promotion"] <= 0.1  # 0.5 % in expectation: 2 of 20 at most
     for gain, images in found["images_for_a_gain"]["mnist"]["try 1"].items():
         # A normal's quantiles will do, but for few images.
-        quantiles = stats.norm.isf(level_of(1, 0.01)) + stats.norm.ppf(0.9)
+        quantiles = stats.norm.isf(level_of_try(1, 0.01)) + stats.norm.ppf(0.9)
         expected = (quantiles * 5.0 / float(gain.split()[0])) ** 2
         assert images == pytest.approx(expected, rel=0.15)
     assert found["smallest_gain"]["mnist, 2000 images, try 1"] == pytest.approx(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vaeflow.bundle.export import compare, export_onnx, export_saved_model
+from vaeflow.bundle.export import compare_exports, export_onnx, export_saved_model
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.model import VAEConfig
 from vaeflow.data.prepare import load_split
@@ -21,15 +21,15 @@ def test_an_exported_form_that_differs_stops_the_export(finished, bundle):
     place = Workspace(finished)
     vae = load_vae(place.model / "model.keras")
     images = load_split(place.prepared, "test")[:8] / np.float32(255)
-    assert max(compare(bundle, vae, images).values()) <= 1e-4
+    assert max(compare_exports(bundle, vae, images).values()) <= 1e-4
 
     weight = vae.decoder.get_layer("logits").bias
     weight.assign_add(np.full(weight.shape, 1e-3))
     with pytest.raises(BundleError, match=r"decoder\.onnx differs from the Keras model by 0\.00"):
-        compare(bundle, vae, images)
+        compare_exports(bundle, vae, images)
     weight.assign(np.full(weight.shape, np.nan))
     with pytest.raises(BundleError, match="nan"):
-        compare(bundle, vae, images)
+        compare_exports(bundle, vae, images)
 
 
 # The network knows of a likelihood only how many channels it asks for: not all pairs differ.
@@ -41,7 +41,7 @@ def test_any_image_shape_network_and_likelihood_can_be_exported(tmp_path, networ
     export_saved_model(tmp_path / "saved_model" / "1", vae)
     vae.save(tmp_path / "model.keras")
     images = np.random.default_rng(0).random((5, 9, 7, 3), dtype=np.float32)
-    assert max(compare(tmp_path, vae, images).values()) <= 1e-4
+    assert max(compare_exports(tmp_path, vae, images).values()) <= 1e-4
 
 
 def test_the_saved_model_answers_by_name_with_noise_as_an_input(finished, tmp_path):

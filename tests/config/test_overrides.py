@@ -7,15 +7,15 @@ import pytest
 from helpers import SAMPLE
 
 from vaeflow.common.workspace import Workspace
-from vaeflow.config.edit import overridden, parse, put_back
+from vaeflow.config.edit import override_parameters, parse, restore_parameters
 from vaeflow.config.schema import load_parameters
 from vaeflow.errors import ConfigError
 
 KILLED = """
 import os, signal
-from vaeflow.config.edit import overridden
+from vaeflow.config.edit import override_parameters
 from vaeflow.common.workspace import Workspace
-with overridden(Workspace.find(), {"train.epochs": 7}):
+with override_parameters(Workspace.find(), {"train.epochs": 7}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -31,7 +31,7 @@ def place(tmp_path, monkeypatch):
 def test_values_hold_inside_and_the_file_is_the_same_after(place):
     before = place.parameters.read_bytes()
     overrides = {"train.epochs": 7, "train.filters": [4, 8], "export.name": "mine"}
-    with overridden(place, overrides):
+    with override_parameters(place, overrides):
         inside = load_parameters(place.parameters)
         assert inside.train.epochs == 7
         assert inside.train.filters == (4, 8)
@@ -43,14 +43,14 @@ def test_values_hold_inside_and_the_file_is_the_same_after(place):
 
 def test_nothing_to_override_leaves_the_file_alone(place):
     before = place.parameters.stat()
-    with overridden(place, {}):
+    with override_parameters(place, {}):
         assert place.parameters.stat() == before
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_it_is_put_back_when_the_run_fails(place, error):
     before = place.parameters.read_bytes()
-    with pytest.raises(error), overridden(place, {"train.epochs": 7}):
+    with pytest.raises(error), override_parameters(place, {"train.epochs": 7}):
         raise error
     assert place.parameters.read_bytes() == before
 
@@ -58,7 +58,7 @@ def test_it_is_put_back_when_the_run_fails(place, error):
 def test_wrong_keys_are_refused_with_the_nearest(place):
     before = place.parameters.read_bytes()
     expected = pytest.raises(ConfigError, match=r"did you mean train\.epochs")
-    with expected, overridden(place, {"train.epoch": 7}):
+    with expected, override_parameters(place, {"train.epoch": 7}):
         raise AssertionError
     assert place.parameters.read_bytes() == before
 
@@ -71,7 +71,7 @@ def test_a_killed_run_is_undone_by_the_next_unless_people_edited_since(place):
         assert load_parameters(place.parameters).train.epochs == 7
         during = place.parameters.read_bytes()
         place.parameters.write_bytes(during + edit)
-        put_back(place)
+        restore_parameters(place)
         assert place.parameters.read_bytes() == (during + edit if edit else before)
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 
 from vaeflow.config.model import VAEConfig
 from vaeflow.evaluation.bounds import Bounds, compute_bounds
-from vaeflow.evaluation.evaluate import summarise, why_collapsed, write_dimensions
+from vaeflow.evaluation.evaluate import collapse_warning, summarise, write_dimensions
 from vaeflow.model.vae import VAE
 
 
@@ -64,7 +64,7 @@ def test_bits_per_dimension_of_uniform_noise_are_eight_or_more():
     [(0, 8, "no latent dimension"), (4, 50, "only 4 of 50"), (5, 50, None), (1, 8, None)],
 )
 def test_a_collapsed_posterior_is_told(active, latent_dim, expected):
-    reason = why_collapsed(active, latent_dim)
+    reason = collapse_warning(active, latent_dim)
     assert reason is None if expected is None else expected in reason
 
 

@@ -42,7 +42,7 @@ LINES = [f"{BAR}[##] epoch {n}/20" for n in range(1, 21)] + [
 
 
 def test_a_log_file_gets_what_is_logged_and_a_person_what_matters(tmp_path, clock, capfd):
-    with console.opened(tmp_path, "retrain", verbose=False) as shown:
+    with console.open_console(tmp_path, "retrain", verbose=False) as shown:
         os.write(2, b"a library's remark\n")
         subprocess.run([sys.executable, "-c", "import sys; print('a child', file=sys.stderr)"])
         logged = stage(clock, LINES)
@@ -63,7 +63,7 @@ def test_a_terminal_has_one_line_that_changes(tmp_path, clock, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", "20")
-    with console.opened(tmp_path, "retrain", verbose=False):
+    with console.open_console(tmp_path, "retrain", verbose=False):
         stage(clock, LINES)
     written = terminal.getvalue()
     assert written.count("\n") == 2  # the warning, and the end
@@ -73,7 +73,7 @@ def test_a_terminal_has_one_line_that_changes(tmp_path, clock, monkeypatch):
 
 
 def test_with_everything_shown_there_is_no_file_and_nothing_twice(tmp_path, clock, capfd):
-    with console.opened(tmp_path, "retrain", verbose=True) as shown:
+    with console.open_console(tmp_path, "retrain", verbose=True) as shown:
         stage(clock, LINES)
         os.write(2, b"a library's remark\n")
     assert shown.log is None
@@ -85,7 +85,7 @@ def test_the_newest_logs_are_kept(tmp_path):
     for number in range(30):
         (tmp_path / f"retrain-20250101-0000{number:02}.log").touch()
     (tmp_path / "other.log").touch()
-    with console.opened(tmp_path, "retrain", verbose=False) as shown:
+    with console.open_console(tmp_path, "retrain", verbose=False) as shown:
         pass
     kept = sorted(tmp_path.glob("retrain-*.log"))
     assert len(kept) == console.KEPT_LOGS

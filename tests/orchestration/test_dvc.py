@@ -21,7 +21,11 @@ def place(workspace):
 
 
 def test_stages_come_from_dvc_in_an_order_that_works(place):
-    assert dvc.stages(place) == ["prepare", "train", "evaluate", "export"]
+    (place.root / "more").mkdir()
+    more = "stages:\n  last:\n    cmd: echo\n    deps: [../outputs/bundle]\n"
+    (place.root / "more" / "dvc.yaml").write_text(more)
+    expected = ["prepare", "train", "evaluate", "export", "more/dvc.yaml:last"]
+    assert dvc.stages(place) == expected
 
 
 def test_what_comes_before_the_first_change_is_not_run(place):
@@ -44,7 +48,7 @@ def test_a_stage_added_to_dvc_yaml_is_found_where_it_belongs(place):
 
 def test_a_broken_graph_says_so(place):
     (place.root / "dvc.yaml").write_text("stages: 3\n")
-    with pytest.raises(StageError, match="dvc dag"):
+    with pytest.raises(StageError, match=r"dvc\.yaml' validation failed.*dvc dag"):
         dvc.stages(place)
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from helpers import REPOSITORY, run
 
-from vaeflow.scoring.drift import DRIFT_DETECTED, other_models_triggers
+from vaeflow.scoring.drift import DRIFT_DETECTED, unmatched_trigger_warning
 
 pytestmark = pytest.mark.slow
 
@@ -136,9 +136,9 @@ def test_the_trigger_answers_to_its_own_model_alone():
 
 def test_deployments_of_another_model_are_told(tmp_path):
     path = tmp_path / "prefect.yaml"
-    assert other_models_triggers(path, "faces") is None
+    assert unmatched_trigger_warning(path, "faces") is None
     path.write_text("match:\n  prefect.resource.id: vaeflow.model.digits-vae   # a remark\n")
-    assert other_models_triggers(path, "digits-vae") is None
-    assert "write vaeflow.model.faces there" in other_models_triggers(path, "faces")
+    assert unmatched_trigger_warning(path, "digits-vae") is None
+    assert "write vaeflow.model.faces there" in unmatched_trigger_warning(path, "faces")
     path.write_text("match: {prefect.resource.id: 'vaeflow.model.*'}")
-    assert other_models_triggers(path, "faces") is None
+    assert unmatched_trigger_warning(path, "faces") is None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vaeflow.registry.comparison import Comparison, Decision, compare, level_of, spent_by
+from vaeflow.registry.comparison import Comparison, Decision, compare, error_spent_by, level_of_try
 
 
 class Known:
@@ -32,12 +32,12 @@ def test_it_is_the_paired_t_test():
 
 
 def test_all_tries_together_spend_no_more_than_the_whole():
-    levels = [level_of(attempt, 0.01) for attempt in range(1, 100_000)]
+    levels = [level_of_try(attempt, 0.01) for attempt in range(1, 100_000)]
     assert levels == sorted(levels, reverse=True)
     assert 0.00996 < math.fsum(levels) < 0.01
     for attempt in (1, 10, 365):
-        assert spent_by(attempt, 0.01) == pytest.approx(math.fsum(levels[:attempt]))
-    assert spent_by(365, 0.01) == pytest.approx(0.005)
+        assert error_spent_by(attempt, 0.01) == pytest.approx(math.fsum(levels[:attempt]))
+    assert error_spent_by(365, 0.01) == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from helpers import change_manifest, change_parameters, worsen
 
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.data.splits import SplitRule
-from vaeflow.registry.champion import settle
+from vaeflow.registry.champion import apply_verdict
 from vaeflow.registry.gate import judge
 from vaeflow.registry.held_out import read_held_out
 from vaeflow.registry.register import register
@@ -21,7 +21,7 @@ NAME = "digits-vae"
 @pytest.fixture
 def champion(bundled, tmp_path):
     """A workspace whose model is champion; its bundle may be changed into another."""
-    assert settle(bundled, register(bundled)).alias == "champion"
+    assert apply_verdict(bundled, register(bundled)).alias == "champion"
     return bundled
 
 
@@ -55,7 +55,7 @@ def test_a_worse_model_is_refused_with_its_numbers(champion):
 def test_a_better_model_must_be_better_by_as_much_as_is_asked(bundled, tmp_path):
     better = shutil.copytree(bundled.bundle, tmp_path / "better")
     worsen(bundled.bundle, 0.5)
-    settle(bundled, register(bundled))
+    apply_verdict(bundled, register(bundled))
     shutil.rmtree(bundled.bundle)
     shutil.copytree(better, bundled.bundle)
     version = register(bundled)
@@ -126,7 +126,7 @@ def test_a_bound_of_another_likelihood_or_size_does_not_compare(champion):
 
 def test_static_and_dynamic_binarisation_are_judged_by_the_same_images(bundled):
     change_manifest(bundled.bundle, binarize="static")
-    settle(bundled, register(bundled))
+    apply_verdict(bundled, register(bundled))
     change_manifest(bundled.bundle, binarize="dynamic")
     decision = judge(bundled, register(bundled)).decision
     assert decision.comparison.difference == 0

@@ -6,7 +6,7 @@ import pytest
 
 from vaeflow.data.splits import SplitRule, pixel_digests
 from vaeflow.errors import RegistryError
-from vaeflow.registry.held_out import TRIES_TAG, HeldOut, choose, count_try, unseen_by
+from vaeflow.registry.held_out import TRIES_TAG, HeldOut, choose_images, count_try, unseen_images
 from vaeflow.registry.versions import Version
 from vaeflow.tracking.runs import connect
 
@@ -26,7 +26,7 @@ def everything(held_out):
 
 
 def test_of_every_label_its_share_is_chosen(held_out):
-    rows = choose(held_out, everything(held_out), 180)
+    rows = choose_images(held_out, everything(held_out), 180)
     assert len(rows) == len(set(rows)) == 180
     assert rows.tolist() == sorted(rows)
     counts = Counter(held_out.labels[rows])
@@ -37,12 +37,12 @@ def test_of_every_label_its_share_is_chosen(held_out):
 
 def test_they_are_chosen_at_random_but_always_the_same(held_out):
     unlabelled = held_out._replace(labels=np.full(len(held_out.labels), None, object))
-    rows = choose(unlabelled, everything(held_out), 300)
+    rows = choose_images(unlabelled, everything(held_out), 300)
     # As many of each third of the rows as chance would have, within four standard deviations.
     thirds = np.histogram(rows, bins=3, range=(0, len(held_out.labels)))[0]
     assert (abs(thirds - 100) < 4 * np.sqrt(300 * 2 / 9)).all()
     backwards = HeldOut(unlabelled.digests[::-1], unlabelled.labels[::-1])
-    again = choose(backwards, everything(held_out), 300)
+    again = choose_images(backwards, everything(held_out), 300)
     assert {bytes(row) for row in unlabelled.digests[rows]} == {
         bytes(row) for row in backwards.digests[again]
     }
@@ -50,14 +50,14 @@ def test_they_are_chosen_at_random_but_always_the_same(held_out):
 
 def test_most_stay_when_images_are_added(held_out):
     some = np.random.default_rng(0).random(len(held_out.digests)) < 0.8
-    before = set(choose(held_out, some, 300).tolist())
-    after = set(choose(held_out, everything(held_out), 300).tolist())
+    before = set(choose_images(held_out, some, 300).tolist())
+    after = set(choose_images(held_out, everything(held_out), 300).tolist())
     assert len(before & after) > 220  # four fifths of 300, or about that
 
 
 def test_no_image_is_chosen_twice(held_out):
     doubled = HeldOut(np.repeat(held_out.digests, 2, axis=0), np.repeat(held_out.labels, 2))
-    rows = choose(doubled, everything(doubled), 10_000)
+    rows = choose_images(doubled, everything(doubled), 10_000)
     assert len(rows) == len(held_out.digests)
     assert len({bytes(row) for row in doubled.digests[rows]}) == len(rows)
 
@@ -67,7 +67,7 @@ def test_an_image_that_either_model_had_is_left_out(held_out):
         "version 1": SplitRule(0, 0.1, 0.5),
         "version 2": SplitRule(1, 0.1, 0.5),
     }
-    unseen = unseen_by(held_out, {name: str(rule) for name, rule in rules.items()})
+    unseen = unseen_images(held_out, {name: str(rule) for name, rule in rules.items()})
     expected = [rule.assign(held_out.digests) == "test" for rule in rules.values()]
     np.testing.assert_array_equal(unseen, expected[0] & expected[1])
     assert 0 < unseen.sum() < expected[0].sum()
@@ -77,13 +77,13 @@ def test_an_image_that_either_model_had_is_left_out(held_out):
 def test_a_model_whose_split_is_not_known_is_not_compared(held_out, text):
     rules = {"version 1": text, "version 2": str(SplitRule(0, 0.1, 0.1))}
     with pytest.raises(RegistryError, match="which images version 1 was trained on is not known"):
-        unseen_by(held_out, rules)
+        unseen_images(held_out, rules)
 
 
 def test_too_few_images_that_are_new_to_both_are_an_error(held_out):
     rules = {f"version {seed}": str(SplitRule(seed, 0.1, 0.05)) for seed in (1, 2)}
     with pytest.raises(RegistryError, match=r"only \d of 1797 test images .* seed 1, validation"):
-        unseen_by(held_out, rules)
+        unseen_images(held_out, rules)
 
 
 def test_few_images_will_do_where_both_models_were_split_alike(held_out):
@@ -91,10 +91,10 @@ def test_few_images_will_do_where_both_models_were_split_alike(held_out):
     few = HeldOut(digests, np.full(len(digests), None, object))
     assert 2 <= len(digests) < 30
     rules = dict.fromkeys(["version 1", "version 2"], str(SplitRule(0, 0.1, 0.01)))
-    assert unseen_by(few, rules).all()
+    assert unseen_images(few, rules).all()
     one = HeldOut(np.repeat(digests[:1], 5, axis=0), np.full(5, None, object))
     with pytest.raises(RegistryError, match="not two different test images"):
-        choose(one, unseen_by(one, rules), 2000)
+        choose_images(one, unseen_images(one, rules), 2000)
 
 
 @pytest.mark.parametrize("rule", [SplitRule(0, 0.1, 0.1), SplitRule(2**32 - 1, 1e-05, 1 / 3)])

@@ -5,7 +5,7 @@ import pytest
 from helpers import run, worsen
 
 from vaeflow.common.workspace import Workspace
-from vaeflow.registry.champion import settle
+from vaeflow.registry.champion import apply_verdict
 from vaeflow.registry.inspect import table, trace
 from vaeflow.registry.register import register
 from vaeflow.tracking.runs import connect
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
 def test_the_table_shows_each_version(bundled):
     assert table(None) == ["no model is registered yet. Make one: vaeflow retrain"]
-    settle(bundled, register(bundled))
+    apply_verdict(bundled, register(bundled))
     worsen(bundled.bundle, 0.5)
-    settle(bundled, register(bundled))
+    apply_verdict(bundled, register(bundled))
     name, header, newest, first = table("digits-vae")
     assert name == "digits-vae"
     assert header.split() == ["version", "aliases", "bound", "data", "commit", "age", "verdict"]

@@ -10,7 +10,7 @@ from vaeflow.common.processes import is_gone, this_process
 from vaeflow.errors import RegistryError
 from vaeflow.registry import lock
 from vaeflow.registry.inspect import table
-from vaeflow.registry.lock import alone_with, turn
+from vaeflow.registry.lock import hold_lock, next_action
 from vaeflow.tracking.runs import PROCESS_TAG, connect
 
 LOCK = "digits-vae.promoting"
@@ -30,7 +30,7 @@ def owners(client):
 
 def draw(client, owner):
     """A ticket of another process."""
-    with alone_with(client, "digits-vae"):
+    with hold_lock(client, "digits-vae"):
         pass  # the lock is made
     return client.create_model_version(LOCK, lock.SOURCE, tags={PROCESS_TAG: owner}).version
 
@@ -39,7 +39,7 @@ def draw(client, owner):
 
 
 def test_it_is_there_inside_only_and_nobody_takes_it_for_a_model(client):
-    with pytest.raises(ZeroDivisionError), alone_with(client, "digits-vae"):
+    with pytest.raises(ZeroDivisionError), hold_lock(client, "digits-vae"):
         assert owners(client) == [this_process()]
         assert table(None) == ["no model is registered yet. Make one: vaeflow retrain"]
         1 / 0  # noqa: B018
@@ -52,7 +52,7 @@ def test_one_held_on_another_machine_is_waited_for(client, capsys, monkeypatch):
     entered = threading.Event()
 
     def enter():
-        with alone_with(client, "digits-vae"):
+        with hold_lock(client, "digits-vae"):
             entered.set()
 
     waiting = threading.Thread(target=enter)
@@ -70,7 +70,7 @@ def test_one_held_on_another_machine_is_waited_for(client, capsys, monkeypatch):
 
 def test_one_left_by_a_process_of_this_machine_that_is_gone_is_taken_over(client):
     draw(client, GONE)
-    with alone_with(client, "digits-vae"):
+    with hold_lock(client, "digits-vae"):
         assert owners(client) == [this_process()]
 
 
@@ -83,14 +83,14 @@ def test_of_a_container_with_the_name_of_its_host_nobody_outside_can_tell():
 def test_one_left_by_a_machine_that_shows_no_life_is_taken_over(client, monkeypatch):
     draw(client, ELSEWHERE)
     monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
-    with alone_with(client, "digits-vae"):
+    with hold_lock(client, "digits-vae"):
         assert owners(client) == [this_process()]
 
 
 def test_one_that_shows_life_is_not_taken_over(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(lock.time, "monotonic", lambda: now[0])
-    lives = lock.Lives()
+    lives = lock.Heartbeats()
     for beat in range(5):
         is_dead = lives.of({1: (ELSEWHERE, str(beat)), 2: (ELSEWHERE, "")})
         assert not is_dead(1)
@@ -102,11 +102,11 @@ def test_one_that_shows_life_is_not_taken_over(monkeypatch):
 
 
 def test_who_was_taken_for_dead_is_told_before_it_changes_anything(client):
-    with alone_with(client, "digits-vae") as alone:
-        alone.confirm()
-        client.delete_model_version(LOCK, str(alone.ticket))
+    with hold_lock(client, "digits-vae") as held:
+        held.confirm()
+        client.delete_model_version(LOCK, str(held.ticket))
         with pytest.raises(RegistryError, match="stood still for so long"):
-            alone.confirm()
+            held.confirm()
 
 
 def test_who_was_taken_for_dead_while_it_waited_draws_again(client):
@@ -114,7 +114,7 @@ def test_who_was_taken_for_dead_while_it_waited_draws_again(client):
     entered = threading.Event()
 
     def enter():
-        with alone_with(client, "digits-vae"):
+        with hold_lock(client, "digits-vae"):
             entered.set()
 
     waiting = threading.Thread(target=enter)
@@ -135,8 +135,8 @@ def test_who_was_taken_for_dead_while_it_waited_draws_again(client):
 
 def test_a_lock_that_was_deleted_is_made_again(client):
     for _ in range(2):
-        with alone_with(client, "digits-vae") as alone:
-            assert alone.ticket == 1
+        with hold_lock(client, "digits-vae") as held:
+            assert held.ticket == 1
         client.delete_registered_model(LOCK)
 
 
@@ -207,7 +207,7 @@ def by_tickets(world, index, process, after):
             def is_dead(number):
                 return world.processes[whose[number]].at == "dead" or number in world.still
 
-            decided = turn(process.ticket, list(whose), is_dead)
+            decided = next_action(process.ticket, list(whose), is_dead)
             forgetting = process._replace(seen=frozenset())
             if isinstance(decided, int):
                 return after(forgetting._replace(at="delete", dead=decided))
@@ -310,7 +310,7 @@ def test_who_stands_still_before_it_confirms_writes_over_nothing(processes):
 
 @pytest.mark.kills
 def test_of_eight_processes_that_are_killed_one_is_alone_on_sqlite(client, tmp_path):
-    with alone_with(client, "digits-vae"):
+    with hold_lock(client, "digits-vae"):
         pass  # the database and the lock are made
     saw, kills = take_turns_while_killed(tmp_path / "turns", turns=40)
     assert set(saw) == {"alone"}

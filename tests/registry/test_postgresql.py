@@ -19,7 +19,7 @@ from helpers import (
 )
 
 import vaeflow
-from vaeflow.registry.champion import rollback, settle
+from vaeflow.registry.champion import apply_verdict, rollback
 from vaeflow.registry.inspect import table
 from vaeflow.registry.register import register
 from vaeflow.tracking.runs import connect
@@ -30,11 +30,11 @@ REGISTER = f"""
 import sys
 sys.path.append({str(Path(same_process.__file__).parent)!r})
 import same_process
-from vaeflow.registry.champion import settle
+from vaeflow.registry.champion import apply_verdict
 from vaeflow.registry.register import register
 from vaeflow.common.workspace import Workspace
 same_process.install()
-settle(Workspace.find(), register(Workspace.find()))
+apply_verdict(Workspace.find(), register(Workspace.find()))
 """
 
 
@@ -102,13 +102,13 @@ def server(tmp_path, monkeypatch):
 def test_the_registry_works_on_postgresql(server, bundled, tmp_path, digits):
     best = shutil.copytree(bundled.bundle, tmp_path / "best")
     worsen(bundled.bundle, 0.5)
-    assert settle(bundled, register(bundled)).alias == "champion"
+    assert apply_verdict(bundled, register(bundled)).alias == "champion"
     shutil.rmtree(bundled.bundle)
     shutil.copytree(best, bundled.bundle)
     assert killed_before_each_change(REGISTER) > 5
     client = connect(bundled)
     assert len(client.search_model_versions("name='digits-vae'")) == 2
-    assert settle(bundled, register(bundled)).alias == "champion"
+    assert apply_verdict(bundled, register(bundled)).alias == "champion"
     assert "better than version 1" in client.get_model_version("digits-vae", "2").tags["judged"]
     assert vaeflow.load("models:/digits-vae@champion").score(digits[:2]).shape == (2,)
     assert rollback("digits-vae", "").version.number == "1"

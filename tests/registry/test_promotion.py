@@ -8,7 +8,7 @@ import same_process
 from helpers import aliases, change_manifest, killed_before_each_change, run, worsen
 
 from vaeflow.errors import RegistryError
-from vaeflow.registry.champion import promote, rollback, settle
+from vaeflow.registry.champion import apply_verdict, promote, rollback
 from vaeflow.registry.gate import judge
 from vaeflow.registry.register import register
 from vaeflow.tracking.runs import connect
@@ -20,11 +20,11 @@ SETTLE = f"""
 import sys
 sys.path.append({str(Path(same_process.__file__).parent)!r})
 import same_process
-from vaeflow.registry.champion import settle
+from vaeflow.registry.champion import apply_verdict
 from vaeflow.registry.versions import Version
 from vaeflow.common.workspace import Workspace
 same_process.install()
-settle(Workspace.find(), Version("digits-vae", "NUMBER"))
+apply_verdict(Workspace.find(), Version("digits-vae", "NUMBER"))
 """
 
 
@@ -44,9 +44,9 @@ def improving(bundled, tmp_path):
 
 def test_champions_follow_one_another_and_come_back(improving):
     place, (first, second, third) = improving
-    assert settle(place, first).alias == "champion"
-    assert settle(place, third).alias == "champion"
-    refused = settle(place, second)
+    assert apply_verdict(place, first).alias == "champion"
+    assert apply_verdict(place, third).alias == "champion"
+    refused = apply_verdict(place, second)
     assert refused.alias == "challenger"
     assert "not better than version 3" in refused.reason
     assert aliases(place.root) == {"champion": "3", "challenger": "2"}
@@ -60,13 +60,13 @@ def test_champions_follow_one_another_and_come_back(improving):
     with pytest.raises(RegistryError, match="no champion before version 1"):
         rollback(NAME, "")
     # What people decided stays, however often the flow runs.
-    assert settle(place, third).alias is None
+    assert apply_verdict(place, third).alias is None
     assert aliases(place.root) == {"champion": "1", "challenger": "2"}
 
 
 def test_a_person_may_promote_what_the_gate_refuses_with_a_reason(improving):
     place, (first, second, third) = improving
-    settle(place, third)
+    apply_verdict(place, third)
     with pytest.raises(RegistryError, match=r"not promoted: quality: not better .* --force"):
         promote(place, first.uri, force=False, reason="")
     done = run(place.root, "vaeflow", "promote", first.uri, "--force", status=2)
@@ -87,7 +87,7 @@ def test_a_person_may_promote_what_the_gate_refuses_with_a_reason(improving):
 
 
 def test_not_even_force_promotes_what_cannot_be_served(bundled):
-    settle(bundled, register(bundled))
+    apply_verdict(bundled, register(bundled))
     worsen(bundled.bundle, float("nan"))
     broken = register(bundled)
     with pytest.raises(RegistryError, match="servability"):
@@ -98,8 +98,8 @@ def test_not_even_force_promotes_what_cannot_be_served(bundled):
 @pytest.mark.fresh_process
 def test_no_way_back_to_a_champion_that_is_gone(improving):
     place, (first, second, _) = improving
-    settle(place, first)
-    settle(place, second)
+    apply_verdict(place, first)
+    apply_verdict(place, second)
     run_id = connect(place).get_model_version(*first).run_id
     (folder,) = (place.root / "mlartifacts").rglob(run_id)
     shutil.rmtree(folder)
@@ -110,10 +110,10 @@ def test_no_way_back_to_a_champion_that_is_gone(improving):
 
 def test_an_alias_that_people_moved_stays_where_they_put_it(improving):
     place, (first, second, _) = improving
-    settle(place, first)
-    settle(place, second)
+    apply_verdict(place, first)
+    apply_verdict(place, second)
     connect(place).set_registered_model_alias(NAME, "champion", "1")
-    again = settle(place, second)
+    again = apply_verdict(place, second)
     assert "holds no alias: it was registered before" in str(again)
     assert aliases(place.root) == {"champion": "1"}
 
@@ -121,7 +121,7 @@ def test_an_alias_that_people_moved_stays_where_they_put_it(improving):
 def test_two_that_promote_at_once_leave_the_better_one(improving):
     """Both were better than the champion; the worse must not be left in the end."""
     place, (first, *both) = improving
-    settle(place, first)
+    apply_verdict(place, first)
     started = [
         subprocess.Popen([sys.executable, "-c", SETTLE.replace("NUMBER", version.number)])
         for version in both
@@ -160,7 +160,7 @@ for number in range(20):
 @pytest.mark.kills
 def test_a_process_killed_while_it_promotes_leaves_work_that_can_be_finished(improving):
     place, (first, second, _) = improving
-    settle(place, first)
+    apply_verdict(place, first)
     assert killed_before_each_change(SETTLE.replace("NUMBER", second.number)) > 5
     assert aliases(place.root) == {"champion": "2"}
     tags = connect(place).get_model_version(*second).tags
@@ -170,9 +170,9 @@ def test_a_process_killed_while_it_promotes_leaves_work_that_can_be_finished(imp
 
 def test_a_verdict_on_a_champion_of_the_past_is_not_carried_out(improving):
     place, (first, second, third) = improving
-    settle(place, first)
+    apply_verdict(place, first)
     verdict = judge(place, second)
     assert verdict.passed
-    settle(place, third)
-    assert settle(place, second, verdict).alias == "challenger"
+    apply_verdict(place, third)
+    assert apply_verdict(place, second, verdict).alias == "challenger"
     assert aliases(place.root) == {"champion": "3", "challenger": "2"}

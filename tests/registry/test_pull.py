@@ -6,7 +6,7 @@ from helpers import change_manifest, mlflow_server, run
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.errors import BundleError, RegistryError
-from vaeflow.registry.champion import settle
+from vaeflow.registry.champion import apply_verdict
 from vaeflow.registry.pull import pull, pull_to, pull_version
 from vaeflow.registry.register import register
 from vaeflow.tracking.runs import connect
@@ -18,7 +18,7 @@ NAME = "digits-vae"
 
 @pytest.mark.parametrize("address", ["@champion", "/1"])
 def test_a_registered_model_is_pulled_and_answers(bundled, digits, address):
-    settle(bundled, register(bundled))
+    apply_verdict(bundled, register(bundled))
     shutil.rmtree(bundled.bundle)
     model = vaeflow.load(f"models:/{NAME}{address}")
     assert model.score(digits[:5]).shape == (5,)

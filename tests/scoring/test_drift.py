@@ -14,10 +14,10 @@ from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, DataError, VaeflowError
 from vaeflow.scoring.drift import (
     Sample,
-    compare,
     maximum_mean_discrepancy,
     measure_drift,
     read_sample,
+    run_tests,
 )
 from vaeflow.scoring.score import Batch, score
 
@@ -32,7 +32,7 @@ def normal(random, count, latent_dim=6):
 
 
 def compared(reference, batch, thresholds=ANY_DISTANCE):
-    return compare(Reference(*reference), Sample(*batch, len(batch[1]), {}), thresholds)
+    return run_tests(Reference(*reference), Sample(*batch, len(batch[1]), {}), thresholds)
 
 
 def drifted(comparison):

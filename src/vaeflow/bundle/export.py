@@ -61,7 +61,7 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
         shutil.copyfile(evaluation / REFERENCE, folder / REFERENCE)
         export_onnx(folder, vae)
         export_saved_model(folder / "saved_model" / "1", vae)
-        differences = compare(folder, vae, images)
+        differences = compare_exports(folder, vae, images)
         height, width, channels = vae.config.image_shape
         manifest = Manifest(
             name=parameters.name,
@@ -119,7 +119,7 @@ def export_saved_model(folder: Path, vae: VAE) -> None:
 
 
 def _signatures(vae: VAE) -> dict[str, Callable[..., Any]]:
-    """What a service can ask, as functions of batches that return dicts of named outputs."""
+    """Return what a service can ask, as functions of batches that return dicts of named outputs."""
 
     def encode(images: Any) -> dict[str, Any]:
         return vae.encoder(images)
@@ -137,12 +137,12 @@ def _signatures(vae: VAE) -> dict[str, Callable[..., Any]]:
 
 
 def _arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values a signature takes, by the names of its parameters."""
+    """Select the values that a signature takes, by the names of its parameters."""
     return {name: values[name] for name in inspect.signature(function).parameters}
 
 
-def compare(folder: Path, vae: VAE, images: np.ndarray) -> dict[str, float]:
-    """Largest difference between each exported form, opened again, and the Keras model.
+def compare_exports(folder: Path, vae: VAE, images: np.ndarray) -> dict[str, float]:
+    """Return the largest difference between each exported form, opened again, and the Keras model.
 
     Args:
         folder: the bundle in the making.
@@ -202,7 +202,7 @@ def _saved_model_difference(path: Path, vae: VAE, inputs: Mapping[str, np.ndarra
 
 
 def _difference(exported: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """Over the outputs of the exported form; an output Keras does not have is a KeyError."""
+    """Return the largest difference over the exported outputs; Keras must have each of them."""
     largest = []
     for name, values in exported.items():
         reference = ops.convert_to_numpy(expected[name])

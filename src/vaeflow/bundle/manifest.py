@@ -93,7 +93,7 @@ class Manifest(_Part):
 
 
 def describe_files(folder: Path) -> dict[str, File]:
-    """Size and SHA-256 of every file of a folder, by its path with forward slashes."""
+    """Return size and SHA-256 of every file of a folder, by its path with forward slashes."""
     described = {}
     for name in _list(folder):
         content = (folder / name).read_bytes()
@@ -107,7 +107,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def bundle_sha256(folder: Path) -> str:
-    """The bundle's digest: the SHA-256 of its manifest, which holds that of every file."""
+    """Return the bundle's digest: the SHA-256 of its manifest, which holds that of every file."""
     return sha256_of((folder / MANIFEST).read_bytes())
 
 
@@ -131,7 +131,7 @@ def read_verified(folder: Path) -> Manifest:
 
 
 def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
-    """The bytes of one file, checked: what is returned is what was verified.
+    """Read one file and check it: what is returned is what was verified.
 
     Raises:
         BundleError: size or SHA-256 differ from the manifest.
@@ -165,7 +165,7 @@ def _read(folder: Path) -> Manifest:
 
 
 def _list(folder: Path) -> list[str]:
-    """Every file below a folder; a link or anything that is not a plain file is refused."""
+    """List every file below a folder; refuse a link or anything that is not a plain file."""
     names = []
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -196,7 +196,7 @@ def write_reference(path: Path, means: np.ndarray, scores: np.ndarray) -> None:
 
 
 def read_reference(folder: Path, manifest: Manifest) -> Reference:
-    """The reference of a bundle whose manifest was verified.
+    """Read the reference of a bundle whose manifest was verified.
 
     Raises:
         BundleError: the bundle was exported without one, or it is damaged.

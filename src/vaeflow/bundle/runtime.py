@@ -156,15 +156,15 @@ class Bundle:
         return self.manifest.latent_dim
 
     def images_at_once(self, samples: int = 1) -> int:
-        """How many images a block has when each is decoded from so many draws."""
+        """Return how many images a block has when each is decoded from `samples` draws."""
         return max(1, VALUES_PER_BLOCK // (math.prod(self.image_shape) * samples))
 
     def encode(self, images: np.ndarray) -> Posterior:
-        """Posterior of each image."""
+        """Encode images to the posterior of each."""
         return Posterior(*self._in_blocks(self._encode, self.as_pixels(images)))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pixel means of p(x|t): float32 in [0, 1], `(count, height, width, channels)`.
+        """Decode latents to pixel means of p(x|t): float32 `(count, height, width, channels)`.
 
         Args:
             latents: `(count, latent_dim)`.
@@ -175,22 +175,22 @@ class Bundle:
         return means
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """Each image decoded again from its posterior mean; as `decode`."""
+        """Decode each image again from its posterior mean; as `decode`."""
         return self.decode(self.encode(images).mean)
 
     def sample(self, count: int, seed: int) -> np.ndarray:
-        """Pixel means decoded from `count` draws of the prior; as `decode`.
+        """Decode `count` draws of the prior; as `decode`.
 
         The first images of a larger sample are those of a smaller one with the same seed.
         """
         return self.decode(self.draw(count, seed))
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        """`count` draws of the prior: float32 `(count, latent_dim)`."""
+        """Draw `count` latents from the prior: float32 `(count, latent_dim)`."""
         return _draw("count", (count, self.latent_dim), seed)
 
     def score(self, images: np.ndarray, samples: int = SCORE_SAMPLES, seed: int = 0) -> np.ndarray:
-        """Anomaly score: minus the ELBO, in nats per image. Larger is less like the training data.
+        """Score images by minus the ELBO, in nats per image. Larger is less like the training data.
 
         Every image is scored with the same noise, so its score does not depend on its neighbours.
 
@@ -211,7 +211,7 @@ class Bundle:
     def importance_weighted_bound(
         self, images: np.ndarray, samples: int, seed: int = 0
     ) -> np.ndarray:
-        """A bound of log p(x) that is tighter than the ELBO (Burda et al. 2016, eq. 8).
+        """Compute a bound of log p(x) that is tighter than the ELBO (Burda et al. 2016, eq. 8).
 
         Every image has draws of its own, the same for every model with as many latent dimensions.
 
@@ -234,7 +234,7 @@ class Bundle:
         return bounds
 
     def score_rank(self, scores: np.ndarray) -> np.ndarray:
-        """Share of the validation images that score lower: 0 for the most usual, 1 for strange.
+        """Return the share of the validation images that score lower: 0 is most usual, 1 strange.
 
         Interpolated between the quantiles in the manifest. They are of scores from the default
         number of samples and the default seed.
@@ -271,7 +271,7 @@ class Bundle:
         return largest + np.log(np.exp(log_weights - largest).mean(axis=0))
 
     def _log_likelihood(self, pixels: np.ndarray, latents: np.ndarray) -> np.ndarray:
-        """Log p(x|t) of each draw `(samples, count, latent_dim)`: `(samples, count)`."""
+        """Compute log p(x|t) of each draw `(samples, count, latent_dim)`: `(samples, count)`."""
         decoded = self._decode(latents.reshape(-1, self.latent_dim))
         parameters = {
             name: values.reshape(*latents.shape[:2], *values.shape[1:])
@@ -297,7 +297,7 @@ class Bundle:
         return dict(zip(names, self._decoder.run(names, {"latents": latents}), strict=True))
 
     def as_pixels(self, images: np.ndarray) -> np.ndarray:
-        """Images as this model takes them, `(count, height, width, channels)`.
+        """Convert images to what this model takes, `(count, height, width, channels)`.
 
         Raises:
             DataError: their type, shape or range is another.
@@ -313,7 +313,7 @@ class Bundle:
         return images
 
     def as_latents(self, latents: np.ndarray) -> np.ndarray:
-        """Latents as this model takes them, float32 `(count, latent_dim)`.
+        """Convert latents to what this model takes, float32 `(count, latent_dim)`.
 
         Raises:
             DataError: their shape is another, or they are not all finite.
@@ -330,7 +330,7 @@ class Bundle:
 
 
 def _draw(label: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Draws of N(0, I); the first axis is what `label` counts."""
+    """Draw from N(0, I); the first axis is what `label` counts."""
     if shape[0] < 1:
         raise DataError(f"{label} is {shape[0]}; expected 1 or more.")
     if seed < 0:
@@ -339,7 +339,7 @@ def _draw(label: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def _scale(pixels: np.ndarray) -> np.ndarray:
-    """Float32 in [0, 1], exactly as in training."""
+    """Scale pixels to float32 in [0, 1], exactly as in training."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float32) / np.float32(255)
     return pixels.astype(np.float32)

@@ -12,7 +12,7 @@ import typer
 
 from vaeflow.cli import data, inference, registry, retraining, stages
 from vaeflow.common import processes
-from vaeflow.common.files import about_the_cache
+from vaeflow.common.files import cache_error_message
 from vaeflow.errors import VaeflowError
 
 # Nothing is sent anywhere, and libraries tell only what is wrong, unless the user says otherwise.
@@ -54,7 +54,7 @@ def main() -> None:
     except VaeflowError as error:
         _refuse(str(error))
     except OSError as error:
-        if not (message := about_the_cache(error)):
+        if not (message := cache_error_message(error)):
             raise
         _refuse(message)
     except ModuleNotFoundError as error:

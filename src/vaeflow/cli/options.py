@@ -31,7 +31,7 @@ Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same ans
 
 
 def find_workspace() -> tuple[Workspace, Parameters]:
-    """The workspace that this is run in, and its parameters."""
+    """Return the workspace that the command is run in, and its parameters."""
     from vaeflow.config.schema import load_parameters
 
     workspace = Workspace.find()

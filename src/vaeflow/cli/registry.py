@@ -86,8 +86,8 @@ def promote(
     with awaiting(f"comparing {uri} with the champion, and asking it as a service would"):
         from vaeflow.registry.champion import promote
 
-        settled = promote(Workspace.find(), uri, force, reason)
-    print(settled)
+        outcome = promote(Workspace.find(), uri, force, reason)
+    print(outcome)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -99,5 +99,5 @@ def rollback(
     with awaiting("reading the registry"):
         from vaeflow.registry.champion import rollback
 
-        settled = rollback(name, reason)
-    print(settled)
+        outcome = rollback(name, reason)
+    print(outcome)

@@ -44,17 +44,17 @@ def retrain(
     from vaeflow.orchestration import console
     from vaeflow.orchestration.dvc import fetch
     from vaeflow.orchestration.prefect import prefect_server
-    from vaeflow.registry.register import get_ready
+    from vaeflow.registry.register import preload
 
     workspace = Workspace.find()
     overrides = {**parse(settings or []), **({"export.name": name} if name else {})}
     _check(workspace, overrides)
-    with console.opened(workspace.logs, "retrain", verbose) as shown:
+    with console.open_console(workspace.logs, "retrain", verbose) as shown:
         if shown.log:
             shown.say(f"all details: {shown.log.relative_to(workspace.root)}")
         with prefect_server() as server, ThreadPoolExecutor(1) as beside:
             # All of this takes about as long as the server.
-            ready = beside.submit(get_ready, workspace)
+            ready = beside.submit(preload, workspace)
             if pull:
                 fetch(workspace, busy == "wait", shown.say)
             from prefect.exceptions import CancelledRun

@@ -27,7 +27,7 @@ IN_WORKSPACE = Path("src") / "vaeflow"
 
 @cache
 def digest(parts: tuple[str, ...], package: Path = PACKAGE) -> str:
-    """One digest of the source in some parts of the package."""
+    """Return one digest of the source in some parts of the package."""
     files = []
     for part in parts:
         path = package / part

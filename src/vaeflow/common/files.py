@@ -58,7 +58,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, locked while it is in use, and gone afterwards.
+    """Yield a folder beside `target`, locked while it is in use, and removed afterwards.
 
     What others left behind that were killed is tidied up first.
     """
@@ -84,7 +84,7 @@ def _staging(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path, wait: bool) -> Iterator[None]:
-    """Inside, no other process takes the folder for one that was left behind.
+    """Lock a folder, so that no other process takes it for one that was left behind.
 
     Raises:
         BlockingIOError: another process has it.
@@ -112,7 +112,7 @@ def _tidy_up(staging: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; returns whether the system could."""
+    """Let two paths change places in one step; return whether the system could."""
     if sys.platform != "linux":
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -122,7 +122,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Return when a file's content, or the names in a folder, are on the disk."""
+    """Wait until a file's content, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -141,7 +141,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what was downloaded is kept: `VAEFLOW_CACHE`, by default `~/.cache/vaeflow`.
+    """Return where downloads are kept: `VAEFLOW_CACHE`, by default `~/.cache/vaeflow`.
 
     Raises:
         VaeflowError: it cannot be made, or is no folder.
@@ -154,8 +154,8 @@ def cache_folder() -> Path:
     return folder
 
 
-def about_the_cache(error: OSError) -> str | None:
-    """What to say of an error of the file system that concerns the cache; None of any other."""
+def cache_error_message(error: OSError) -> str | None:
+    """Return a message for a file system error in the cache; None for any other error."""
     folder = _cache_path()
     if not error.filename or folder not in Path(os.fsdecode(error.filename)).parents:
         return None
@@ -179,5 +179,5 @@ def write_json(path: Path, value: object) -> None:
 
 
 def sha256_of(content: bytes) -> str:
-    """SHA-256 of some bytes, in hexadecimal."""
+    """Return the SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()

@@ -43,7 +43,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def pairs(originals: np.ndarray, reconstructions: np.ndarray, columns: int = 12) -> np.ndarray:
-    """Rows of originals, each with the row of its reconstructions below.
+    """Lay out rows of originals, each with the row of its reconstructions below.
 
     Args:
         originals: uint8, `(count, height, width, channels)`.

@@ -25,7 +25,7 @@ from typing import Any
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -66,14 +66,14 @@ def _end_group(process: subprocess.Popen[Any], grace: float, end: int) -> None:
 
 
 def this_process() -> str:
-    """A name no other process has: host, process id, and when it began, in seconds."""
+    """Return a name no other process has: host, process id, and when it began, in seconds."""
     import psutil
 
     return f"{_host()} {os.getpid()} {psutil.Process().create_time():.2f}"
 
 
 def is_gone(process: str) -> bool:
-    """Whether a process of this host, named by `this_process`, has ended."""
+    """Return whether a process of this host, named by `this_process`, has ended."""
     import psutil
 
     host, number, began = process.rsplit(" ", 2)
@@ -86,7 +86,7 @@ def is_gone(process: str) -> bool:
 
 
 def _host() -> str:
-    """Where a process id means this process: containers may share the name of their host."""
+    """Name where a process id means this process: containers may share the name of their host."""
     try:
         namespace = Path("/proc/self/ns/pid").readlink()  # pid:[4026531836]
         return f"{socket.gethostname()}/{namespace.name[5:-1]}"

@@ -56,7 +56,7 @@ class Progress:
             print(BAR, end="", flush=True)
 
     def advance(self, amount: int, note: Callable[[], str] = str) -> None:
-        """Count, and show it when the last time is long enough ago.
+        """Count, and update what is shown when the last update is long enough ago.
 
         Args:
             amount: done since the last time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,12 +15,12 @@ from vaeflow.errors import DataError, StageError, WorkspaceError
 
 
 def dvc_command(*arguments: str) -> list[str]:
-    """The command line of this environment's DVC."""
+    """Return the command line of this environment's DVC."""
     return processes.python_command("dvc", *arguments)
 
 
 def dvc_environment() -> dict[str, str]:
-    """Environment variables for DVC: stages call `vaeflow` by name, which must be this one."""
+    """Return the environment for DVC: stages call `vaeflow` by name, which must be this one."""
     here = str(Path(sys.executable).parent)
     return {**os.environ, "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
 
@@ -77,19 +78,19 @@ def require_data(workspace: Workspace) -> None:
 
 
 def data_is_versioned(workspace: Workspace) -> bool:
-    """Whether `data/` holds just what `data.dvc` stands for, and DVC's cache keeps it."""
+    """Return whether `data/` is exactly the version in `data.dvc`, and DVC's cache keeps it."""
     if not workspace.data.exists() or not workspace.data_pointer.is_file():
         return False
-    return "up to date" in run_dvc(workspace, "status", "data.dvc")
+    return json.loads(run_dvc(workspace, "status", "--json", "data.dvc")) == {}
 
 
 def is_import(workspace: Workspace) -> bool:
-    """Whether `data.dvc` follows a source elsewhere (`dvc import`, `dvc import-url`)."""
+    """Return whether `data.dvc` follows a source elsewhere (`dvc import`, `dvc import-url`)."""
     return bool(_pointer(workspace).get("deps"))
 
 
 def data_md5(workspace: Workspace) -> str | None:
-    """The digest that stands for the data in `data.dvc`, or None where there is no such file.
+    """Return the digest that stands for the data in `data.dvc`, or None without such a file.
 
     Raises:
         WorkspaceError: the file is damaged.
@@ -98,7 +99,7 @@ def data_md5(workspace: Workspace) -> str | None:
 
 
 def _pointer(workspace: Workspace) -> dict[str, Any]:
-    """What `data.dvc` says; nothing where there is no such file."""
+    """Read `data.dvc`; return nothing where there is no such file."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 

@@ -16,7 +16,7 @@ class Workspace:
 
     @classmethod
     def find(cls, start: Path | str = ".") -> Workspace:
-        """The workspace that holds `start`: the nearest folder upwards with a `dvc.yaml`.
+        """Find the workspace that holds `start`: the nearest folder upwards with a `dvc.yaml`.
 
         Raises:
             WorkspaceError: there is none.

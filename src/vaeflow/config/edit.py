@@ -24,8 +24,8 @@ from vaeflow.errors import ConfigError, VaeflowError
 
 
 @contextmanager
-def overridden(workspace: Workspace, overrides: Mapping[str, object]) -> Iterator[None]:
-    """Inside, `params.yaml` has other values; its layout and comments stay.
+def override_parameters(workspace: Workspace, overrides: Mapping[str, object]) -> Iterator[None]:
+    """Change values in `params.yaml` for the block; its layout and comments stay.
 
     A run that is killed inside leaves a note, by which the next one puts the file back, unless
     somebody has edited it since.
@@ -37,7 +37,7 @@ def overridden(workspace: Workspace, overrides: Mapping[str, object]) -> Iterato
     Raises:
         ConfigError: a key or a value is not allowed; the file is as it was.
     """
-    put_back(workspace)
+    restore_parameters(workspace)
     if not overrides:
         yield
         return
@@ -51,11 +51,11 @@ def overridden(workspace: Workspace, overrides: Mapping[str, object]) -> Iterato
         _write(workspace, during)
         yield
     finally:
-        put_back(workspace)
+        restore_parameters(workspace)
 
 
 def check(workspace: Workspace, overrides: Mapping[str, object]) -> Parameters:
-    """The parameters of a run with overrides; nothing is written.
+    """Return the parameters of a run with overrides; nothing is written.
 
     Args:
         workspace: whose.
@@ -74,8 +74,8 @@ def check(workspace: Workspace, overrides: Mapping[str, object]) -> Parameters:
     return validate(content, "overrides (--set) that are not allowed")
 
 
-def put_back(workspace: Workspace) -> None:
-    """Undo what a run that was killed left in `params.yaml`."""
+def restore_parameters(workspace: Workspace) -> None:
+    """Restore `params.yaml` from what a killed run left."""
     note = _note(workspace)
     if not note.is_file():
         return
@@ -167,14 +167,14 @@ def apply_preset(parameters: Path, preset: Path) -> dict[str, tuple[object, obje
 
 
 def _listed(absent: Path) -> str:
-    """The names of the presets beside one that does not exist, the most similar first."""
+    """List the presets beside one that does not exist, the most similar first."""
     names = sorted(path.stem for path in absent.parent.glob("*.yaml"))
     nearest = difflib.get_close_matches(absent.stem, names, n=len(names), cutoff=0.0)
     return ", ".join(nearest) or f"none in {absent.parent}"
 
 
 def main(arguments: list[str]) -> None:
-    """Apply the preset that is named, and tell what changed."""
+    """Apply the preset that is named, and print what changed."""
     if len(arguments) != 1:
         raise ConfigError(
             "expected one preset, e.g. python -m vaeflow.config.edit presets/mnist.yaml"

@@ -89,7 +89,7 @@ class Train(_Section):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
 
     def model(self, image_shape: tuple[int, int, int], steps_per_epoch: int) -> VAEConfig:
-        """The model that the section describes.
+        """Return the model that the section describes.
 
         Args:
             image_shape: `(height, width, channels)`.
@@ -162,12 +162,12 @@ class Parameters(_Section):
     drift: Drift = Drift()
 
     def sha256(self) -> str:
-        """Digest of the resolved values, defaults included, independent of the file's layout."""
+        """Return a digest of the values, defaults included, independent of the file's layout."""
         resolved = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(resolved.encode()).hexdigest()
 
     def flat(self) -> dict[str, object]:
-        """`{"section.key": value}`, as tracked in MLflow."""
+        """Return `{"section.key": value}`, as tracked in MLflow."""
         return {
             f"{section}.{key}": value
             for section, values in self.model_dump(mode="json").items()
@@ -186,7 +186,7 @@ def load_parameters(path: Path) -> Parameters:
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """What a parameter file says, whether allowed or not.
+    """Read what a parameter file says, whether allowed or not.
 
     Raises:
         ConfigError: the file is missing, not YAML, or has no sections.
@@ -207,7 +207,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def validate(content: dict[str, Any], origin: str) -> Parameters:
-    """Parameters from sections of keys and values.
+    """Make parameters of sections of keys and values.
 
     Args:
         content: the sections.
@@ -224,7 +224,7 @@ def validate(content: dict[str, Any], origin: str) -> Parameters:
 
 
 def _explain(fault: ErrorDetails) -> str:
-    """One pydantic fault in a line: key, what is wrong, what would be right."""
+    """Explain one pydantic fault in a line: key, what is wrong, what would be right."""
     location = fault["loc"]
     key = ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
@@ -237,7 +237,7 @@ def _explain(fault: ErrorDetails) -> str:
 
 
 def _keys_beside(location: tuple[Any, ...]) -> dict[str, str]:
-    """Valid keys, last part to dotted: of the section it is in, else the sections and all keys."""
+    """List valid keys, last part to dotted: of the section it is in, else all keys and sections."""
     sections = Parameters.model_fields
     inside = [location[0]] if len(location) > 1 else list(sections)
     keys = {

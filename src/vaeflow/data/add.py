@@ -89,7 +89,7 @@ class Added:
     after: str | None
 
     def lines(self) -> list[str]:
-        """What a person wants to know of it, a fact a line."""
+        """Report what a person wants to know of it, a fact a line."""
         lines = [f"data/{self.part.name}: {self.count:,} images added"]
         if self.dropped:
             lines.append(f"exact copies left out: {self.dropped:,}")
@@ -103,7 +103,7 @@ class Added:
 
 
 def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
-    """Make `data/` of a source, or a part of it more, and version it with DVC.
+    """Add a source to `data/`, or replace `data/` by it, and version it with DVC.
 
     Raises:
         DataError: the source cannot be used, or `data/` holds images that are not versioned yet.
@@ -144,7 +144,7 @@ def _check_options(addition: Addition) -> None:
 
 
 def _refuse_unversioned(workspace: Workspace, append: bool) -> None:
-    """Nothing may be lost: what is in `data/` must be a version that can be had again."""
+    """Refuse to lose images: what is in `data/` must be a version that can be had again."""
     holds_any = workspace.data.exists() and any(workspace.data.iterdir())
     if holds_any and not data_is_versioned(workspace):
         raise DataError(
@@ -156,7 +156,7 @@ def _refuse_unversioned(workspace: Workspace, append: bool) -> None:
 
 
 def _part_folder(data: Path, addition: Addition) -> Path:
-    """The new part's folder; a name that was not chosen gives way to one that is there."""
+    """Return the new part's folder; a name that was not chosen gives way to one that is there."""
     if addition.name is not None:
         if (data / addition.name).exists():
             raise DataError(f"data/{addition.name} is there already; choose another --name.")
@@ -172,7 +172,7 @@ def _part_folder(data: Path, addition: Addition) -> Path:
 def write_part(
     folder: Path, addition: Addition, parameters: Prepare, report: Report, seen: set[bytes]
 ) -> int:
-    """Write images and index block by block; returns how many copies were left out."""
+    """Write images and index block by block; return how many copies were left out."""
     reading = reading_of(
         parameters,
         on_bad=report.rejected.append if addition.skip_bad else _stop,
@@ -243,7 +243,7 @@ def _stop(error: BadImageError) -> NoReturn:
 
 
 def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], str]:
-    """The images of a source, and what their names begin with."""
+    """Return the images of a source, and what their names begin with."""
     if addition.source in NAMES:
         blocks = known_blocks(addition.source, reading, addition.copies, addition.verify)
         return blocks, ""
@@ -256,7 +256,7 @@ def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], 
 
 
 def _first_seen(images: Images, seen: set[bytes]) -> list[int]:
-    """Rows whose digest is not in `seen`, which takes it in."""
+    """Return the rows whose digest is not in `seen`, and add their digests to it."""
     kept = []
     for row, key in enumerate(digest_keys(images.digests).tolist()):
         if key not in seen:
@@ -325,7 +325,7 @@ def _swap(workspace: Workspace, scratch: Path) -> None:
 
 
 def _clean_up(workspace: Workspace, scratch: Path) -> None:
-    """Undo a replacement that DVC did not come to version, now or in a command that was killed.
+    """Undo a replacement that DVC did not version, now or in a command that was killed.
 
     Raises:
         DataError: somebody has changed `data/` since.
@@ -348,7 +348,7 @@ def _clean_up(workspace: Workspace, scratch: Path) -> None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file, by its path."""
+    """Return the bytes of every file, by its path."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 

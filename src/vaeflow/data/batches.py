@@ -45,7 +45,7 @@ class Batches(keras.utils.PyDataset):
         self.at(epoch=0)
 
     def at(self, epoch: int, first: int = 0) -> Batches:
-        """Itself, giving the batches of an epoch from the one with that index on.
+        """Return the batches of an epoch, from the one with index `batch` on.
 
         Inside `fit`, later epochs follow by themselves.
         """
@@ -57,7 +57,7 @@ class Batches(keras.utils.PyDataset):
         return self
 
     def feed(self) -> Any:
-        """Itself as the backend takes it fastest, for one `fit` or `evaluate` after the other.
+        """Return the batches as the backend takes them fastest, for each `fit` or `evaluate`.
 
         Of images that TensorFlow keeps on a device it is the rows that are fed; the model picks
         them from `VAE.kept_images`.
@@ -85,7 +85,7 @@ class Batches(keras.utils.PyDataset):
         return data.prefetch(2).with_options(options)
 
     def _epoch(self) -> Any:
-        """The batches of an epoch; each call begins the next."""
+        """Yield the batches of an epoch; each call begins the next."""
         self.on_epoch_begin()
         return (self[index] for index in range(len(self)))
 
@@ -101,7 +101,7 @@ class Batches(keras.utils.PyDataset):
         return (self.images[rows],)  # Keras wants anything but numpy arrays in a tuple
 
     def _rows(self, index: int) -> np.ndarray:
-        """Which images a batch has."""
+        """Return which images a batch has."""
         start = (self.first + index) * self.batch_size
         places = np.arange(start, min(start + self.batch_size, len(self.images)))
         missing = -len(places) % self.multiple_of
@@ -109,7 +109,7 @@ class Batches(keras.utils.PyDataset):
         return places if self.order is None else self.order[places]
 
     def on_epoch_begin(self) -> None:
-        """Called by Keras."""
+        """Begin an epoch; called by Keras."""
         if self.begun:
             self.at(self.epoch + 1)
         self.begun = True

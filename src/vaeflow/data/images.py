@@ -16,7 +16,7 @@ import numpy as np
 
 
 def row_numbers(rows: Any, count: int) -> Sequence[int]:
-    """Which rows of so many a key stands for, as numpy understands it.
+    """Return which rows a key stands for, as numpy understands it.
 
     Args:
         rows: a slice, or a list or an array of row numbers, negative ones from the end, or of as
@@ -116,7 +116,7 @@ class Binarized:
 
 
 def binarized(images: Images, binarize: str, seed: int) -> Images:
-    """Images to validate or test on: drawn once, or as they are where `binarize` is `none`."""
+    """Return images to validate or test on: drawn once, or as they are with `binarize: none`."""
     return images if binarize == "none" else Binarized(images, seed)
 
 

@@ -119,7 +119,7 @@ class SplitWriter:
 
 
 def _hexadecimal(digests: np.ndarray) -> Any:
-    """A column of text, 64 characters for each digest."""
+    """Write digests as a column of text, 64 characters each."""
     import pyarrow
 
     characters = 2 * digests.shape[1]
@@ -131,10 +131,10 @@ def _hexadecimal(digests: np.ndarray) -> Any:
 
 
 def load_split(prepared: Path, name: str) -> np.memmap:
-    """One split, memory-mapped: uint8 `(count, height, width, channels)`."""
+    """Load one split, memory-mapped: uint8 `(count, height, width, channels)`."""
     return np.load(prepared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
 
 def image_shape(prepared: Path) -> tuple[int, int, int]:
-    """`(height, width, channels)` of the prepared images."""
+    """Read the `(height, width, channels)` of the prepared images."""
     return tuple(json.loads((prepared / "dataset.json").read_text())["image_shape"])

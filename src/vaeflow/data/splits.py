@@ -32,7 +32,7 @@ def evenly(count: int, most: int) -> np.ndarray:
 
 
 def pixel_digests(images: np.ndarray) -> np.ndarray:
-    """SHA-256 of each image's pixels.
+    """Return the SHA-256 of each image's pixels.
 
     Args:
         images: uint8, `(count, height, width, channels)`.
@@ -45,17 +45,17 @@ def pixel_digests(images: np.ndarray) -> np.ndarray:
 
 
 def pixel_digest(image: np.ndarray) -> bytes:
-    """SHA-256 of one image's pixels, uint8 `(height, width, channels)`."""
+    """Return the SHA-256 of one image's pixels, uint8 `(height, width, channels)`."""
     return hashlib.sha256(np.ascontiguousarray(image).data).digest()
 
 
 def as_digests(digests: Sequence[bytes]) -> np.ndarray:
-    """Digests of 32 bytes as an array, uint8 `(count, 32)`."""
+    """Convert digests of 32 bytes to an array, uint8 `(count, 32)`."""
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
 def digest_keys(digests: np.ndarray) -> np.ndarray:
-    """Half of each digest, `(count,)` of 16 bytes: tells images apart as surely, in less memory."""
+    """Return half of each digest, `(count,)` of 16 bytes: enough to tell images apart."""
     return digests[:, :16].copy().view("V16")[:, 0]
 
 
@@ -81,11 +81,11 @@ class SplitRule(NamedTuple):
 
     @classmethod
     def of(cls, parameters: Prepare) -> SplitRule:
-        """The rule that the parameters describe."""
+        """Return the rule that the parameters describe."""
         return cls(parameters.seed, parameters.validation_fraction, parameters.test_fraction)
 
     def assign(self, digests: np.ndarray) -> np.ndarray:
-        """The split of each image.
+        """Assign a split to each image.
 
         Args:
             digests: from `pixel_digests`, `(count, 32)`.
@@ -105,7 +105,7 @@ class SplitRule(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> SplitRule:
-        """What `str` has written.
+        """Parse what `str` has written.
 
         Raises:
             ValueError: it has not.
@@ -116,7 +116,7 @@ class SplitRule(NamedTuple):
 
 
 def shuffle_keys(digests: np.ndarray, seed: int) -> np.ndarray:
-    """A number for each image, by which to order images at random: the same for equal ones.
+    """Return a number for each image, to order images at random: the same for equal ones.
 
     Has nothing to do with which split an image is in.
 
@@ -136,7 +136,7 @@ def _numbers(digits: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele, Lea and Flood 2014): one to one, and every bit depends on every other."""
+    """Mix bits by SplitMix64 (Steele, Lea and Flood 2014), one to one."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -26,14 +26,14 @@ SHOWN_LABELS = 12
 def reading_of(
     parameters: Prepare, on_bad: Callable[[BadImageError], None] = refuse, **options: Any
 ) -> Reading:
-    """How images of a data set are read: no constant ones, within the limits of params.yaml."""
+    """Return how a data set is read: no constant images, within the limits of params.yaml."""
     return Reading(limits=parameters, allow_constant=False, on_bad=on_bad, **options)
 
 
 def data_blocks(
     workspace: Workspace, parameters: Prepare, on_bad: Callable[[BadImageError], None] = refuse
 ) -> Iterator[Images]:
-    """The images in `data/`, some megabytes at a time.
+    """Yield the images in `data/`, some megabytes at a time.
 
     Raises:
         DataError: it is missing, or what is in it cannot be used.
@@ -128,7 +128,7 @@ class Report:
     ignored: list[object] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report, a fact a line."""
+        """Report what was found, a fact a line."""
         survey = self.survey
         if not survey.count:
             return ["no images that can be used", *self._rejections()]
@@ -164,7 +164,7 @@ def _counts(counter: Counter[str]) -> str:
 
 
 def check(workspace: Workspace, parameters: Prepare) -> tuple[Report, list[str]]:
-    """Look through what is in `data/` now.
+    """Survey what is in `data/` now.
 
     Returns:
         The report, and what is wrong, a sentence each: bad or damaged files, too few images, images
@@ -209,7 +209,7 @@ class Glance:
         self._generator = generator
 
     def add(self, pixels: np.ndarray) -> None:
-        """Take in a block, uint8 `(count, *shape)`."""
+        """Add a block, uint8 `(count, *shape)`."""
         self.count += len(pixels)
         for channel, counts in enumerate(self.histogram):
             counts += np.bincount(pixels[..., channel].ravel(), minlength=LEVELS)
@@ -221,7 +221,7 @@ class Glance:
         self._lots = np.concatenate([lots[mine], lots[new + len(self._lots)]])
 
     def lines(self, name: str) -> Iterator[str]:
-        """Count and, for each channel, statistics of its values 0..255, as a table's rows."""
+        """Report the count and, for each channel, statistics of its values, as table rows."""
         values = np.arange(LEVELS)
         for channel, counts in enumerate(self.histogram):
             present, shares = np.flatnonzero(counts), counts / counts.sum()

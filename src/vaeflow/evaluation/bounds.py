@@ -65,7 +65,7 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
 
 
 def scaled_blocks(images: Images, size: int) -> Iterator[np.ndarray]:
-    """Blocks of images as float32 in [0, 1], in order.
+    """Yield blocks of images as float32 in [0, 1], in order.
 
     Not through tf.data: its threads compete with a decoder that uses every core anyway.
     """
@@ -74,13 +74,13 @@ def scaled_blocks(images: Images, size: int) -> Iterator[np.ndarray]:
 
 
 def draws_at_once(vae: VAE) -> int:
-    """How many latents to decode together, by the decoder's largest feature map."""
+    """Return how many latents to decode together, by the decoder's largest feature map."""
     widest = max(math.prod(layer.output.shape[1:]) for layer in vae.decoder.layers)
     return max(1, VALUES_PER_BLOCK // widest)
 
 
 def _compiled(vae: VAE) -> Callable[..., Any]:
-    """The costly part as one graph, traced once for blocks of all sizes.
+    """Compile the costly part as one graph, traced once for blocks of all sizes.
 
     Takes images, the posterior and noise `(samples, batch, latent_dim)`; gives the sum of the log
     likelihoods and the log of the sum of the weights over the samples, each `(batch,)`.
@@ -105,7 +105,7 @@ def _block(
     generator: np.random.Generator,
     progress: Progress,
 ) -> Bounds:
-    """Both bounds of a block of images, the samples taken a few at a time."""
+    """Compute both bounds of a block of images, the samples taken a few at a time."""
     posterior = vae.encoder(images)
     mean, log_variance = posterior["mean"], posterior["log_variance"]
     # In double precision: thousands of terms are added up.
@@ -132,7 +132,7 @@ def _block(
 
 
 def active_units(means: np.ndarray) -> np.ndarray:
-    """Which latent dimensions carry information: Var_x E_q[t] > 0.01 (Burda et al. 2016, sec. 5.2).
+    """Find latent dimensions that carry information: Var_x E_q[t] > 0.01 (Burda et al. 2016, 5.2).
 
     Args:
         means: posterior means, `(images, latent_dim)`.
@@ -148,7 +148,7 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
 def compute_scores(vae: VAE, images: Images) -> np.ndarray:
-    """The score of each image, from the draws that a service makes by default.
+    """Compute the score of each image, from the draws that a service makes by default.
 
     Args:
         vae: the model.
@@ -169,7 +169,7 @@ def compute_scores(vae: VAE, images: Images) -> np.ndarray:
 
 
 def quantiles(scores: np.ndarray) -> Mapping[str, float]:
-    """Which score a share of the images stays below: share, "0" to "1", to score in nats."""
+    """Return the score that a share of the images stays below: share, "0" to "1", to nats."""
     return {f"{level:g}": float(np.quantile(scores, level)) for level in LEVELS}
 
 

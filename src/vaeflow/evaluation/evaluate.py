@@ -59,7 +59,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
             f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "
             "is of no use. Train it again, with a lower train.learning_rate."
         )
-    if reason := why_collapsed(int(metrics["active_units"]), vae.config.latent_dim):
+    if reason := collapse_warning(int(metrics["active_units"]), vae.config.latent_dim):
         print(f"warning: {reason}", flush=True)
 
     with atomic_directory(workspace.evaluation) as folder:
@@ -83,7 +83,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
 def _draw(
     folder: Path, vae: VAE, images: Images, bounds: Bounds, labels: np.ndarray | None, seed: int
 ) -> None:
-    """The pictures of what the model does."""
+    """Draw the pictures of what the model does."""
     kl = bounds.kl_per_dimension.mean(axis=0)
     figures.draw_reconstructions(folder / "reconstructions.png", vae, images)
     figures.draw_samples(folder / "samples.png", vae, seed)
@@ -110,7 +110,7 @@ COLLAPSED_SHARE = 0.1
 
 
 def summarise(bounds: Bounds, vae: VAE, images: Images) -> dict[str, float]:
-    """Means over the images with their standard errors, in nats per image, and counts.
+    """Average over the images, with standard errors, in nats per image, and counts.
 
     `rate` and `distortion` are the model's point in the plane of Alemi et al. 2018: the KL term and
     minus the log likelihood. The standard error tells how far the mean over other images of the
@@ -141,8 +141,8 @@ def summarise(bounds: Bounds, vae: VAE, images: Images) -> dict[str, float]:
     return metrics
 
 
-def why_collapsed(active: int, latent_dim: int) -> str | None:
-    """Tell a posterior that ignores the image, or nearly; None for one that does not.
+def collapse_warning(active: int, latent_dim: int) -> str | None:
+    """Return a warning where the posterior ignores the image, or nearly; else None.
 
     Args:
         active: how many latent dimensions carry information.
@@ -163,7 +163,7 @@ def why_collapsed(active: int, latent_dim: int) -> str | None:
 
 
 def write_dimensions(path: Path, bounds: Bounds) -> None:
-    """One row a latent dimension: mean KL in nats, variance of the posterior means, active or not.
+    """Write a row a latent dimension: mean KL in nats, variance of the means, active or not.
 
     Args:
         path: the CSV to write.
@@ -182,7 +182,7 @@ def write_dimensions(path: Path, bounds: Bounds) -> None:
 
 
 def read_labels(prepared: Path, split: str) -> np.ndarray | None:
-    """Labels of a split in the order of its array, text `(images,)`; None where there are none.
+    """Read the labels of a split in the order of its array, text `(images,)`; None without any.
 
     An image without a label among others that have one is labelled `none`.
 

@@ -22,21 +22,21 @@ NAMED_LABELS = 20  # more have a colour bar instead of a legend
 
 
 def draw_reconstructions(path: Path, vae: VAE, images: Images) -> None:
-    """Rows of test images, each with the row of its reconstructions below."""
+    """Draw rows of test images, each with the row of its reconstructions below."""
     images = np.asarray(images[evenly(len(images), SHOWN_PAIRS)])
     outputs = vae(images.astype(np.float32) / 255)
     write_png(path, pairs(images, ops.convert_to_numpy(outputs["reconstruction"])))
 
 
 def draw_samples(path: Path, vae: VAE, seed: int) -> None:
-    """Pixel means decoded from draws of the prior."""
+    """Draw pixel means decoded from draws of the prior."""
     shape = (SHOWN_SAMPLES, vae.config.latent_dim)
     latents = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     write_png(path, grid(ops.convert_to_numpy(vae.decode(latents))))
 
 
 def draw_training_curves(path: Path, history: Path) -> None:
-    """ELBO, and its two terms, against the epoch, for both splits.
+    """Plot the ELBO and its two terms against the epoch, for both splits.
 
     Args:
         path: the PNG to write.
@@ -57,7 +57,7 @@ def draw_training_curves(path: Path, history: Path) -> None:
 
 
 def draw_traversals(path: Path, vae: VAE, latent: np.ndarray, kl: np.ndarray) -> None:
-    """One latent dimension a row, moved from -3 to 3 with all others held as they are.
+    """Draw a row a latent dimension, moved from -3 to 3 with all others held as they are.
 
     Args:
         path: the PNG to write.
@@ -74,7 +74,7 @@ def draw_traversals(path: Path, vae: VAE, latent: np.ndarray, kl: np.ndarray) ->
 
 
 def plane(means: np.ndarray) -> np.ndarray:
-    """Latent means in the plane in which they vary most (principal components).
+    """Project latent means onto the plane in which they vary most (principal components).
 
     Args:
         means: `(images, latent_dim)`; of two dimensions they are returned as they are, one is
@@ -94,7 +94,7 @@ def plane(means: np.ndarray) -> np.ndarray:
 
 
 def draw_latent_map(path: Path, means: np.ndarray, labels: np.ndarray | None) -> None:
-    """The posterior means of images in a plane, coloured by label where there are labels.
+    """Plot the posterior means of images in a plane, coloured by label where there are labels.
 
     Args:
         path: the PNG to write.
@@ -128,7 +128,7 @@ def draw_latent_map(path: Path, means: np.ndarray, labels: np.ndarray | None) ->
 
 
 def draw_latent_dimensions(path: Path, kl: np.ndarray) -> None:
-    """How many nats each latent dimension carries, most first.
+    """Plot how many nats each latent dimension carries, most first.
 
     Args:
         path: the PNG to write.
@@ -144,7 +144,7 @@ def draw_latent_dimensions(path: Path, kl: np.ndarray) -> None:
 
 
 def draw_scores(path: Path, scores: Mapping[str, np.ndarray], usual: Mapping[str, float]) -> None:
-    """Histogram of the anomaly scores, with two of the quantiles that go with the bundle.
+    """Plot a histogram of the anomaly scores, with two of the quantiles in the bundle.
 
     Args:
         path: the PNG to write.

@@ -20,7 +20,7 @@ NAMES = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
 
 def keras_backend() -> str:
-    """The backend that Keras will be imported with.
+    """Return the backend that Keras will be imported with.
 
     Raises:
         ConfigError: models cannot be trained with it.
@@ -37,7 +37,7 @@ def keras_backend() -> str:
 
 
 def use_gpu_if_any() -> str:
-    """Take the GPUs that are seen, reproducibly, and only as much memory as is needed.
+    """Use the GPUs that are seen, reproducibly, and only as much memory as is needed.
 
     Under JAX they are taken as they are: it has no switch for either once it has been imported.
 
@@ -86,12 +86,12 @@ def share_cores(batch_size: int, jit: bool) -> int:
 
 
 def has_gpu() -> bool:
-    """Whether a GPU, or another accelerator, is seen."""
+    """Return whether a GPU, or another accelerator, is seen."""
     return bool(_accelerators())
 
 
 def choose_jit(setting: str | bool) -> bool:
-    """Whether to compile steps with XLA, as `train.jit` says.
+    """Decide whether to compile steps with XLA, as `train.jit` says.
 
     `auto` does under JAX, which knows no other way of being fast, and on GPUs; on CPUs TensorFlow's
     own kernels are faster.
@@ -100,7 +100,7 @@ def choose_jit(setting: str | bool) -> bool:
 
 
 def choose_steps_per_execution() -> int:
-    """Steps to make before anything else is looked at: about half a second of them, or less.
+    """Choose how many steps to make before signals are looked at: about half a second of them.
 
     Between two calls of the program's own, TensorFlow spends 2 ms, which on a GPU is more than a
     step; but a training that is told to end does so only between them.
@@ -111,7 +111,7 @@ def choose_steps_per_execution() -> int:
 
 
 def keep_on_device(images: Any) -> Any:
-    """Images as one tensor on the only accelerator, where they take at most 1 GiB; else as given.
+    """Copy images to the only accelerator, up to 1 GiB; otherwise return them as given.
 
     Args:
         images: uint8, `(count, height, width, channels)`; an array, or what stands in for one.
@@ -122,7 +122,7 @@ def keep_on_device(images: Any) -> Any:
 
 
 def put_on_device(images: Any) -> Any:
-    """A tensor of them on the first device; of the CPU's, where there is no other."""
+    """Copy images to the first device; to the CPU, where there is no other."""
     if _backend() == "tensorflow":
         import tensorflow as tf
 
@@ -135,7 +135,7 @@ def put_on_device(images: Any) -> Any:
 
 @contextmanager
 def layers_in(setting: str) -> Iterator[None]:
-    """Layers made inside compute as `train.precision` says; their weights are float32 anyway."""
+    """Let layers that are made inside compute as `train.precision` says; weights stay float32."""
     import keras
 
     before = keras.config.dtype_policy()
@@ -149,13 +149,13 @@ def layers_in(setting: str) -> Iterator[None]:
 
 
 def count_devices() -> int:
-    """How many `all_devices` trains on."""
+    """Return how many devices `all_devices` trains on."""
     return len(_devices())
 
 
 @contextmanager
 def all_devices() -> Iterator[None]:
-    """Inside, models are made, and trained, on every local device, each with its part of a batch.
+    """Let models made inside train on every local device, each with its part of a batch.
 
     Those are the GPUs, or the CPUs into which a machine without any has been split.
     """
@@ -174,7 +174,7 @@ def all_devices() -> Iterator[None]:
 
 
 def use_cpu() -> None:
-    """Leave GPUs alone: exports are compared to 1e-4, which a GPU's TF32 products do not keep."""
+    """Hide GPUs: exports are compared to 1e-4, which a GPU's TF32 products do not keep."""
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
@@ -199,7 +199,7 @@ def _backend() -> str:
 
 
 def _accelerators() -> list[str]:
-    """The kind of each, in words; asks nothing that would end what may still be set."""
+    """Return the kind of each accelerator; ask nothing that would fix what may still be set."""
     if _backend() == "tensorflow":
         import tensorflow as tf
 
@@ -213,7 +213,7 @@ def _accelerators() -> list[str]:
 
 
 def _is_split(tf: Any) -> bool:
-    """Whether the CPU is split into several devices; to count these would start TensorFlow."""
+    """Return whether the CPU is split into devices; counting them would start TensorFlow."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     return len(tf.config.get_logical_device_configuration(cpu) or [cpu]) > 1
 

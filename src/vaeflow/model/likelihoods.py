@@ -44,13 +44,13 @@ class Bernoulli:
 
     @staticmethod
     def log_likelihood(images: Tensor, logits: Tensor) -> Tensor:
-        """Log p(x|t) from logits."""
+        """Compute log p(x|t) from logits."""
         # log p = x log sigmoid(l) + (1 - x) log sigmoid(-l) = x l - softplus(l)
         return ops.sum(images * logits - ops.softplus(logits), axis=PIXEL_AXES)
 
     @staticmethod
     def mean(logits: Tensor) -> Tensor:
-        """Probability of a white pixel."""
+        """Return the probability of a white pixel."""
         return ops.sigmoid(logits)
 
 
@@ -69,13 +69,13 @@ class Gaussian:
 
     @staticmethod
     def log_likelihood(images: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-        """Log density of the pixels in [0, 1]."""
+        """Compute the log density of the pixels in [0, 1]."""
         standardised = (images - mean) * ops.exp(-log_scale)
         return -ops.sum(0.5 * (LOG_2_PI + ops.square(standardised)) + log_scale, axis=PIXEL_AXES)
 
     @staticmethod
     def mean(mean: Tensor, log_scale: Tensor) -> Tensor:
-        """The mean itself."""
+        """Return the mean itself."""
         return mean
 
 
@@ -93,7 +93,7 @@ class DiscretizedLogistic:
 
     @staticmethod
     def log_likelihood(images: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
-        """Log probability of the levels.
+        """Compute the log probability of the levels.
 
         With a and b the standardised upper and lower edge of a level, sigmoid(a) - sigmoid(b) =
         sigmoid(a) sigmoid(-b) (1 - exp(b - a)), whose logarithm loses no digits anywhere.
@@ -109,7 +109,7 @@ class DiscretizedLogistic:
 
     @staticmethod
     def mean(location: Tensor, log_scale: Tensor) -> Tensor:
-        """Mean of the logistic cut off at 0 and 1: that of the levels, to within half a level.
+        """Return the mean of the logistic cut off at 0 and 1: that of the levels, to half a level.
 
         It is the integral of sigmoid((location - u) / scale) over u from 0 to 1.
         """
@@ -126,7 +126,7 @@ LIKELIHOODS: dict[str, Any] = {
 
 
 def is_binary(images: Images, block: int = 4096) -> bool:
-    """Whether every pixel of uint8 images is 0 or 255; stops at the first block that is not."""
+    """Return whether every pixel of uint8 images is 0 or 255; stop at the first other."""
     return all(
         np.isin(images[start : start + block], (0, 255)).all()
         for start in range(0, len(images), block)
@@ -134,7 +134,7 @@ def is_binary(images: Images, block: int = 4096) -> bool:
 
 
 def is_proper(likelihood: str, images: Images) -> bool:
-    """Whether the likelihood is one of these images: all are, but Bernoulli of grey pixels.
+    """Return whether the likelihood is one of these images: not Bernoulli on grey pixels.
 
     Args:
         likelihood: a name of `LIKELIHOODS`.
@@ -144,7 +144,7 @@ def is_proper(likelihood: str, images: Images) -> bool:
 
 
 def likelihood_warning(likelihood: str, images: Images) -> str | None:
-    """Why a likelihood is a poor choice for these images, and a better one; None where it fits.
+    """Return why a likelihood is a poor choice for these images, and a better one; else None.
 
     Args:
         likelihood: a name of `LIKELIHOODS`.

@@ -25,7 +25,7 @@ NARROW = 4  # channels; from twice as many on, Conv2D is as fast
 
 
 def level_sizes(size: int, levels: int) -> list[int]:
-    """Edge lengths from the image to the deepest feature map: each level halves, rounding up.
+    """Return edge lengths, image to deepest feature map: each level halves, rounding up.
 
     Example: `level_sizes(28, 2) == [28, 14, 7]` and `level_sizes(9, 2) == [9, 5, 3]`.
     """
@@ -63,13 +63,13 @@ class PerChannel(layers.Layer):
         return ops.zeros_like(inputs[:, :1, :1, :1]) + self.values
 
     def get_config(self) -> dict[str, Any]:
-        """Every constructor value."""
+        """Return every constructor value."""
         return {**super().get_config(), "channels": self.channels, "start": self.start}
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
 def silu(x: Tensor) -> Tensor:
-    """`x * sigmoid(x)`, whose gradient TensorFlow would take six passes over the memory for."""
+    """Compute `x * sigmoid(x)`, with a gradient that takes one pass over the memory, not six."""
     if keras.backend.backend() == "tensorflow":
         return cpu.silu(x)
     return keras.activations.silu(x)
@@ -80,14 +80,14 @@ class NarrowConv2D(layers.Conv2D):
     """A `Conv2D` of stride 1 to few channels, which trains faster on CPUs under TensorFlow."""
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
-        """As `Conv2D`, to rounding."""
+        """Compute what `Conv2D` does, to rounding."""
         if training and keras.backend.backend() == "tensorflow" and not has_gpu():
             return cpu.narrow_convolution(inputs, self.kernel) + self.bias
         return super().call(inputs)
 
 
 def build_encoder(config: VAEConfig) -> keras.Model:
-    """Encoder φ: image to the mean and log variance of q(t|x).
+    """Build the encoder φ: image to the mean and log variance of q(t|x).
 
     Returns:
         A functional model, images `(batch, height, width, channels)` in [0, 1] to a dict of
@@ -105,7 +105,7 @@ def build_encoder(config: VAEConfig) -> keras.Model:
 
 
 def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]) -> keras.Model:
-    """Decoder w: latent to the parameters of p(x|t), mirroring the encoder.
+    """Build the decoder w: latent to the parameters of p(x|t), mirroring the encoder.
 
     Args:
         config: as given to the encoder; the levels are used in reverse.
@@ -133,7 +133,7 @@ def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]) -> ker
 
 
 def _head(x: Tensor, name: str, need: Parameter, image_shape: tuple[int, int, int]) -> Tensor:
-    """One parameter of the likelihood, from a feature map of the image's size or of half of it.
+    """Build one parameter of the likelihood from a feature map of the image's size or half of it.
 
     From half, one convolution gives each place the four pixels it doubles to (sub-pixel
     convolution, Shi et al. 2016): a layer of many channels and the image's size would cost as much
@@ -212,7 +212,7 @@ def _residual_up(
 
 
 def _blocks(x: Tensor, count: int, name: str) -> Tensor:
-    """Pre-activation residual blocks (He et al. 2016), each the identity to begin with.
+    """Stack pre-activation residual blocks (He et al. 2016), each the identity at the start.
 
     Their last convolution starts at zero, which takes the place of normalisation (De & Smith 2020):
     an image's answer must not depend on the batch it is in.
@@ -256,7 +256,7 @@ def _double(
     level: int,
     activation: Callable[..., Tensor] | None = silu,
 ) -> Tensor:
-    """Twice as high and wide, then cropped to `size`, `(height, width)`."""
+    """Double height and width, then crop to `size`, `(height, width)`."""
     x = layers.Conv2DTranspose(
         channels, 3, strides=2, padding="same", activation=activation, name=f"up_{level}"
     )(x)
@@ -264,7 +264,7 @@ def _double(
 
 
 def _crop(x: Tensor, size: tuple[int, int], name: str, dtype: str | None = None) -> Tensor:
-    """Without the last row or column, where `size` is smaller by one.
+    """Crop the last row or column, where `size` is smaller by one.
 
     The decoder doubles exactly, the encoder halves rounding up: so every size comes back exactly.
     """

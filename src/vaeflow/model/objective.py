@@ -43,7 +43,7 @@ def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
 
 
 def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(m, exp v) || N(0, 1)) of each latent dimension (Kingma & Welling 2014, appendix B).
+    """Compute KL(N(m, exp v) || N(0, 1)) of each latent dimension (Kingma & Welling 2014, app. B).
 
     Args:
         mean, log_variance: any shape.
@@ -56,7 +56,7 @@ def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q(t|x) || N(0, I)): the sum over the latent dimensions.
+    """Compute KL(q(t|x) || N(0, I)): the sum over the latent dimensions.
 
     Args:
         mean, log_variance: `(..., latent_dim)`.
@@ -68,7 +68,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def elbo(log_likelihood: Tensor, kl: Tensor) -> Tensor:
-    """Evidence lower bound: the Monte Carlo term minus the closed-form KL. Nats, `(batch,)`."""
+    """Compute the evidence lower bound: the Monte Carlo term minus the KL. Nats, `(batch,)`."""
     # + E_q log p(x|t), estimated by the given draws; - KL(q || prior), exact.
     return log_likelihood - kl
 
@@ -103,7 +103,7 @@ class Terms(NamedTuple):
 
 
 def kl_weight(step: Tensor, warmup_steps: int, beta: float) -> Tensor:
-    """Weight of the KL term: raised linearly to beta over the first steps.
+    """Return the weight of the KL term: raised linearly to beta over the first steps.
 
     Beta other than 1 is the beta-VAE of Higgins et al. 2017; raising it slowly keeps the decoder
     from learning to do without the latent (warm-up: Sønderby et al. 2016).
@@ -119,7 +119,7 @@ def kl_weight(step: Tensor, warmup_steps: int, beta: float) -> Tensor:
 
 
 def free_bits_kl(kl_of_dimensions: Tensor, free_bits: float) -> Tensor:
-    """KL term in which a dimension costs nothing below `free_bits`, after Kingma et al. 2016.
+    """Compute a KL term in which a dimension costs nothing below `free_bits` (Kingma et al. 2016).
 
     Theirs (appendix C.8) is a floor on the dimension's mean over a mini-batch, so that the
     objective depends on which images share one, and on how many devices share it. Here the floor is
@@ -143,7 +143,7 @@ def weighted_elbo(
     weight: Tensor | float = 1.0,
     free_bits: float = 0.0,
 ) -> Tensor:
-    """What training maximises under `objective: elbo`.
+    """Compute what training maximises under `objective: elbo`.
 
     With weight 1 and no free bits it is the mean ELBO over the batch: the lecture's N/M-weighted
     sum, divided by N.
@@ -164,7 +164,7 @@ def weighted_elbo(
 
 
 def gaussian_log_density(values: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Log density of a diagonal Gaussian, summed over the last axis. Nats, shape `(...)`."""
+    """Compute the log density of a diagonal Gaussian, summed over the last axis. Nats, `(...)`."""
     squared = ops.square(values - mean) * ops.exp(-log_variance)
     return -0.5 * ops.sum(LOG_2_PI + log_variance + squared, axis=-1)
 
@@ -176,7 +176,7 @@ def log_importance_weights(
     log_variance: Tensor,
     weight: Tensor | float = 1.0,
 ) -> Tensor:
-    """Log of p(x|t) (p(t) / q(t|x))^weight for latents drawn from q (Burda et al. 2016, eq. 7).
+    """Compute log p(x|t) (p(t) / q(t|x))^weight of latents drawn from q (Burda 2016, eq. 7).
 
     Args:
         log_likelihood: `(samples, batch)`.
@@ -193,7 +193,7 @@ def log_importance_weights(
 
 
 def importance_weighted_bound(log_weights: Tensor) -> Tensor:
-    """Log of the mean importance weight (Burda et al. 2016, eq. 8).
+    """Compute the log of the mean importance weight (Burda et al. 2016, eq. 8).
 
     Args:
         log_weights: `(samples, batch)`.
@@ -206,7 +206,7 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
 
 
 def doubly_reparameterised_factor(log_weights: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """What the gradient in each latent is multiplied by before it goes on to the encoder: DReG.
+    """Compute the factor for the gradient in each latent on its way to the encoder: DReG.
 
     With the normalised importance weights r_k, the bound's gradient is the sum of r_k d log w_k.
     Its part through the density q(t|x) has a variance that drowns the signal as samples grow. An
@@ -233,7 +233,7 @@ def doubly_reparameterised_factor(log_weights: Tensor, weight: Tensor | float = 
 
 
 def score_function_surrogate(values: Tensor, log_density: Tensor) -> Tensor:
-    """A function whose gradient estimates that of E_q[values] by the log-derivative trick.
+    """Return a function whose gradient estimates that of E_q[values] by the log-derivative trick.
 
     d E_q[f] = E_q[f d log q + d f] (Williams 1992). Unbiased like the reparameterised gradient, but
     of a far larger variance, as docs/gradient_variance.png shows: training does not use it.

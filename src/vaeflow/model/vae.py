@@ -74,16 +74,16 @@ class VAE(keras.Model):
         self(keras.KerasTensor((None, *self.config.image_shape), dtype="float32"))
 
     def build_networks(self) -> tuple[keras.Model, keras.Model]:
-        """Encoder and decoder, untrained; a subclass may have its own, of the same outputs."""
+        """Build encoder and decoder; a subclass may have its own, of the same outputs."""
         return build_encoder(self.config), build_decoder(self.config, self.pixels.parameters)
 
     def call(self, images: Tensor, training: bool = False) -> dict[str, Tensor]:
-        """Posterior parameters and the reconstruction from the posterior mean."""
+        """Return posterior parameters and the reconstruction from the posterior mean."""
         posterior = self.encoder(images, training=training)
         return {**posterior, "reconstruction": self.decode(posterior["mean"], training=training)}
 
     def decode(self, latents: Tensor, training: bool = False) -> Tensor:
-        """Pixel means of p(x|t), `(batch, height, width, channels)` in [0, 1]."""
+        """Decode latents to pixel means of p(x|t), `(batch, height, width, channels)` in [0, 1]."""
         return self.pixels.mean(**self.decoder(latents, training=training))
 
     def terms(self, images: Tensor, noise: Tensor, training: bool = False) -> Terms:
@@ -100,7 +100,7 @@ class VAE(keras.Model):
     def draw(
         self, images: Tensor, noise: Tensor, training: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents of images, `(samples, batch, latent_dim)`, and the posterior that they are from.
+        """Draw latents of images, `(samples, batch, latent_dim)`; return them and their posterior.
 
         Args:
             images, noise: as for `terms`.
@@ -109,7 +109,7 @@ class VAE(keras.Model):
         return objective.reparameterise(**posterior, noise=noise), posterior
 
     def log_likelihood(self, images: Tensor, latents: Tensor, training: bool = False) -> Tensor:
-        """Log p(x|t) for several latents of each image.
+        """Compute log p(x|t) for several latents of each image.
 
         Args:
             images: `(batch, height, width, channels)`.
@@ -126,15 +126,15 @@ class VAE(keras.Model):
         return self.pixels.log_likelihood(images, **parameters)
 
     def train_step(self, *arguments: Any) -> Any:
-        """One step of stochastic gradient ascent; the backend finds the gradient."""
+        """Make one step of stochastic gradient ascent; the backend finds the gradient."""
         return backend().run(self, self._train, *arguments)
 
     def test_step(self, *arguments: Any) -> Any:
-        """The same terms without a step, on the same noise at every call, so epochs compare."""
+        """Compute the same terms without a step, on the same noise always: epochs compare."""
         return backend().run(self, self._test, *arguments)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing: it is built. On several devices Keras would take a batch to build it with."""
+        """Do nothing: it is built. On several devices Keras would take a batch to build it with."""
 
     def _train(self, data: Any) -> dict[str, Tensor]:
         images = self._observe(data)
@@ -173,15 +173,15 @@ class VAE(keras.Model):
         return self._update_metrics(terms, self.loss_of(terms, self.config.beta))
 
     def _observe(self, data: Any) -> Tensor:
-        """The images of a batch, drawn black and white where the model binarises."""
+        """Return the images of a batch, drawn black and white where the model binarises."""
         images = self._images_of(data)
         if self.config.binarize != "dynamic":
             return images
         draws = keras.random.uniform(_shape_of_all(images), seed=self.noise)
-        return ops.cast(backend().own_part(draws, axis=0) < images, "float32")
+        return ops.cast(backend().replica_part(draws, axis=0) < images, "float32")
 
     def _images_of(self, data: Any) -> Tensor:
-        """Images in [0, 1] from what `fit` hands over.
+        """Convert what `fit` hands over to images in [0, 1].
 
         That is these or uint8, rows of `kept_images`, or a tuple `(images, labels, weights)`.
         """
@@ -192,8 +192,8 @@ class VAE(keras.Model):
             return ops.cast(images, "float32") / 255.0
         return images
 
-    def tighten(self, samples: int) -> None:
-        """Go on training with the importance-weighted bound, of so many draws an image.
+    def switch_to_importance_weighted(self, samples: int) -> None:
+        """Switch training to the importance-weighted bound, with `samples` draws an image.
 
         From `fit` to `fit`: the optimizer goes on as it is. Burda et al. 2016 (section 5.2) found
         that a VAE trained on so comes near one trained with the tighter bound throughout, whose
@@ -208,7 +208,7 @@ class VAE(keras.Model):
         )
 
     def loss_of(self, terms: Terms, weight: Tensor | float) -> Tensor:
-        """Minus what is maximised: nats per image, a scalar."""
+        """Return minus what is maximised: nats per image, a scalar."""
         if self.config.objective == "importance_weighted":
             return -ops.mean(objective.importance_weighted_bound(self.log_weights(terms, weight)))
         kl = objective.kl_per_dimension(terms.mean, terms.log_variance)
@@ -217,7 +217,7 @@ class VAE(keras.Model):
         )
 
     def log_weights(self, terms: Terms, weight: Tensor | float) -> Tensor:
-        """Log importance weights, q's parameters held fixed as the gradient's estimate needs it."""
+        """Compute log importance weights, q's parameters held fixed for the gradient's estimate."""
         mean, log_variance = map(ops.stop_gradient, (terms.mean, terms.log_variance))
         return objective.log_importance_weights(
             terms.log_likelihood, terms.latents, mean, log_variance, weight
@@ -225,12 +225,12 @@ class VAE(keras.Model):
 
     def _draw_noise(self, images: Tensor, seed: Any) -> Tensor:
         shape = (self.config.samples, _shape_of_all(images)[0], self.config.latent_dim)
-        return backend().own_part(keras.random.normal(shape, seed=seed), axis=1)
+        return backend().replica_part(keras.random.normal(shape, seed=seed), axis=1)
 
     def _update_metrics(
         self, terms: Terms, loss: Tensor, counted: Tensor | bool = True
     ) -> dict[str, Tensor]:
-        """Add a batch to the means, unless it is not counted; returns the means so far."""
+        """Add a batch to the means, unless it is not counted; return the means so far."""
         log_likelihood = terms.mean_log_likelihood
         kl = objective.kl_divergence(terms.mean, terms.log_variance)
         values = {
@@ -252,19 +252,19 @@ class VAE(keras.Model):
         return [*self.term_metrics, self.skipped_metric]
 
     def get_config(self) -> dict[str, Any]:
-        """Every constructor value, the model's own parameters side by side with Keras's."""
+        """Return every constructor value, the model's own parameters side by side with Keras's."""
         return {**super().get_config(), **asdict(self.config)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> VAE:
-        """The model that `get_config` describes."""
+        """Make the model that `get_config` describes."""
         own = {field.name: config[field.name] for field in fields(VAEConfig)}
         others = {name: value for name, value in config.items() if name not in own}
         return cls(VAEConfig(**own), **others)
 
 
 def _shape_of_all(images: Tensor) -> tuple[Tensor | int, ...]:
-    """The shape of the whole batch, of which the images are one replica's part.
+    """Return the shape of the whole batch, of which the images are one replica's part.
 
     Noise is drawn for all, so that it does not depend on how many devices there are.
     """

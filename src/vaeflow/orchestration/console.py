@@ -53,7 +53,7 @@ class Console:
                 self._write(f"{text}\n")
 
     def wipe(self) -> None:
-        """Take back what is still changing."""
+        """Erase what is still changing."""
         with self._lock:
             self._write(self._clear())
 
@@ -67,8 +67,8 @@ class Console:
 
 
 @contextmanager
-def opened(folder: Path, command: str, verbose: bool) -> Iterator[Console]:
-    """Inside, standard output has what is said, and a new file has all that is logged.
+def open_console(folder: Path, command: str, verbose: bool) -> Iterator[Console]:
+    """Open the console: standard output has what is said, a new file all that is logged.
 
     Libraries, and what they start, write their logs to standard error, each in its own way: so it
     is standard error itself that goes into the file.
@@ -100,7 +100,7 @@ def opened(folder: Path, command: str, verbose: bool) -> Iterator[Console]:
 
 
 def say(text: str, log: Callable[[str], None]) -> None:
-    """Say a thing to who is there, and to the log."""
+    """Print a line to whoever watches, and log it."""
     log(text)
     if _open:
         _open.say(text)
@@ -115,7 +115,7 @@ class Stage:
         self._last = ""
 
     def heard(self, line: str) -> bool:
-        """Show what is worth it of a line of the stage's output.
+        """Show a line of the stage's output if it matters; return whether to log it.
 
         Returns:
             Whether it is a line for a log, and not only a bar.
@@ -130,14 +130,14 @@ class Stage:
         return True
 
     def summary(self) -> str:
-        """The last line that the stage printed, with the time that it took."""
+        """Return the last line that the stage printed, with the time that it took."""
         text = self._last or "nothing new: taken from DVC's cache"
         return f"{text} ({_duration(time.monotonic() - self._begin)})"
 
 
 @contextmanager
 def stage(name: str, log: Callable[[str], None]) -> Iterator[Stage]:
-    """Show that a stage begins and, unless it fails, what it came to and how long it took."""
+    """Print that a stage begins and, unless it fails, what it came to and how long it took."""
     at_work = Stage(name)
     log(f"{name} begins")
     if _open:

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from graphlib import TopologicalSorter
 from itertools import dropwhile
 from typing import Any
 
@@ -26,35 +24,47 @@ from vaeflow.common.versioning import (
     run_dvc,
 )
 from vaeflow.common.workspace import Workspace
-from vaeflow.errors import BusyError, DataError, StageError, without_secrets
+from vaeflow.errors import BusyError, DataError, StageError, hide_secrets
 
-EDGE = re.compile(r'^"(?P<before>[^"]+)" -> "(?P<after>[^"]+)";$')
 UNVERSIONED = (
     "data/ differs from data.dvc. Version the new images (dvc add data) "
     "or go back to the versioned ones (dvc checkout data.dvc)."
 )
-NODE = re.compile(r'^"(?P<name>[^"]+)";$')
 
 
 def stages(workspace: Workspace) -> list[str]:
-    """The stages of `dvc.yaml`, each after those it depends on.
+    """List the stages of `dvc.yaml`, each after those it depends on.
 
     Raises:
         StageError: DVC cannot read the graph.
     """
-    graph: dict[str, set[str]] = {}
-    for line in run_dvc(workspace, "dag", "--dot").splitlines():
-        if edge := EDGE.match(line.strip()):
-            graph.setdefault(edge["after"], set()).add(edge["before"])
-        elif node := NODE.match(line.strip()):
-            graph.setdefault(node["name"], set())
-    # A tracked file (data.dvc) is a node of DVC's graph, but there is nothing to run for it.
-    return [name for name in TopologicalSorter(graph).static_order() if not name.endswith(".dvc")]
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from networkx import dfs_postorder_nodes
+
+    try:
+        with Repo(str(workspace.root)) as repo:
+            # An edge leads to what a stage needs, which this order has first. A tracked file
+            # (data.dvc) is a node, too, but there is nothing to run for it.
+            order = dfs_postorder_nodes(repo.index.graph)
+            return [_address(stage) for stage in order if not stage.is_data_source]
+    except DvcException as error:
+        raise StageError(
+            f"DVC cannot read the stages of {workspace.root}: {error}. `dvc dag` says where."
+        ) from None
+
+
+def _address(stage: Any) -> str:
+    """Name a stage as `dvc repro` takes it: with its file, unless that is the workspace's own."""
+    file = stage.path_in_repo
+    return stage.name if file == "dvc.yaml" else f"{file}:{stage.name}"
 
 
 @contextmanager
-def alone_in(workspace: Workspace, wait: bool, report: Callable[[str], None]) -> Iterator[None]:
-    """Inside, no other flow works in the workspace.
+def lock_workspace(
+    workspace: Workspace, wait: bool, report: Callable[[str], None]
+) -> Iterator[None]:
+    """Keep other flows out of the workspace during the block.
 
     Args:
         workspace: which.
@@ -95,7 +105,7 @@ def fetch(workspace: Workspace, wait: bool, say: Callable[[str], None]) -> None:
         StageError: DVC cannot fetch them.
     """
     code.link(workspace)
-    with alone_in(workspace, wait, say):
+    with lock_workspace(workspace, wait, say):
         # What changed, then the sum: "2 files fetched and 2 files added".
         *_, came = run_dvc(workspace, "pull", "--allow-missing").strip().splitlines() or [""]
     if came and "up to date" not in came:
@@ -176,7 +186,7 @@ def run_stage(
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            line = without_secrets(line.rstrip())
+            line = hide_secrets(line.rstrip())
             report(line)
             if not line.startswith(BAR):
                 lines.append(line)

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from vaeflow.common.processes import process_group
 from vaeflow.common.workspace import Workspace
-from vaeflow.errors import ConfigError, VaeflowError, without_secrets
+from vaeflow.errors import ConfigError, VaeflowError, hide_secrets
 
 
 def without_traceback(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,7 +45,7 @@ def without_traceback(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def done(state: Any) -> Any:
+def result_of(state: Any) -> Any:
     """Return the value of a task that was called for its state, or raise what stopped it.
 
     The flow's own state then has the sentence. A task that ends with a failed state of its own
@@ -80,7 +80,7 @@ class Server:
         return self.api.removesuffix("/api")
 
     def wait(self, say: Callable[[str], None]) -> None:
-        """Return when it answers.
+        """Wait until it answers.
 
         Args:
             say: called with a line when that takes more than a moment.
@@ -105,7 +105,7 @@ class Server:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Inside, flows of this process run with this server, which has heard all at the end."""
+        """Run flows of this process with this server; send it all they have logged at the end."""
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
         from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -140,7 +140,7 @@ class Server:
 
 @contextmanager
 def prefect_server(*, lasting: bool = False) -> Iterator[Server]:
-    """A server for the block: the one that `PREFECT_API_URL` names, or one that starts now.
+    """Provide a server for the block: the one in `PREFECT_API_URL`, or one that starts now.
 
     The block goes on at once, to do other things meanwhile; `Server.wait` waits.
 
@@ -157,7 +157,7 @@ def prefect_server(*, lasting: bool = False) -> Iterator[Server]:
         _require_answer(api)
         yield Server(api)
         return
-    _speak_directly()
+    _bypass_proxy()
     port = _free_port(USUAL_PORT if lasting else 0)
     api = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "vaeflow.common.processes", "prefect", "server", "start"]
@@ -172,7 +172,7 @@ def prefect_server(*, lasting: bool = False) -> Iterator[Server]:
         yield Server(api, process, log)
 
 
-def _speak_directly() -> None:
+def _bypass_proxy() -> None:
     """Keep what this process and its children say to this machine from a proxy."""
     for name in ("no_proxy", "NO_PROXY"):
         others = os.environ.get(name)
@@ -195,7 +195,7 @@ def _require_answer(api: str) -> None:
 
 
 def _free_port(wanted: int) -> int:
-    """The port wanted, or any other when that one is taken."""
+    """Return the port wanted, or any other when that one is taken."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             # As the server does: a port whose last connections are still closing is free.
@@ -209,7 +209,7 @@ def _free_port(wanted: int) -> int:
 
 
 def _listens(process: subprocess.Popen[Any], port: int) -> bool:
-    """Whether a process or one that it started listens at a port."""
+    """Return whether a process or one that it started listens at a port."""
     import psutil
 
     try:
@@ -252,7 +252,7 @@ def serve(workspace: Workspace, cron: str) -> None:
     command += ["--name", "scheduled", "--cron", cron, "--limit", "1"]
     with prefect_server(lasting=True) as server:
         server.wait(print)
-        print(without_secrets(f"Prefect's server and web page: {server.page}"), flush=True)
+        print(hide_secrets(f"Prefect's server and web page: {server.page}"), flush=True)
         with process_group(
             command,
             cwd=workspace.root,

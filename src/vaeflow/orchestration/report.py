@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vaeflow.common.workspace import Workspace
 from vaeflow.registry.versions import SCHEME
-from vaeflow.tracking.runs import clear_errors, connect
+from vaeflow.tracking.runs import connect, registry_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -24,14 +24,14 @@ LARGEST_PICTURE = 500_000
 
 
 def describe(workspace: Workspace, version: Version) -> ModelVersion:
-    """The registered version, with its tags."""
+    """Return the registered version, with its tags."""
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         return client.get_model_version(version.name, version.number)
 
 
 def summary(outcome: str, found: ModelVersion) -> str:
-    """Markdown: what became of the run, the gate's verdict, and where the model came from."""
+    """Write Markdown: what became of the run, the gate's verdict, and where the model came from."""
     tags = found.tags
     checks = [
         f"| {key.removeprefix('gate.')} | {tags[key]} |"
@@ -60,13 +60,13 @@ def summary(outcome: str, found: ModelVersion) -> str:
 
 
 def metrics_table(workspace: Workspace) -> list[dict[str, str]]:
-    """The figures on the test images, a row each."""
+    """Return the figures on the test images, a row each."""
     metrics: Mapping[str, float] = json.loads((workspace.evaluation / "metrics.json").read_text())
     return [{"metric": name, "value": f"{value:.6g}"} for name, value in metrics.items()]
 
 
 def picture(workspace: Workspace) -> str | None:
-    """Test images and their reconstructions as an address that holds the picture itself."""
+    """Return test images and reconstructions as an address that holds the picture itself."""
     content = (workspace.evaluation / "reconstructions.png").read_bytes()
     if len(content) > LARGEST_PICTURE:
         return None
@@ -74,19 +74,19 @@ def picture(workspace: Workspace) -> str | None:
 
 
 def where_to_look(place: Workspace) -> str:
-    """Where pictures, versions and runs are, for whoever has just made some."""
+    """Say where pictures, versions and runs are, for whoever has just made some."""
     pictures = place.evaluation.relative_to(place.root)
     runs = "" if tracking_server() else " | mlflow ui --backend-store-uri sqlite:///mlflow.db"
     return f"pictures in {pictures}/ | vaeflow models{runs}"
 
 
 def tracking_server() -> str:
-    """The address that `MLFLOW_TRACKING_URI` names, or nothing."""
+    """Return the address that `MLFLOW_TRACKING_URI` names, or nothing."""
     return os.environ.get("MLFLOW_TRACKING_URI", "")
 
 
 def mlflow_page(found: ModelVersion) -> str | None:
-    """The version's page in MLflow, where a server shows one."""
+    """Return the address of the version's page in MLflow, where a server shows one."""
     server = tracking_server()
     if not server.startswith("http"):
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vaeflow.common.workspace import Workspace
 from vaeflow.errors import RegistryError
 from vaeflow.registry.gate import Verdict, check_servability, judge
-from vaeflow.registry.lock import Alone, alone_with
+from vaeflow.registry.lock import HeldLock, hold_lock
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.versions import (
     CHALLENGER,
@@ -20,7 +20,7 @@ from vaeflow.registry.versions import (
     alias_version,
     set_alias,
 )
-from vaeflow.tracking.runs import clear_errors, connect, store_address
+from vaeflow.tracking.runs import connect, registry_errors, store_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +57,7 @@ def set_champion(
 
 
 def champion_before(client: MlflowClient, name: str) -> tuple[Version, Version]:
-    """The champion, and the version whose place it took.
+    """Return the champion, and the version whose place it took.
 
     Raises:
         RegistryError: there is no champion, or none was before it.
@@ -75,14 +75,14 @@ def champion_before(client: MlflowClient, name: str) -> tuple[Version, Version]:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 JUDGED_TAG = "judged"
 
 
-class Settled(NamedTuple):
+class Outcome(NamedTuple):
     """A version, the alias it holds, and why."""
 
     version: Version
@@ -99,10 +99,12 @@ class Settled(NamedTuple):
         return f"{self.uri} {held}: {self.reason}"
 
 
-def settle(workspace: Workspace, version: Version, verdict: Verdict | None = None) -> Settled:
+def apply_verdict(
+    workspace: Workspace, version: Version, verdict: Verdict | None = None
+) -> Outcome:
     """Make a version champion if it passes the gate, else challenger.
 
-    A version is settled once: where people moved the alias since, it stays as they put it.
+    A version is outcome once: where people moved the alias since, it stays as they put it.
 
     Args:
         workspace: with the test images.
@@ -110,58 +112,58 @@ def settle(workspace: Workspace, version: Version, verdict: Verdict | None = Non
         verdict: of `judge`; judged again as long as the champion is another by then.
     """
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         while True:
-            if settled := settled_before(workspace, version):
-                return settled
+            if outcome := earlier_outcome(workspace, version):
+                return outcome
             # Not with others waiting: it may take minutes.
             if verdict is None and alias_version(client, version.name, CHAMPION) != version.number:
                 verdict = judge(workspace, version)
-            with alone_with(client, version.name) as alone:
-                settled = settled_before(workspace, version)
-                if settled := settled or _settle(client, version, verdict, alone):
-                    return settled
+            with hold_lock(client, version.name) as held:
+                outcome = earlier_outcome(workspace, version)
+                if outcome := outcome or _carry_out(client, version, verdict, held):
+                    return outcome
             verdict = None  # another was promoted meanwhile: compare with that one
 
 
-def _settle(
-    client: MlflowClient, version: Version, verdict: Verdict | None, alone: Alone
-) -> Settled | None:
+def _carry_out(
+    client: MlflowClient, version: Version, verdict: Verdict | None, held: HeldLock
+) -> Outcome | None:
     """Carry a verdict out, where it is on the present champion."""
     champion = alias_version(client, version.name, CHAMPION)
     if champion == version.number:  # an earlier call was cut short before it noted its verdict
         tags = client.get_model_version(version.name, version.number).tags
-        settled = Settled(version, CHAMPION, tags.get(REASON_TAG, "it was made champion"))
+        outcome = Outcome(version, CHAMPION, tags.get(REASON_TAG, "it was made champion"))
     elif verdict is None or verdict.against != champion:
         return None
     elif verdict.passed:
-        set_champion(client, version, verdict.reason, alone.confirm)
-        settled = Settled(version, CHAMPION, verdict.reason)
+        set_champion(client, version, verdict.reason, held.confirm)
+        outcome = Outcome(version, CHAMPION, verdict.reason)
     else:
-        alone.confirm()
+        held.confirm()
         set_alias(client, CHALLENGER, version)
-        settled = Settled(version, CHALLENGER, verdict.reason)
-    client.set_model_version_tag(version.name, version.number, JUDGED_TAG, str(settled)[:5000])
-    return settled
+        outcome = Outcome(version, CHALLENGER, verdict.reason)
+    client.set_model_version_tag(version.name, version.number, JUDGED_TAG, str(outcome)[:5000])
+    return outcome
 
 
-def settled_before(workspace: Workspace, version: Version) -> Settled | None:
-    """What became of a version whose verdict was carried out; None where it was not yet."""
+def earlier_outcome(workspace: Workspace, version: Version) -> Outcome | None:
+    """Return what became of a version whose verdict was carried out; None where it was not yet."""
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         if JUDGED_TAG not in client.get_model_version(version.name, version.number).tags:
             return None
-        return Settled(version, alias_of(client, version), "it was registered before")
+        return Outcome(version, alias_of(client, version), "it was registered before")
 
 
 def judge_once(
     workspace: Workspace, version: Version, probe: Probe | None = None
 ) -> Verdict | None:
     """Judge a version as `gate.judge` does, unless its verdict was carried out before."""
-    return None if settled_before(workspace, version) else judge(workspace, version, probe)
+    return None if earlier_outcome(workspace, version) else judge(workspace, version, probe)
 
 
-def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled:
+def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Outcome:
     """Make a version champion because a person says so.
 
     Args:
@@ -181,7 +183,7 @@ def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled
         client = connect(workspace)
         found = Address.parse(uri).resolve(client)
         version = Version(found.name, str(found.version))
-        with clear_errors(client.tracking_uri):
+        with registry_errors(client.tracking_uri):
             while (champion := alias_version(client, version.name, CHAMPION)) != version.number:
                 if force:
                     servable = check_servability(client, version, probe)
@@ -192,17 +194,17 @@ def promote(workspace: Workspace, uri: str, force: bool, reason: str) -> Settled
                     remedy = "" if force else " To promote it all the same: --force --reason WHY."
                     raise RegistryError(f"{version.uri} is not promoted: {verdict.reason}.{remedy}")
                 why = f"by hand: {reason.strip() or verdict.reason}"
-                with alone_with(client, version.name) as alone:
+                with hold_lock(client, version.name) as held:
                     if alias_version(client, version.name, CHAMPION) != verdict.against:
                         continue  # another was promoted meanwhile: compare with that one
-                    set_champion(client, version, why, alone.confirm)
+                    set_champion(client, version, why, held.confirm)
                     tag = (JUDGED_TAG, why[:5000])
                     client.set_model_version_tag(version.name, version.number, *tag)
-                return Settled(version, CHAMPION, why)
-        return Settled(version, CHAMPION, "it is already")
+                return Outcome(version, CHAMPION, why)
+        return Outcome(version, CHAMPION, "it is already")
 
 
-def rollback(name: str, reason: str) -> Settled:
+def rollback(name: str, reason: str) -> Outcome:
     """Make the champion before the present one champion again.
 
     Args:
@@ -213,12 +215,12 @@ def rollback(name: str, reason: str) -> Settled:
         RegistryError: there was none before, or it cannot be served any more.
     """
     client = connect()
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         present, before = champion_before(client, name)
         servable = check_servability(client, before)
         if not servable.passed:
             raise RegistryError(f"{before.uri} cannot be champion again: {servable.reason}.")
-        with alone_with(client, name) as alone:
+        with hold_lock(client, name) as held:
             if champion_before(client, name) != (present, before):
                 raise RegistryError(
                     f"{name}: version {present.number} is no longer champion; another was promoted "
@@ -226,6 +228,6 @@ def rollback(name: str, reason: str) -> Settled:
                 )
             note = f"{now()} to version {before.number}: {reason}"
             client.set_model_version_tag(name, present.number, ROLLED_BACK_TAG, note[:5000])
-            alone.confirm()
+            held.confirm()
             set_alias(client, CHAMPION, before)
-    return Settled(before, CHAMPION, f"rolled back from version {present.number}")
+    return Outcome(before, CHAMPION, f"rolled back from version {present.number}")

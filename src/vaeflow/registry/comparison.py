@@ -24,8 +24,8 @@ HALF_SPENT = 365
 POWER = 0.9
 
 
-def level_of(attempt: int, whole: float) -> float:
-    """The part of the error that a try may spend: `whole` times h / ((i + h - 1) (i + h)).
+def level_of_try(attempt: int, whole: float) -> float:
+    """Return the error that a try may spend: `whole` times h / ((i + h - 1) (i + h)).
 
     Args:
         attempt: i, from 1.
@@ -35,12 +35,12 @@ def level_of(attempt: int, whole: float) -> float:
     return whole * HALF_SPENT / (before * (before + 1))
 
 
-def spent_by(attempt: int, whole: float) -> float:
-    """What a try and all before it have spent: the sum of `level_of`, `whole` times i / (i + h).
+def error_spent_by(attempt: int, whole: float) -> float:
+    """Return what a try and all before it have spent: `whole` times i / (i + h).
 
     Args:
         attempt: i; 0 before the first.
-        whole: see `level_of`.
+        whole: see `level_of_try`.
     """
     return whole * attempt / (attempt + HALF_SPENT)
 
@@ -72,7 +72,7 @@ class Comparison(NamedTuple):
         return float(stats.t.sf(self.difference / self.standard_error, self.images - 1))
 
     def smallest_gain(self, level: float) -> float:
-        """The true gain, in nats per image, that would have been seen nine times out of ten.
+        """Return the true gain, in nats per image, that would be seen nine times out of ten.
 
         Args:
             level: which the p-value must not exceed.
@@ -108,7 +108,7 @@ class Decision(NamedTuple):
     @property
     def level(self) -> float:
         """What the p-value must not exceed."""
-        return level_of(self.attempt, self.whole)
+        return level_of_try(self.attempt, self.whole)
 
     @property
     def better(self) -> bool:
@@ -117,13 +117,13 @@ class Decision(NamedTuple):
         return found.difference >= self.min_improvement and found.p_value <= self.level
 
     def numbers(self) -> dict[str, float]:
-        """All of it, by name."""
+        """Return all of it, by name."""
         return {
             **self.comparison._asdict(),
             "p_value": self.comparison.p_value,
             "level": self.level,
             "attempt": self.attempt,
-            "spent": spent_by(self.attempt, self.whole),
+            "spent": error_spent_by(self.attempt, self.whole),
             "smallest_gain": self.comparison.smallest_gain(self.level),
         }
 

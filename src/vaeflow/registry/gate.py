@@ -18,13 +18,13 @@ from vaeflow.data.images import binarized
 from vaeflow.data.prepare import load_split
 from vaeflow.errors import BundleError, RegistryError
 from vaeflow.registry.comparison import Decision, compare
-from vaeflow.registry.held_out import choose, count_try, read_held_out, unseen_by
-from vaeflow.registry.lock import alone_with
+from vaeflow.registry.held_out import choose_images, count_try, read_held_out, unseen_images
+from vaeflow.registry.lock import hold_lock
 from vaeflow.registry.probe import Probe
 from vaeflow.registry.pull import pull
 from vaeflow.registry.versions import CHAMPION, Version, alias_version
 from vaeflow.tracking.lineage import SPLIT_TAG
-from vaeflow.tracking.runs import clear_errors, connect
+from vaeflow.tracking.runs import connect, registry_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,7 +70,7 @@ class Verdict(NamedTuple):
         return "; ".join(refused) or self.checks["quality"].reason
 
     def tags(self) -> dict[str, str]:
-        """What is kept of it on the version."""
+        """Return what is kept of it on the version."""
         tags = {f"gate.{name}": str(check) for name, check in self.checks.items()}
         tags["gate.against"] = self.against or ""
         if self.decision:
@@ -91,7 +91,7 @@ def judge(workspace: Workspace, version: Version, probe: Probe | None = None) ->
         WorkspaceError: the test images are missing.
     """
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         champion = alias_version(client, version.name, CHAMPION)
         champion = None if champion == version.number else champion
         with ThreadPoolExecutor(1) as beside:
@@ -106,7 +106,7 @@ def judge(workspace: Workspace, version: Version, probe: Probe | None = None) ->
 
 
 def check_servability(client: MlflowClient, version: Version, probe: Probe | None = None) -> Check:
-    """Whether whoever pulls a version can use it."""
+    """Check that whoever pulls a version can use it."""
     wrong = (probe or Probe(client.tracking_uri)).ask(version.uri)
     return Check(wrong is None, wrong or "pulled, verified and answering in a fresh process")
 
@@ -163,7 +163,7 @@ def _decide(
     challenger: _Model,
     champion: _Model,
 ) -> Decision:
-    """Compare two models, as one try of many.
+    """Decide whether the challenger is better than the champion, as one try of many.
 
     Raises:
         RegistryError: they do not compare, or on too few images.
@@ -175,12 +175,12 @@ def _decide(
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     wanted, held_out = parameters.registry, read_held_out(prepared)
     rules = {model.name: model.bundle.manifest.lineage.get(SPLIT_TAG) for model in models}
-    rows = choose(held_out, unseen_by(held_out, rules), wanted.images)
+    rows = choose_images(held_out, unseen_images(held_out, rules), wanted.images)
     # Drawn black and white once where they are, as both models saw theirs.
     binarize, seed = challenger.bundle.manifest.binarize, parameters.evaluate.seed
     images = binarized(load_split(prepared, "test"), binarize, seed)[rows]
     comparison = compare(challenger.bundle, champion.bundle, images, wanted.samples)
-    with alone_with(client, challenger.version.name):
+    with hold_lock(client, challenger.version.name):
         attempt = count_try(
             client, challenger.version, champion.version.number, held_out.digests[rows]
         )
@@ -199,7 +199,7 @@ def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
 
 
 def _measure(model: Bundle) -> str:
-    """What a model's bound is of, in words: only bounds of the same can be compared."""
+    """Say what a model's bound is of: only bounds of the same can be compared."""
     manifest = model.manifest
     # Static or dynamic, the test images are drawn alike.
     images = "images as they are" if manifest.binarize == "none" else "binarised images"

@@ -42,7 +42,7 @@ class HeldOut(NamedTuple):
 
 
 def read_held_out(prepared: Path) -> HeldOut:
-    """The test split of the prepared images."""
+    """Read the test split of the prepared images."""
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(
@@ -53,8 +53,8 @@ def read_held_out(prepared: Path) -> HeldOut:
     return HeldOut(np.frombuffer(digests, np.uint8).reshape(-1, 32), labels)
 
 
-def unseen_by(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
-    """Which images none of the models had for training or validation.
+def unseen_images(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
+    """Find the images that none of the models had for training or validation.
 
     Args:
         split: the images there are.
@@ -86,7 +86,7 @@ def unseen_by(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
     return unseen
 
 
-def choose(split: HeldOut, among: np.ndarray, count: int) -> np.ndarray:
+def choose_images(split: HeldOut, among: np.ndarray, count: int) -> np.ndarray:
     """Choose images at random, of every label its share, and no image twice.
 
     The same images come in whatever order the split has them, and when images are added most of
@@ -166,12 +166,12 @@ def count_try(client: MlflowClient, version: Version, champion: str, digests: np
 
 
 def _sketch(digests: np.ndarray) -> str:
-    """The lowest of some digests, which stand for all (bottom-k; Cohen and Kaplan 2007)."""
+    """Keep the lowest of some digests, which stand for all (bottom-k; Cohen and Kaplan 2007)."""
     return "".join(sorted(bytes(row).hex()[:DIGITS] for row in digests)[:SKETCHED])
 
 
 def _similarity(one: str, other: str) -> float:
-    """About how many of the images of two sets are in both, as a share of those in either."""
+    """Estimate how many of the images of two sets are in both, as a share of those in either."""
     ours, theirs = (
         {sketch[start : start + DIGITS] for start in range(0, len(sketch), DIGITS)}
         for sketch in (one, other)

@@ -19,7 +19,14 @@ from vaeflow.registry.gate import BOUND
 from vaeflow.registry.lock import SUFFIX
 from vaeflow.registry.versions import BUNDLE_PATH, SCHEME, SHA256_TAG, Address
 from vaeflow.tracking.lineage import SPLIT_TAG, UNKNOWN
-from vaeflow.tracking.runs import all_pages, clear_errors, connect, find_run, is_local, local_folder
+from vaeflow.tracking.runs import (
+    all_pages,
+    connect,
+    find_run,
+    is_local,
+    local_folder,
+    registry_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +39,7 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def table(name: str | None) -> list[str]:
-    """Every version of a model, or of all, the newest first.
+    """List every version of a model, or of all, the newest first.
 
     Args:
         name: of the model.
@@ -45,7 +52,7 @@ def table(name: str | None) -> list[str]:
         RegistryError: the registry cannot be reached, or has no such model.
     """
     client = connect()
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         models = all_pages(client.search_registered_models, f"name = '{name}'" if name else None)
         models = [model for model in models if not model.name.endswith(SUFFIX)]
         if name and not models:
@@ -65,7 +72,7 @@ def table(name: str | None) -> list[str]:
 
 
 def age_of(version: ModelVersion) -> str:
-    """How long ago a version was registered, in the largest unit that fits."""
+    """Say how long ago a version was registered, in the largest unit that fits."""
     seconds = max(0, time.time() - version.creation_timestamp / 1000)
     unit, size = next(((u, s) for u, s in UNITS if seconds >= s), UNITS[-1])
     return f"{int(seconds // size)} {unit}"
@@ -173,7 +180,7 @@ def _run_state(workspace: Workspace | None, run_id: str) -> str:
         return f"cannot be looked up: {error}"
     if run is None:
         return "GONE from this tracking store"
-    with clear_errors(run.client.tracking_uri):
+    with registry_errors(run.client.tracking_uri):
         return f"there, {run.client.get_run(run_id).info.status}"
 
 
@@ -198,7 +205,7 @@ def _compared(workspace: Workspace | None, is_same: Callable[[Parameters], bool]
 
 
 def _data(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
-    """A folder's digest is that of the list of its files: all of them must be there."""
+    """Look for every file in a folder's list: the digest is that of the list."""
     digest = tags.get("data_md5", UNKNOWN)
     if workspace is None or digest == UNKNOWN:
         return digest, "no workspace here to look in" if workspace is None else UNKNOWN

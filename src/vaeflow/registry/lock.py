@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vaeflow.common.processes import is_gone, this_process
 from vaeflow.errors import RegistryError
-from vaeflow.registry.versions import create_model, if_there
+from vaeflow.registry.versions import create_model, ignore_missing
 from vaeflow.tracking.runs import PROCESS_TAG, all_pages
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ LEASE_SECONDS = 600.0
 POLL_SECONDS = 0.2
 ATTEMPTS = 20
 
-Turn = Literal["hold", "wait", "lost"]
+Action = Literal["hold", "wait", "lost"]
 
 
-def turn(own: int, tickets: Collection[int], is_dead: Callable[[int], bool]) -> Turn | int:
-    """What the holder of a ticket does next, as far as it can see.
+def next_action(own: int, tickets: Collection[int], is_dead: Callable[[int], bool]) -> Action | int:
+    """Decide what a process with a ticket does next, as far as it can see.
 
     Args:
         own: its number.
@@ -68,14 +68,14 @@ def turn(own: int, tickets: Collection[int], is_dead: Callable[[int], bool]) -> 
     return next(filter(is_dead, before), "wait" if before else "hold")
 
 
-class Alone:
+class HeldLock:
     """The right to move a model's aliases, as long as nobody took its holder for dead."""
 
     def __init__(self, client: MlflowClient, lock: str, ticket: int) -> None:
         self.client, self.lock, self.ticket = client, lock, ticket
 
     def confirm(self) -> None:
-        """Make sure, right before a change, that the right is still there.
+        """Check, right before a change, that the lock is still held.
 
         A process that stood still for long, with its whole machine perhaps, may have been taken for
         dead meanwhile, and another have promoted.
@@ -92,8 +92,8 @@ class Alone:
 
 
 @contextmanager
-def alone_with(client: MlflowClient, name: str) -> Iterator[Alone]:
-    """Inside, no other process, on whatever machine, moves an alias of the model.
+def hold_lock(client: MlflowClient, name: str) -> Iterator[HeldLock]:
+    """Keep every other process, on whatever machine, from moving an alias of the model.
 
     What is compared and what is changed belong together: two at once would each find the champion
     before, and the worse of the two could be left. Inside belongs what takes a moment; models are
@@ -103,7 +103,7 @@ def alone_with(client: MlflowClient, name: str) -> Iterator[Alone]:
         RegistryError: no ticket can be had.
     """
     lock = f"{name}{SUFFIX}"
-    held = Alone(client, lock, _draw(client, lock))
+    held = HeldLock(client, lock, _draw(client, lock))
     try:
         _wait(held)
         yield held
@@ -111,13 +111,13 @@ def alone_with(client: MlflowClient, name: str) -> Iterator[Alone]:
         _delete(client, lock, held.ticket)
 
 
-def _wait(held: Alone) -> None:
+def _wait(held: HeldLock) -> None:
     """Wait until its ticket, or a new one where that is lost, is the lowest."""
-    client, lock, lives = held.client, held.lock, Lives()
+    client, lock, lives = held.client, held.lock, Heartbeats()
     told, beaten = False, time.monotonic()
     while True:
         tickets = _tickets(client, lock)
-        match turn(held.ticket, tickets, lives.of(tickets)):
+        match next_action(held.ticket, tickets, lives.of(tickets)):
             case "hold":
                 return
             case "lost":
@@ -132,21 +132,21 @@ def _wait(held: Alone) -> None:
                 told = True
                 if time.monotonic() - beaten > BEAT_SECONDS:
                     beaten = time.monotonic()
-                    with if_there():
+                    with ignore_missing():
                         client.set_model_version_tag(lock, str(held.ticket), BEAT_TAG, str(beaten))
                 time.sleep(POLL_SECONDS)
             case dead:
                 _delete(client, lock, dead)
 
 
-class Lives:
+class Heartbeats:
     """Which tickets' processes show no life any more, by this process's own clock."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[str, float]] = {}
 
     def of(self, tickets: Mapping[int, tuple[str, str]]) -> Callable[[int], bool]:
-        """Note the beat of each ticket; returns what tells which is dead."""
+        """Note the beat of each ticket; return a function that tells which is dead."""
         now = time.monotonic()
         for number, (_, beat) in tickets.items():
             if number not in self._seen or self._seen[number][0] != beat:
@@ -175,12 +175,12 @@ def _draw(client: MlflowClient, lock: str) -> int:
 
 
 def _delete(client: MlflowClient, lock: str, ticket: int) -> None:
-    with if_there():  # others may have deleted it
+    with ignore_missing():  # others may have deleted it
         client.delete_model_version(lock, str(ticket))
 
 
 def _tickets(client: MlflowClient, lock: str) -> dict[int, tuple[str, str]]:
-    """All tickets by number: whose, and its beat."""
+    """Return all tickets by number: whose, and its beat."""
     return {
         int(version.version): (
             version.tags.get(PROCESS_TAG, "somebody 0 0"),

@@ -34,7 +34,7 @@ class BundleModel(PythonModel):
         self.bundle = Bundle(context.artifacts["bundle"])
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> dict[str, Any]:
-        """Answer; see the class."""
+        """Answer a request; see the class."""
         output = (params or {}).get("output", OUTPUTS[0])
         if output == "score":
             scores = self.bundle.score(model_input)

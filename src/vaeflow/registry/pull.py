@@ -92,7 +92,7 @@ def pull_version(uri: str, offline_ok: bool = False, workspace: Workspace | None
 
 
 def _fetch(client: MlflowClient, version: ModelVersion, digest: str) -> Path:
-    """The bundle's folder in the cache, downloaded and verified where it is not there whole."""
+    """Return the bundle's folder in the cache, downloaded and verified if it is not there."""
     from filelock import FileLock
 
     target = _cached(digest)
@@ -119,13 +119,13 @@ def _cached(digest: str) -> Path:
 
 
 def _note(client: MlflowClient, uri: str) -> Path:
-    """Where it is noted what an address of this registry stood for when it was pulled last."""
+    """Return the file that notes what an address of this registry meant when it was pulled last."""
     key = sha256_of(f"{client.tracking_uri} {uri}".encode())
     return cache_folder() / "addresses" / f"{key}.json"
 
 
 def _last_pulled(note: Path, error: UnreachableError) -> Located:
-    """What was pulled last under an address, verified again.
+    """Return what was pulled last under an address, verified again.
 
     Raises:
         UnreachableError: nothing was, or it was damaged since.
@@ -144,7 +144,7 @@ def _last_pulled(note: Path, error: UnreachableError) -> Located:
 
 
 def _holds(folder: Path, digest: str) -> bool:
-    """Whether a folder of the cache is the undamaged bundle of that digest."""
+    """Return whether a folder of the cache is the undamaged bundle of that digest."""
     try:
         read_verified(folder)
     except BundleError:
@@ -153,7 +153,7 @@ def _holds(folder: Path, digest: str) -> bool:
 
 
 def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path:
-    """Copy the version's files below an empty folder; returns where exactly."""
+    """Copy the version's files below an empty folder; return where exactly."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
 from vaeflow.common.code import PACKAGE
 from vaeflow.common.workspace import Workspace
-from vaeflow.registry.versions import SHA256_TAG, Version, create_model, if_there
+from vaeflow.registry.versions import SHA256_TAG, Version, create_model, ignore_missing
 from vaeflow.tracking.lineage import stage_hashes
 from vaeflow.tracking.runs import (
     Run,
     all_pages,
-    clear_errors,
     connect,
     find_run,
+    registry_errors,
     start_run,
 )
 from vaeflow.training.history import complete
@@ -43,7 +43,7 @@ def register(workspace: Workspace) -> Version:
     manifest = read_verified(workspace.bundle)
     digest = bundle_sha256(workspace.bundle)
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         create_model(client, manifest.name)
         if known := _only_version(client, manifest.name, digest):
             return known
@@ -53,28 +53,28 @@ def register(workspace: Workspace) -> Version:
     return created
 
 
-def get_ready(workspace: Workspace) -> None:
+def preload(workspace: Workspace) -> None:
     """Import and connect what `register` needs: seconds that may pass beside something else."""
     connect(workspace)
     import mlflow.pyfunc  # noqa: F401
 
 
 def find_registered(workspace: Workspace) -> Version | None:
-    """The version that `outputs/bundle` is, if it is registered; a damaged bundle is none."""
+    """Find the version that `outputs/bundle` is, if it is registered; a damaged bundle is none."""
     if not (workspace.bundle / MANIFEST).is_file():
         return None
     name = read_verified(workspace.bundle).name
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         found = _versions(client, name, bundle_sha256(workspace.bundle))
     return found[0] if found else None
 
 
 def _only_version(client: MlflowClient, name: str, digest: str) -> Version | None:
-    """The first version of a bundle; later ones, of processes that came second, are deleted."""
+    """Return the first version of a bundle; delete later ones, of processes that came second."""
     found = _versions(client, name, digest)
     for version in found[1:]:
-        with if_there():  # each process that finds a second version deletes it
+        with ignore_missing():  # each process that finds a second version deletes it
             client.delete_model_version(name, version.number)
     return found[0] if found else None
 
@@ -113,7 +113,7 @@ def _create_version(
 
 
 def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:
-    """A run to hold the bundle of a model that was trained against another tracking store."""
+    """Create a run to hold the bundle of a model trained against another tracking store."""
     tags = {**manifest.lineage, "trained_in_run": manifest.run_id}
     with start_run(workspace, "restored-from-cache", {}, tags) as run:
         run.log_metrics({f"test_{name}": value for name, value in manifest.metrics.items()})

@@ -30,7 +30,7 @@ ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 
 
 @contextmanager
-def if_there() -> Iterator[None]:
+def ignore_missing() -> Iterator[None]:
     """Leave the block without an error where the registry has no such model or version (any more).
 
     Another process may have deleted it a moment before.
@@ -94,7 +94,7 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, uri: str) -> Address:
-        """Read an address.
+        """Parse an address.
 
         Raises:
             RegistryError: it is none.
@@ -108,7 +108,7 @@ class Address(NamedTuple):
         return f"{SCHEME}{self.name}{end}"
 
     def resolve(self, client: MlflowClient) -> ModelVersion:
-        """The version it stands for now.
+        """Look up the version it stands for now.
 
         Raises:
             RegistryError: there is none.
@@ -133,13 +133,13 @@ class Address(NamedTuple):
 
 
 def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
-    """The number of the version that holds an alias."""
+    """Return the number of the version that an alias points to."""
     version = client.get_registered_model(name).aliases.get(alias)
     return None if version is None else str(version)  # some stores answer with a number
 
 
 def alias_of(client: MlflowClient, version: Version) -> str | None:
-    """The alias that a version holds."""
+    """Return the alias that points to a version."""
     aliases = (CHAMPION, CHALLENGER)
     return next(
         (a for a in aliases if alias_version(client, version.name, a) == version.number), None
@@ -147,7 +147,7 @@ def alias_of(client: MlflowClient, version: Version) -> str | None:
 
 
 def set_alias(client: MlflowClient, alias: str, version: Version) -> None:
-    """Have an alias stand for a version.
+    """Point an alias to a version.
 
     Of two processes that make a new alias at once, one is refused by the database; it tries again.
     """

@@ -81,7 +81,7 @@ class Discrepancy(NamedTuple):
     permuted: np.ndarray
 
 
-class Comparison(NamedTuple):
+class DriftTests(NamedTuple):
     """A batch beside its reference."""
 
     marginals: list[Marginal]
@@ -105,7 +105,7 @@ def measure_drift(table: Path, model: str, out: Path, thresholds: Drift) -> dict
 
     Returns:
         The report, as it is written: `drifted`, what the table and the model are, `marginals` and
-        `discrepancy` (see `Comparison`), and the `thresholds`.
+        `discrepancy` (see `DriftTests`), and the `thresholds`.
 
     Raises:
         BundleError: the bundle has no reference.
@@ -122,7 +122,7 @@ def measure_drift(table: Path, model: str, out: Path, thresholds: Drift) -> dict
             f"{sample.metadata['model_version']}, and {model} is another. Give that one as --model,"
             " or score the images again."
         )
-    comparison = compare(reference, sample, thresholds)
+    comparison = run_tests(reference, sample, thresholds)
     report = _report(table, sample, reference, comparison, thresholds)
     try:
         with atomic_file(out) as fresh:
@@ -135,7 +135,7 @@ def measure_drift(table: Path, model: str, out: Path, thresholds: Drift) -> dict
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """What a person wants to know of a report, a fact a line."""
+    """Report what a person wants to know, a fact a line."""
     drifted = [entry for entry in report["marginals"] if entry["drifted"]]
     names = ", ".join(f"{entry['name']} (by {entry['distance']:.2f})" for entry in drifted)
     discrepancy = report["discrepancy"]
@@ -188,7 +188,7 @@ def read_sample(table: Path, images: int, latent_dim: int) -> Sample:
     return Sample(numbers[:, 1:], numbers[:, 0], count, metadata)
 
 
-def compare(reference: Reference, sample: Sample, thresholds: Drift) -> Comparison:
+def run_tests(reference: Reference, sample: Sample, thresholds: Drift) -> DriftTests:
     """Make all tests; see the module."""
     from scipy import stats
 
@@ -214,7 +214,7 @@ def compare(reference: Reference, sample: Sample, thresholds: Drift) -> Comparis
         random,
     )
     differ = discrepancy.p_value <= level and discrepancy.distance >= floor
-    return Comparison(marginals, discrepancy, differ)
+    return DriftTests(marginals, discrepancy, differ)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -268,14 +268,14 @@ def maximum_mean_discrepancy(
 
 
 def _bandwidth(squares: np.ndarray) -> float:
-    """The median distance of all pairs, from the squares of all distances."""
+    """Return the median distance of all pairs, from the squares of all distances."""
     pairs = squares[np.triu_indices(len(squares), 1)]
     # Most points may be the same, or there may be one only.
     return float(np.sqrt(np.median(pairs))) or 1.0 if len(pairs) else 1.0
 
 
 def _distance(squares: np.ndarray, count: int) -> float:
-    """The discrepancy as a share of the largest there is, of distributions without common points.
+    """Scale the discrepancy by the largest there is, of distributions without common points.
 
     The kernel is as wide as the second sample: in that of both, two that lie far apart would look
     nearer than they are.
@@ -297,7 +297,7 @@ def _at_most(count: int, rows: np.ndarray, random: np.random.Generator) -> np.nd
 
 
 def _report(
-    table: Path, sample: Sample, reference: Reference, comparison: Comparison, thresholds: Drift
+    table: Path, sample: Sample, reference: Reference, comparison: DriftTests, thresholds: Drift
 ) -> dict[str, object]:
     discrepancy = comparison.discrepancy
     return {
@@ -324,9 +324,9 @@ USUAL, OTHER = "tab:blue", "tab:red"
 
 
 def draw_drift(
-    path: Path, reference: Reference, sample: Sample, comparison: Comparison, thresholds: Drift
+    path: Path, reference: Reference, sample: Sample, comparison: DriftTests, thresholds: Drift
 ) -> None:
-    """Scores of both, how far each number is off, and the discrepancy among its permutations.
+    """Plot the scores of both, how far each number is off, and the discrepancy among permutations.
 
     Args:
         path: the PNG to write.
@@ -351,7 +351,7 @@ def _draw_scores(axis: Axes, reference: np.ndarray, batch: np.ndarray) -> None:
     axis.legend()
 
 
-def _draw_distances(axis: Axes, comparison: Comparison, thresholds: Drift) -> None:
+def _draw_distances(axis: Axes, comparison: DriftTests, thresholds: Drift) -> None:
     shown = sorted(comparison.marginals, key=lambda marginal: -marginal.distance)[:SHOWN_MARGINALS]
     axis.barh(
         [marginal.name for marginal in shown],
@@ -364,7 +364,7 @@ def _draw_distances(axis: Axes, comparison: Comparison, thresholds: Drift) -> No
     axis.set(xlabel="Kolmogorov-Smirnov distance (red: drifted)", xlim=(0, 1))
 
 
-def _draw_discrepancy(axis: Axes, comparison: Comparison) -> None:
+def _draw_discrepancy(axis: Axes, comparison: DriftTests) -> None:
     discrepancy = comparison.discrepancy
     axis.hist(discrepancy.permuted, bins=30, color="lightgrey", label="labels exchanged")
     axis.axvline(
@@ -417,8 +417,8 @@ def emit_drift(report: dict[str, Any]) -> bool:
     return True
 
 
-def other_models_triggers(deployments: Path, name: str) -> str | None:
-    """What is wrong with the triggers of `prefect.yaml`, where drift of a model starts none.
+def unmatched_trigger_warning(deployments: Path, name: str) -> str | None:
+    """Return a warning where drift of a model starts none of the triggers in `prefect.yaml`.
 
     Args:
         deployments: `prefect.yaml`; it may be missing.

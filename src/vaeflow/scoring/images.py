@@ -24,7 +24,7 @@ def reading_for(
     key: str | None = None,
     on_bad: Callable[[BadImageError], object] = refuse,
 ) -> Reading:
-    """How sources are read for a model.
+    """Return how sources are read for a model.
 
     Args:
         shape: what it takes, `(height, width, channels)`.
@@ -48,7 +48,7 @@ def reading_for(
 
 
 def blocks(sources: Sequence[str], reading: Reading) -> Iterator[Images]:
-    """The images of files, folders and known data sets, some megabytes at a time.
+    """Yield the images of files, folders and known data sets, some megabytes at a time.
 
     Raises:
         DataError: a source is missing or holds no images, or `reading` refuses some.
@@ -61,19 +61,19 @@ def blocks(sources: Sequence[str], reading: Reading) -> Iterator[Images]:
 
 
 def count(sources: Sequence[str], reading: Reading) -> int:
-    """How many there are in them; the bad ones count too."""
+    """Count the images in sources; the bad ones count too."""
     paths = [source for source in sources if source not in COUNTS]
     known = sum(COUNTS[source] for source in sources if source in COUNTS)
     return known + count_images(*paths, reading=reading)
 
 
 def read(sources: Sequence[str], reading: Reading) -> Images:
-    """All of them at once."""
+    """Read all images of sources at once."""
     return joined(list(blocks(sources, reading)))
 
 
 def in_shards(blocks: Iterator[Images], size: int) -> Iterator[Images]:
-    """The same images, `size` at a time, whatever the blocks; the last may be fewer."""
+    """Yield the same images, `size` at a time, whatever the blocks; the last may be fewer."""
     waiting: Images | None = None
     for block in blocks:
         waiting = block if waiting is None else joined([waiting, block])

@@ -123,7 +123,7 @@ KINDS: dict[str, type[Table]] = {".csv": CsvTable, ".parquet": ParquetTable, ".n
 
 
 def kind_of(path: Path) -> type[Table]:
-    """The table that a file's ending stands for.
+    """Return the table that a file's ending stands for.
 
     Raises:
         VaeflowError: it stands for none.
@@ -149,7 +149,7 @@ class Parts:
         self._key = json.dumps(key, sort_keys=True).encode()
 
     def name(self, digests: np.ndarray) -> str:
-        """What the part of some images is called.
+        """Return the name of the part for some images.
 
         Args:
             digests: SHA-256 of each image's pixels, uint8 `(count, 32)`.
@@ -157,7 +157,7 @@ class Parts:
         return hashlib.sha256(self._key + digests.tobytes()).hexdigest()[:32] + ".npy"
 
     def find(self, name: str, shape: tuple[int, int]) -> np.ndarray | None:
-        """The numbers kept under a name, float32; None where there are none, or a damaged file."""
+        """Read the numbers kept under a name, float32; None where there are none that are sound."""
         try:
             numbers = np.load(self.folder / name, allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -172,7 +172,7 @@ class Parts:
 
 @contextmanager
 def parts_beside(out: Path, key: dict[str, object]) -> Iterator[Parts]:
-    """The parts of an output; they are removed when the block ends well, and kept otherwise.
+    """Open the parts of an output; remove them when the block ends well, and keep them otherwise.
 
     Raises:
         VaeflowError: another process is making the same output, or it cannot be written.

@@ -77,7 +77,7 @@ class Scored:
     rejected: list[BadImageError] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """What a person wants to know of it, a fact a line."""
+        """Report what a person wants to know of it, a fact a line."""
         name, version = self.model["model_name"], self.model["model_version"]
         lines = [f"{self.out}: {self.count:,} images, scored by {name} version {version}"]
         if self.resumed:
@@ -117,7 +117,7 @@ def score(batch: Batch) -> Scored:
 
 
 def _versions() -> dict[str, str]:
-    """Programs that may give other numbers when they change."""
+    """Return the programs that may give other numbers when they change."""
     import onnxruntime
 
     return {"code": code.digest(code.SCORE), "onnxruntime": onnxruntime.__version__}
@@ -169,7 +169,7 @@ class _Scoring:
         self._pool = pool
 
     def run(self, shards: Iterator[Images]) -> Iterator[_Shard]:
-        """The shards in their order, computed a few ahead of the reader."""
+        """Yield the shards in their order, computed a few ahead of the reader."""
         running: deque[tuple[Images, str, np.ndarray | list[Future[Any]]]] = deque()
         try:
             for images in shards:
@@ -201,7 +201,7 @@ class _Scoring:
         return _Shard(images.names, numbers, resumed=False)
 
     def _compute(self, pixels: np.ndarray) -> np.ndarray:
-        """Float32, `(count, 1)` or `(count, 1 + latent_dim)`."""
+        """Compute the numbers of images: float32, `(count, 1)` or `(count, 1 + latent_dim)`."""
         with np.errstate(all="ignore"):  # refused below
             scores = self._bundle.score(pixels)
         if not np.isfinite(scores).all():

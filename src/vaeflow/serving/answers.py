@@ -17,7 +17,7 @@ PNG = "image/png"
 
 
 def answer(arrays: Mapping[str, np.ndarray], accept: str, headers: Mapping[str, str]) -> Response:
-    """JSON of all arrays, or the first of them as `.npy`, or as PNG where it is of images.
+    """Write JSON of all arrays, or the first of them as `.npy`, or as PNG where it is of images.
 
     Args:
         arrays: by name; `images` are float32 in [0, 1], `(count, height, width, channels)`.
@@ -31,12 +31,12 @@ def answer(arrays: Mapping[str, np.ndarray], accept: str, headers: Mapping[str, 
     writers = {JSON: lambda: _json(arrays), NPY: lambda: _npy(first)}
     if name == "images" and first.shape[-1] in (1, 3):
         writers[PNG] = lambda: _png(first)
-    chosen = choose(accept, list(writers))
+    chosen = choose_media_type(accept, list(writers))
     return Response(writers[chosen](), media_type=chosen, headers=dict(headers))
 
 
-def choose(accept: str, offered: list[str]) -> str:
-    """The offered media type that an Accept header likes best; the first among equals."""
+def choose_media_type(accept: str, offered: list[str]) -> str:
+    """Choose the offered media type that an Accept header likes best; the first among equals."""
     liked = {}
     for part in accept.split(",") if accept.strip() else ["*/*"]:
         pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -72,7 +72,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _png(images: np.ndarray) -> bytes:
-    """One image as it is, several as a sheet."""
+    """Draw one image as it is, several as a sheet."""
     from PIL import Image
 
     if len(images) == 1:
@@ -111,7 +111,7 @@ MOST_SHOWN = 4096  # numbers in an example; those of larger images would fill th
 
 
 def body_of(takes: str, example: np.ndarray) -> dict[str, Any]:
-    """The request body of an operation.
+    """Describe the request body of an operation.
 
     Args:
         takes: `images` or `latents`.
@@ -138,7 +138,7 @@ def body_of(takes: str, example: np.ndarray) -> dict[str, Any]:
 
 
 def answers_of(example: Mapping[str, np.ndarray]) -> dict[int | str, dict[str, Any]]:
-    """The answers of an operation, by status.
+    """Describe the answers of an operation, by status.
 
     Args:
         example: arrays by name that it gave.
@@ -154,7 +154,7 @@ def answers_of(example: Mapping[str, np.ndarray]) -> dict[int | str, dict[str, A
 
 
 def shown(array: np.ndarray) -> list[Any]:
-    """Numbers as a page shows them: three decimals."""
+    """Round numbers as a page shows them: three decimals."""
     return array.astype(np.float64).round(3).tolist()
 
 

@@ -24,7 +24,7 @@ ALWAYS = frozenset({"/v2/health/live", "/v2/health/ready"})  # answered to anyon
 WATCHED = ALWAYS | {"/metrics"}  # not work: answered while draining and under load
 
 
-class Gate:
+class RequestFilter:
     """ASGI middleware before all routes."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -85,8 +85,8 @@ LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
 
 
-def create_app(service: Service) -> Gate:
-    """All routes over a service."""
+def create_app(service: Service) -> RequestFilter:
+    """Make the application with all routes over a service."""
     app = FastAPI(
         title="vaeflow",
         version=package_version(),
@@ -100,10 +100,10 @@ def create_app(service: Service) -> Gate:
 
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Return figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    return Gate(protocol.Direct(app, service), service)
+    return RequestFilter(protocol.Direct(app, service), service)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
@@ -127,17 +127,17 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @post("encode")
     async def encode(request: Request) -> Response:
-        """Mean and log variance of the posterior of each image; as .npy the means."""
+        """Encode each image: mean and log variance of the posterior; as .npy the means."""
         return await run(request, "encode")
 
     @post("decode")
     async def decode(request: Request) -> Response:
-        """The image of each latent."""
+        """Decode each latent to an image."""
         return await run(request, "decode")
 
     @post("reconstruct")
     async def reconstruct(request: Request) -> Response:
-        """Each image decoded from its posterior mean."""
+        """Decode each image again from its posterior mean."""
         return await run(request, "reconstruct")
 
     @post("score")
@@ -148,7 +148,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         ] = SCORE_SAMPLES,
         seed: Seed = 0,
     ) -> Response:
-        """Minus the ELBO in nats, and the percentage of validation images that score lower."""
+        """Score each image: minus the ELBO in nats, and its percentile among validation images."""
         return await run(request, "score", samples=samples, seed=seed)
 
     responses = answers_of(service.example("decode")[1])
@@ -159,7 +159,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         count: Annotated[int, Query(ge=1, le=service.settings.rows)] = 1,
         seed: Seed = 0,
     ) -> Response:
-        """New images from the prior."""
+        """Draw new images from the prior."""
         model = service.model
         latents = model.bundle.draw(count, seed)
         arrays = await service.run(model, "decode", latents, service.deadline())

@@ -32,7 +32,7 @@ class _Job:
     answer: asyncio.Future[Any]
 
     def give_up(self) -> None:
-        """The deadline has passed."""
+        """Refuse the job: its deadline has passed."""
         if not self.answer.done():
             late = RefusedError(504, "not answered within the deadline; send less at once.")
             self.answer.set_exception(late)
@@ -108,7 +108,7 @@ class Batcher:
         self._running = asyncio.get_running_loop().create_task(self._run(jobs))
 
     def _take(self) -> list[_Job]:
-        """The first job, and those of its key as far as the batch goes; others keep their place."""
+        """Take the first job, and those of its key that fit in; others keep their place."""
         jobs: list[_Job] = []
         kept: list[_Job] = []
         rows = 0

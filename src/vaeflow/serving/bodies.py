@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope
 
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.config.schema import Limits
+from vaeflow.data.io.arrays import read_npy_header
 from vaeflow.data.io.conversion import Conversion
 from vaeflow.data.io.decoding import decode
 from vaeflow.errors import BadImageError, DataError, VaeflowError
@@ -44,20 +45,18 @@ class RefusedError(VaeflowError):
             self.headers["WWW-Authenticate"] = "Bearer"
 
     def content(self) -> dict[str, str]:
-        """The answer's JSON."""
+        """Return the answer's JSON."""
         return {"error": str(self), **({"field": self.field} if self.field else {})}
 
 
 PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 NPY = "application/x-npy"
 JSON = "application/json"
-NPY_MAGIC = b"\x93NUMPY"
-LARGEST_NPY_HEADER = 10_000
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """The value of a request's header, of a lower-case name; empty where it is not given."""
+    """Return the value of a request's header, of a lower-case name; empty where it is not given."""
     for key, value in scope["headers"]:
         if key == name:
             return value.decode("latin-1")
@@ -65,7 +64,7 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 async def read(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
-    """The body, received within the limits.
+    """Receive the body within the limits.
 
     Raises:
         RefusedError: 413 when it is larger than `limit` bytes, 408 when it takes longer, 400 when
@@ -94,7 +93,7 @@ async def read(scope: Scope, receive: Receive, limit: int, seconds: float) -> by
 
 
 def images_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
-    """The images of a body: one PNG or JPEG, an array in `.npy`, or JSON.
+    """Read the images of a body: one PNG or JPEG, an array in `.npy`, or JSON.
 
     Returns:
         As `Bundle.as_pixels`.
@@ -109,18 +108,18 @@ def images_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
 
 
 def latents_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
-    """The latents of a body: an array in `.npy`, or JSON; as `Bundle.as_latents`."""
+    """Read the latents of a body: an array in `.npy`, or JSON; as `Bundle.as_latents`."""
     latents = array_of(body, media_type(content_type), "latents")
     return checked(bundle.as_latents, latents, "latents")
 
 
 def media_type(content_type: str) -> str:
-    """Without its parameters."""
+    """Return a content type without its parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
 def array_of(body: bytes, kind: str, field: str) -> np.ndarray:
-    """The array of a body of some media type."""
+    """Read the array of a body of some media type."""
     if kind == NPY:
         return _npy(body, field)
     if kind == JSON:
@@ -136,7 +135,7 @@ def array_of(body: bytes, kind: str, field: str) -> np.ndarray:
 
 
 def json_of(body: bytes) -> Any:
-    """Parsed JSON."""
+    """Parse JSON."""
     try:
         return pydantic_core.from_json(body)
     except ValueError as error:
@@ -144,7 +143,7 @@ def json_of(body: bytes) -> Any:
 
 
 def numbers(values: Any, dtype: np.dtype, field: str) -> np.ndarray:
-    """Nested lists of numbers as an array.
+    """Convert nested lists of numbers to an array.
 
     Raises:
         RefusedError: 422 when they are ragged, no numbers, or do not fit into the type.
@@ -167,7 +166,7 @@ def numbers(values: Any, dtype: np.dtype, field: str) -> np.ndarray:
 
 
 def checked(check: Callable[[np.ndarray], np.ndarray], array: np.ndarray, field: str) -> np.ndarray:
-    """What a check of the bundle makes of an array; its errors name the field."""
+    """Apply a check of the bundle to an array; its errors name the field."""
     try:
         return check(array)
     except DataError as error:
@@ -175,27 +174,21 @@ def checked(check: Callable[[np.ndarray], np.ndarray], array: np.ndarray, field:
 
 
 def _npy(body: bytes, field: str) -> np.ndarray:
-    """An array of NumPy's format, version 1 or 2; nothing is unpickled."""
-    stream = io.BytesIO(body)
+    """Read an array of NumPy's format; nothing is unpickled."""
     try:
-        version = np.lib.format.read_magic(stream)
-        reader = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = reader(stream, max_header_size=LARGEST_NPY_HEADER)
+        shape, fortran, dtype, offset = read_npy_header(io.BytesIO(body), len(body))
     except Exception:  # the header is a Python literal, and can be wrong in as many ways
         raise RefusedError(422, f"{field}: not an array in NumPy's .npy format.", field) from None
     if dtype.kind not in "uif" or dtype.itemsize > 8:
         raise RefusedError(422, f"{field}: dtype {dtype}; expected uint8 or floating point.", field)
     size = math.prod(shape) * dtype.itemsize
-    if any(edge < 0 for edge in shape) or size != len(body) - stream.tell():
+    if any(edge < 0 for edge in shape) or size != len(body) - offset:
         raise RefusedError(
             422,
-            f"{field}: the header declares {size} bytes, {len(body) - stream.tell()} follow.",
+            f"{field}: the header declares {size} bytes, {len(body) - offset} follow.",
             field,
         )
-    values = np.frombuffer(body, dtype, offset=stream.tell())
+    values = np.frombuffer(body, dtype, offset=offset)
     array = values.reshape(shape, order="F" if fortran else "C")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 

@@ -27,7 +27,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def forget(process: int, folder: Path) -> None:
-    """What a worker that has ended counts no more: the rows in its queue. Its totals stay."""
+    """Drop a dead worker's gauges; its totals stay."""
     multiprocess.mark_process_dead(process, str(folder))
 
 
@@ -77,7 +77,7 @@ class Metrics:
         self._queue.set(waiting)
 
     def describe(self, model: Model) -> None:
-        """Say which model answers from now on."""
+        """Record which model answers from now on."""
         self._model.info(
             {
                 "name": model.name,
@@ -88,11 +88,11 @@ class Metrics:
         )
 
     def refused_model(self) -> None:
-        """Count a version that was found bad."""
+        """Count a version that was refused."""
         self._refused.inc()
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """Write all metrics in Prometheus's text format."""
         counts = self._counts
         if SHARED in os.environ:
             counts = CollectorRegistry()

@@ -66,21 +66,21 @@ class _Inference(BaseModel):
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
-    """Health, metadata and inference."""
+    """Add health, metadata and inference."""
 
     @app.get("/v2/health/live", tags=["operation"])
     async def live() -> dict[str, bool]:
-        """Whether the process answers at all."""
+        """Report whether the process answers at all."""
         return {"live": True}
 
     @app.get("/v2/health/ready", responses={503: ERRORS[503]}, tags=["operation"])
     async def ready() -> JSONResponse:
-        """Whether it takes work."""
+        """Report whether it takes work."""
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.get("/v2", tags=["inference protocol"])
     async def server() -> dict[str, Any]:
-        """What the server is."""
+        """Describe the server."""
         return {
             "name": "vaeflow",
             "version": package_version(),
@@ -93,12 +93,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/models/{name}", responses=failures, tags=["inference protocol"])
     async def metadata(name: str) -> dict[str, Any]:
-        """The tensors that the model takes and gives."""
+        """Describe the tensors that the model takes and gives."""
         return _metadata(_named(service, name))
 
     @app.get("/v2/models/{name}/ready", responses=failures, tags=["inference protocol"])
     async def model_ready(name: str) -> JSONResponse:
-        """Whether the model takes work."""
+        """Report whether the model takes work."""
         _named(service, name)
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
@@ -181,7 +181,7 @@ def _metadata(model: Model) -> dict[str, Any]:
 
 
 def _parse(body: bytes, header_length: str) -> tuple[_Inference, memoryview]:
-    """The request's JSON, and the raw tensor after it."""
+    """Parse the request's JSON, and return the raw tensor after it."""
     length = len(body)
     if header_length:
         if not LENGTH.fullmatch(header_length) or int(header_length) > len(body):
@@ -197,7 +197,7 @@ def _parse(body: bytes, header_length: str) -> tuple[_Inference, memoryview]:
 
 
 def _rows(tensor: _Tensor, binary: memoryview, model: Model) -> np.ndarray:
-    """The input as an array that the bundle has checked."""
+    """Read the input as an array that the bundle has checked."""
     if tensor.name not in OUTPUTS:
         raise RefusedError(422, f"inputs.0.name: expected {' or '.join(OUTPUTS)}.", "inputs.0.name")
     if tensor.datatype not in DATATYPES:
@@ -235,7 +235,7 @@ async def _compute(
     rows: np.ndarray,
     deadline: float,
 ) -> dict[str, np.ndarray]:
-    """Each wanted output; what several of them come from is run once."""
+    """Compute each wanted output; what several of them come from is run once."""
     known = OUTPUTS[takes]
     if unknown := [name for name in wanted if name not in known]:
         index = wanted.index(unknown[0])
@@ -254,7 +254,7 @@ async def _compute(
 
 
 def _answer(asked: _Inference, model: Model, arrays: dict[str, np.ndarray]) -> Answer:
-    """JSON, with those outputs behind it that were asked for in binary."""
+    """Write JSON, and behind it those outputs that were asked for in binary."""
     everywhere = asked.parameters.get("binary_data_output") is True
     binary = {
         output.name: output.parameters.get("binary_data", everywhere) is True

@@ -76,7 +76,7 @@ async def poll_registry(service: Service) -> Located:
 
 
 async def follow(service: Service, poll: Poll, notify: Callable[[Model], None]) -> None:
-    """Look for another version again and again, until cancelled.
+    """Poll for another version again and again, until cancelled.
 
     It is verified and warmed beside the old one, which goes on when anything is wrong.
 
@@ -103,7 +103,7 @@ async def follow(service: Service, poll: Poll, notify: Callable[[Model], None]) 
 
 
 def _newer(located: Located, service: Service) -> Model | None:
-    """The version that was looked up, if it is another."""
+    """Load the version that was found, if it is another."""
     present = service.model
     if located.version == present.version and bundle_sha256(located.folder) == present.sha256:
         return None
@@ -138,7 +138,7 @@ class _Server(uvicorn.Server):
         self._service, self._notify = service, notify
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say what is served where; where any free port would do, it is known only now."""
+        """Log what is served where; where any free port would do, it is known only now."""
         assert sockets  # `serve` gives the one it listens at
         await super().startup(sockets)
         model = self._service.model
@@ -148,13 +148,13 @@ class _Server(uvicorn.Server):
         self._notify(model)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Be ready no more. A second signal ends the wait."""
+        """Stop being ready. A second signal ends the wait."""
         if not self._service.ready:
             self.should_exit = True
         self._service.ready = False
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end."""
+        """Return whether to end; called ten times a second."""
         service = self._service
         if not service.ready:
             # What had reached the machine by now is looked at first: accepted before the server
@@ -167,7 +167,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A bound socket.
+    """Bind a socket.
 
     Args:
         host: a name or an address.

@@ -97,7 +97,7 @@ class Service:
         return _named(model, operation, outputs)
 
     def example(self, operation: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """What the operation may take, `(1, ...)`, and what it gives: around the prior's mean."""
+        """Return what the operation may take, `(1, ...)`, and gives: near the prior's mean."""
         bundle = self.model.bundle
         rows = np.zeros((1, bundle.latent_dim), np.float32)
         if OPERATIONS[operation].takes == "images":
@@ -106,23 +106,23 @@ class Service:
         return rows, _named(self.model, operation, outputs)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """A request's body, within the limits; see `vaeflow.serving.bodies.read`."""
+        """Receive a request's body within the limits; see `vaeflow.serving.bodies.read`."""
         return await bodies.read(scope, receive, self.settings.body, self.settings.deadline)
 
     def check_rows(self, count: int) -> None:
-        """Refuse what is more than one request may ask for."""
+        """Refuse more rows than one request may ask for."""
         if count > self.settings.rows:
             raise RefusedError(
                 413, f"{count} rows; one request may have {self.settings.rows}.", "count"
             )
 
     def deadline(self) -> float:
-        """Of a request that arrives now."""
+        """Return the deadline of a request that arrives now."""
         return time.monotonic() + self.settings.deadline
 
 
 def _apply(model: Model, operation: str, options: dict[str, int], rows: np.ndarray) -> Outputs:
-    """Of each row whether its outputs are finite, then the outputs."""
+    """Run the operation; return for each row whether its outputs are finite, then the outputs."""
     with np.errstate(all="ignore"):  # what is not finite is refused afterwards
         outputs = getattr(model.bundle, operation)(rows, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)

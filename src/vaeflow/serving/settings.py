@@ -53,7 +53,7 @@ class Settings:
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds in a text such as 30s, 5m or 1h.
+    """Parse seconds from a text such as 30s, 5m or 1h.
 
     Raises:
         ServingError: it is none.

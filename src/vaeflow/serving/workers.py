@@ -65,7 +65,7 @@ class _Keeper:
         self._first = asyncio.Event()  # a worker serves
 
     async def run(self) -> int:
-        """Keep the workers until a signal; the exit status."""
+        """Keep the workers until a signal; return the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
@@ -94,7 +94,7 @@ class _Keeper:
                 process.terminate()
 
     async def _keep(self, index: int) -> int:
-        """Start a worker, and another whenever it ends before it is told to; its last status."""
+        """Start a worker, and another when it ends before it is told to; return its last status."""
         while not self._ending.is_set():
             started = time.monotonic()
             process = self._processes[index] = await self._start()
@@ -123,7 +123,7 @@ class _Keeper:
         return process
 
     async def _watch(self, process: asyncio.subprocess.Process) -> int:
-        """Note what a worker says that it serves, until it ends."""
+        """Note which model a worker says that it serves, until it ends."""
         assert process.stdout is not None
         while line := await process.stdout.readline():
             said = json.loads(line)
@@ -137,7 +137,7 @@ class _Keeper:
             process.stdin.write(json.dumps(content).encode() + b"\n")
 
     async def _follow(self) -> None:
-        """Look for new versions, and tell the workers, each of which takes or refuses it."""
+        """Poll for new versions, and send them to the workers, which take or refuse them."""
         refused = ""
         while self._settings.follow:
             await asyncio.sleep(self._settings.follow)
@@ -156,7 +156,7 @@ class _Keeper:
 
 
 def main() -> None:
-    """One worker: its orders are the first line of its input."""
+    """Run one worker: its orders are the first line of its input."""
     # Byte by byte: what follows the line is the event loop's to read.
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:
         orders = json.loads(pipe.readline())
@@ -171,7 +171,7 @@ def main() -> None:
 
 
 def _listener() -> server.Poll:
-    """Versions from the input; when it ends, this worker does too."""
+    """Read versions from the input; when it ends, this worker does too."""
     reader: asyncio.StreamReader | None = None
 
     async def poll() -> Located:

@@ -20,7 +20,7 @@ SPLIT_TAG = "split"
 
 
 def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, str]:
-    """Tags that lead back from a model to what it was made of.
+    """Collect tags that lead back from a model to what it was made of.
 
     Returns:
         `git_commit`, `git_dirty` (`true` when a tracked file differs from the commit, other than
@@ -42,7 +42,7 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
 
 
 def stage_hashes(workspace: Workspace) -> dict[str, str]:
-    """What DVC's lock records of each stage's output: `dvc_STAGE`, its digest."""
+    """Read what DVC's lock records of each stage's output: `dvc_STAGE`, its digest."""
     from ruamel.yaml import YAML
 
     path = workspace.root / "dvc.lock"
@@ -57,7 +57,7 @@ def stage_hashes(workspace: Workspace) -> dict[str, str]:
 
 
 def _git(workspace: Workspace, *arguments: str) -> str | None:
-    """Output of a git command, or None where there is no git, repository or commit."""
+    """Return the output of a git command, or None where there is no git, repository or commit."""
     try:
         done = subprocess.run(
             ["git", "-C", workspace.root, *arguments], capture_output=True, text=True, check=True

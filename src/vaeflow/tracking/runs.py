@@ -39,7 +39,7 @@ ADDRESSES = (
 
 
 def store_address(workspace: Workspace | None = None) -> str:
-    """Where runs and models are kept.
+    """Return where runs and models are kept.
 
     `MLFLOW_TRACKING_URI` wins; without it, the SQLite file `mlflow.db` at the workspace's root.
 
@@ -69,7 +69,7 @@ def _address(database: Path) -> str:
 
 
 def connect(workspace: Workspace | None = None) -> MlflowClient:
-    """A client of the tracking server and registry at `store_address`.
+    """Connect to the tracking server and registry at `store_address`.
 
     Raises:
         RegistryError: there is no such address, or nothing that could be used there.
@@ -85,7 +85,7 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
 
     uri = store_address(workspace)
     if os.environ.get("MLFLOW_TRACKING_URI"):
-        with clear_errors(uri):
+        with registry_errors(uri):
             return MlflowClient(uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
     workspace = workspace or Workspace.find()
     if ESCAPED.search(str(workspace.repository)):
@@ -96,7 +96,7 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
     if not (database := _database(workspace)).exists():
         _create(database)
     try:
-        move_in(database)
+        adopt_database(database)
         return MlflowClient(tracking_uri=uri)
     except (MlflowException, sqlite3.DatabaseError) as error:
         raise RegistryError(
@@ -106,8 +106,8 @@ def connect(workspace: Workspace | None = None) -> MlflowClient:
         ) from None
 
 
-def move_in(database: Path) -> None:
-    """Let a database that was moved or copied with its workspace name the files that are here.
+def adopt_database(database: Path) -> None:
+    """Adopt a database that was moved or copied with its workspace: let it name the files here.
 
     MLflow notes absolute addresses: a copy would write into the workspace it was copied from.
 
@@ -135,12 +135,12 @@ def move_in(database: Path) -> None:
 
 
 def is_local(address: str) -> bool:
-    """Whether artifacts are on this machine."""
+    """Return whether artifacts are on this machine."""
     return address.startswith("file:")
 
 
 def local_folder(address: str) -> Path:
-    """The folder that a local address of artifacts stands for."""
+    """Return the folder that a local address of artifacts stands for."""
     return Path(unquote(urlsplit(address).path))
 
 
@@ -149,7 +149,7 @@ def _artifacts(database: Path) -> str:
 
 
 def _is_elsewhere(place: str | None, here: str) -> bool:
-    """Whether a place for artifacts is another workspace's, or was."""
+    """Return whether a place for artifacts is another workspace's, or was."""
     if not place or place == here or not is_local(place):
         return False
     folder = local_folder(place)
@@ -182,7 +182,7 @@ def _create(database: Path) -> None:
 
 
 @contextmanager
-def clear_errors(store: str) -> Iterator[None]:
+def registry_errors(store: str) -> Iterator[None]:
     """Turn what the tracking store or registry answers with into one clear error.
 
     Raises:
@@ -200,7 +200,7 @@ def clear_errors(store: str) -> Iterator[None]:
 
 
 def _experiment_id(client: MlflowClient, workspace: Workspace) -> str:
-    """The id of `MLFLOW_EXPERIMENT_NAME` (default: vaeflow), made on first use."""
+    """Return the id of `MLFLOW_EXPERIMENT_NAME` (default: vaeflow), made on first use."""
     from mlflow.exceptions import MlflowException
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -231,22 +231,22 @@ class Run:
 
         now = int(time.time() * 1000)
         points = [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        with clear_errors(self.client.tracking_uri):
+        with registry_errors(self.client.tracking_uri):
             self.client.log_batch(self.run_id, metrics=points)
 
     def parameters(self) -> dict[str, str]:
-        """What has been recorded of them."""
-        with clear_errors(self.client.tracking_uri):
+        """Return the parameters that have been recorded."""
+        with registry_errors(self.client.tracking_uri):
             return self.client.get_run(self.run_id).data.params
 
     def steps_of(self, metric: str) -> set[int]:
-        """At which steps a metric has been recorded."""
-        with clear_errors(self.client.tracking_uri):
+        """Return at which steps a metric has been recorded."""
+        with registry_errors(self.client.tracking_uri):
             return {point.step for point in self.client.get_metric_history(self.run_id, metric)}
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Upload a file among the run's artifacts."""
-        with clear_errors(self.client.tracking_uri):
+        with registry_errors(self.client.tracking_uri):
             self.client.log_artifact(self.run_id, str(path), folder)
 
     def log_evaluation(self, folder: Path) -> None:
@@ -257,13 +257,13 @@ class Run:
             self.log_file(figure, "figures")
 
     def is_finished(self) -> bool:
-        """Whether it was closed as FINISHED."""
-        with clear_errors(self.client.tracking_uri):
+        """Return whether it was closed as FINISHED."""
+        with registry_errors(self.client.tracking_uri):
             return self.client.get_run(self.run_id).info.status == "FINISHED"
 
     def finish(self) -> None:
         """Close it as FINISHED."""
-        with clear_errors(self.client.tracking_uri):
+        with registry_errors(self.client.tracking_uri):
             self.client.set_terminated(self.run_id, "FINISHED")
 
 
@@ -275,7 +275,7 @@ def start_run(
     tags: Mapping[str, str],
     again: str | None = None,
 ) -> Iterator[Run]:
-    """A new run, closed as FINISHED, FAILED (an exception) or KILLED (interrupted).
+    """Open a run, closed as FINISHED, FAILED (an exception) or KILLED (interrupted).
 
     Args:
         workspace: whose store.
@@ -296,7 +296,7 @@ def start_run(
     _close_left_behind(workspace, client, run.run_id)
     status = "KILLED"
     try:
-        with clear_errors(client.tracking_uri):
+        with registry_errors(client.tracking_uri):
             client.update_run(run.run_id, status="RUNNING")
             client.log_batch(
                 run.run_id,
@@ -317,7 +317,7 @@ def start_run(
 
 def _close_left_behind(workspace: Workspace, client: MlflowClient, present: str) -> None:
     """Close, as KILLED, the open runs of processes that were killed before they could do it."""
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         experiment = _experiment_id(client, workspace)
         for run in all_pages(client.search_runs, [experiment], "attributes.status = 'RUNNING'"):
             process = run.data.tags.get(PROCESS_TAG)
@@ -327,13 +327,13 @@ def _close_left_behind(workspace: Workspace, client: MlflowClient, present: str)
 
 def _create_run(workspace: Workspace, name: str | None) -> Run:
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         created = client.create_run(_experiment_id(client, workspace), run_name=name)
     return Run(client, created.info.run_id)
 
 
 def all_pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """All that one of MLflow's searches finds; by itself it gives no more than a page of it."""
+    """Return all that one of MLflow's searches finds, not only its first page."""
     found, token = [], None
     while True:
         page = search(*arguments, page_token=token)
@@ -343,14 +343,14 @@ def all_pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 
 def find_run(workspace: Workspace | None, run_id: str) -> Run | None:
-    """The run of that id, or None where this tracking store does not have it.
+    """Find the run of that id; None where this tracking store does not have it.
 
     A model that comes from DVC's cache may have been trained against another store.
     """
     from mlflow.exceptions import MlflowException
 
     client = connect(workspace)
-    with clear_errors(client.tracking_uri):
+    with registry_errors(client.tracking_uri):
         try:
             run = client.get_run(run_id)
         except MlflowException as error:

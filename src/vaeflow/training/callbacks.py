@@ -35,7 +35,7 @@ class StopWhenSkipping(keras.callbacks.Callback):
         self.epoch, self.seen = epoch + 1, 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Count, where a step has been left out since."""
+        """Count the steps left out since."""
         if logs["skipped_steps"] == self.seen:
             return
         self.seen = logs["skipped_steps"]

@@ -34,7 +34,7 @@ NOT_IN_KEY = {"checkpoint_minutes"}
 
 
 def training_key(prepared: Path, settings: Train) -> str:
-    """Digest of all that decides what the weights become: parameters, images and program.
+    """Return a digest of all that decides what the weights become: parameters, images, program.
 
     The images go in by `index.parquet`, which has the digest of each, and its split.
     """
@@ -56,7 +56,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write one, whole or not at all, and delete all but the last.
+        """Write a checkpoint, whole or not at all, and delete all but the last two.
 
         Raises:
             TrainingError: it cannot be written; those before it are as they were.
@@ -88,7 +88,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, np.ndarray] | None:
-        """The newest that is whole; a line tells of any that is not. None where there is none."""
+        """Load the newest that is whole, and print a line of any that is not; None without any."""
         for path in reversed(self._present()):
             arrays = _read(path)
             if arrays is not None:
@@ -102,7 +102,7 @@ class Checkpoints:
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file, or None when it is not what was written."""
+    """Read the arrays of a file; None when it is not what was written."""
     content = path.read_bytes()
     digest, payload = content[:DIGEST_BYTES], memoryview(content)[DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
@@ -115,7 +115,7 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Have the renaming itself survive a loss of power."""
+    """Sync a folder, so that a renaming in it survives a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -147,7 +147,7 @@ class TrainingProgress:
     lowered_epoch: int = 0
 
     def finish_epoch(self, row: dict[str, float]) -> bool:
-        """Count an epoch; returns whether its validation was the best so far. NaN never is."""
+        """Count an epoch; return whether its validation was the best so far. NaN never is."""
         self.epoch, self.batch, self.means = self.epoch + 1, 0, None
         self.rows.append(row)
         better = row["validation_loss"] < self.best_loss
@@ -156,7 +156,7 @@ class TrainingProgress:
         return better
 
     def finish_phase(self, epoch: int) -> None:
-        """Go on at an epoch with another objective, whose losses are others."""
+        """Begin a phase with another objective, whose losses are others."""
         self.phase, self.epoch = self.phase + 1, epoch
         self.best_loss, self.best_epoch = float("inf"), epoch
 
@@ -166,10 +166,10 @@ class TrainingProgress:
         return self.epoch - self.best_epoch
 
     def to_json(self) -> str:
-        """All of it as text."""
+        """Write all of it as text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> TrainingProgress:
-        """What `to_json` has written."""
+        """Read what `to_json` has written."""
         return cls(**json.loads(text))

@@ -41,7 +41,7 @@ class EpochReport:
         self.told = len(rows)
 
     def epoch(self, row: Row) -> None:
-        """Tell of an epoch; `validation_` marks the validation split."""
+        """Report an epoch; `validation_` marks the validation split."""
         self.rows.append(row)
         print(
             f"epoch {row['epoch']}/{self.epochs}  elbo {row['elbo']:.3f}  "
@@ -53,7 +53,7 @@ class EpochReport:
             self._tell()
 
     def close(self, history: Path) -> None:
-        """After the last epoch: what is left to tell, and the file of all of them."""
+        """Report what is left after the last epoch, and upload the file of all of them."""
         if self.told < len(self.rows):
             self._tell()
         if self.told == len(self.rows):
@@ -84,7 +84,7 @@ def _log(run: Run, row: Row) -> None:
 
 
 def write_history(path: Path, rows: list[Row]) -> None:
-    """One row an epoch, with a header: what `dvc plots` draws."""
+    """Write a row an epoch, with a header: what `dvc plots` draws."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -92,13 +92,13 @@ def write_history(path: Path, rows: list[Row]) -> None:
 
 
 def read_history(path: Path) -> list[Row]:
-    """The rows that `write_history` wrote, as numbers."""
+    """Read the rows that `write_history` wrote, as numbers."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def complete(workspace: Workspace, run: Run) -> None:
-    """Tell a run what its training and evaluation could not, as when its server was gone."""
+    """Add to a run what training and evaluation could not, as when its server was gone."""
     if run.is_finished():
         return
     log_rows(run, read_history(workspace.model / HISTORY))

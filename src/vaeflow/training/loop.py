@@ -50,7 +50,7 @@ def fit(
     report: Callable[[Row], None] = lambda row: None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> VAE:
-    """A VAE trained on the prepared images; the same seed gives the same weights.
+    """Train a VAE on the prepared images; the same seed gives the same weights.
 
     Args:
         checkpoints: where the training goes on from, and is kept as it goes.
@@ -76,13 +76,13 @@ def fit(
         training = Training(vae, settings, images, validation, checkpoints, report, callbacks)
         if training.resume():
             resumed(list(training.progress.rows))
-        with training.signals, training.progress_bar(), clear_memory_errors(settings):
+        with training.signals, training.progress_bar(), memory_errors(settings):
             training.run()
     return vae
 
 
 def make_compiled(shape: tuple[int, int, int], images: int, settings: Train) -> VAE:
-    """The model that the settings describe, untrained, with all that training needs."""
+    """Make the model that the settings describe, untrained, with all that training needs."""
     steps_per_epoch = math.ceil(images / settings.batch_size)
     with layers_in(settings.precision):
         vae = VAE(settings.model(shape, steps_per_epoch))
@@ -98,7 +98,7 @@ def make_compiled(shape: tuple[int, int, int], images: int, settings: Train) -> 
 
 
 @contextmanager
-def clear_memory_errors(settings: Train) -> Iterator[None]:
+def memory_errors(settings: Train) -> Iterator[None]:
     """Turn what is raised when memory runs out into a clear error.
 
     Raises:
@@ -169,14 +169,14 @@ class Training:
     # === Epochs ===
 
     def run(self) -> None:
-        """Make the epochs that are left; then the model has the weights to keep."""
+        """Train the epochs that are left; then the model has the weights to keep."""
         progress, epochs = self.progress, self.settings.epochs
         ends = [epochs]
         if self.settings.finish_epochs:
             ends.insert(0, epochs - self.settings.finish_epochs)
         for end in ends[progress.phase :]:
             if progress.phase == 1:
-                self.vae.tighten(self.settings.finish_samples)
+                self.vae.switch_to_importance_weighted(self.settings.finish_samples)
             while progress.epoch < end and not self.out_of_patience():
                 self.make_epoch()
             self.keep_best()
@@ -184,13 +184,13 @@ class Training:
 
     @contextmanager
     def progress_bar(self) -> Iterator[None]:
-        """Inside, a terminal has a bar of all epochs."""
+        """Show a bar of all epochs on a terminal during the block."""
         total = self.settings.epochs * len(self.batches.images)
         with Progress("", total, done=self.images_done(), unit="images", lines=False) as self.bar:
             yield
 
     def images_done(self) -> int:
-        """Images seen in training so far."""
+        """Count images seen in training so far."""
         progress, count = self.progress, len(self.batches.images)
         return progress.epoch * count + min(progress.batch * self.settings.batch_size, count)
 
@@ -215,7 +215,7 @@ class Training:
             self.save()
 
     def train(self) -> None:
-        """Make the steps of the epoch at hand that are left."""
+        """Train the steps of the present epoch that are left."""
         progress = self.progress
         if self.raw is not None:
             _put(self.vae.trainable_variables, self.raw)
@@ -239,11 +239,11 @@ class Training:
             _put(self.vae.trainable_variables, _weights(self.vae))
 
     def out_of_patience(self) -> bool:
-        """Whether too many epochs were no better."""
+        """Return whether too many epochs were no better."""
         return 0 < self.settings.patience <= self.progress.epochs_without_progress
 
     def snapshot(self) -> dict[str, list[np.ndarray]]:
-        """What a validation has just judged, and what a training goes on from after it."""
+        """Copy what a validation has just judged, and what a training goes on from after it."""
         return {
             "best_weights": _weights(self.vae),
             "best_raw": self.raw or [],
@@ -251,7 +251,7 @@ class Training:
         }
 
     def keep_best(self) -> None:
-        """Go back to what was validated best, if that is to be kept.
+        """Restore what was validated best, if that is to be kept.
 
         With the weights go the optimizer's moments, averages and learning rate: a finish would
         otherwise make its first steps in a direction found elsewhere.
@@ -271,7 +271,7 @@ class Training:
         self.best = None
 
     def lower_learning_rate_if_due(self) -> None:
-        """Halve it, if it has brought nothing for long enough."""
+        """Halve the learning rate, if it has brought nothing for long enough."""
         settings, progress = self.settings, self.progress
         if settings.learning_rate_schedule != "plateau":
             return
@@ -284,7 +284,7 @@ class Training:
     # === Checkpoints ===
 
     def due(self) -> bool:
-        """Whether the last checkpoint is old enough for another."""
+        """Return whether the last checkpoint is old enough for another."""
         if self.checkpoints is None:
             return False
         return time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_minutes
@@ -307,7 +307,7 @@ class Training:
         self.saved_at = time.monotonic()
 
     def leave_if_told(self) -> None:
-        """Keep what has been done and leave, if a signal said so."""
+        """Save a checkpoint and exit, if a signal said so."""
         if self.signals.received is not None:
             self.save()
             if self.checkpoints:
@@ -320,7 +320,7 @@ class Training:
             sys.exit(128 + self.signals.received)
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint; returns whether there is one."""
+        """Restore the newest checkpoint; return whether there is one."""
         arrays = self.checkpoints.load() if self.checkpoints else None
         if arrays is None:
             return False
@@ -341,7 +341,7 @@ class Training:
         return True
 
     def variables(self) -> dict[str, list[keras.Variable]]:
-        """All that steps change."""
+        """Return all that steps change."""
         vae = self.vae
         return {
             "weights": vae.trainable_variables,
@@ -352,20 +352,20 @@ class Training:
 
 
 class BetweenSteps(keras.callbacks.Callback):
-    """Between two steps, what else there is to do."""
+    """Update progress, checkpoint and handle signals after each step."""
 
     def __init__(self, training: Training) -> None:
         super().__init__()
         self.training = training
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Go on with the means of an epoch that was begun; Keras has just begun them anew."""
+        """Restore the means of an epoch that was begun; Keras has just reset them."""
         self.first = self.training.progress.batch
         if self.first:
             _put(self.model.metrics_variables, self.training.metrics)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Note the steps made since; leave, if told to."""
+        """Note the steps made since; exit, if told to."""
         training = self.training
         # Of the last steps made together some may be missing, and Keras counts them.
         training.progress.batch = min(self.first + batch + 1, training.steps_per_epoch)
@@ -381,11 +381,11 @@ class BetweenSteps(keras.callbacks.Callback):
             training.save()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Leave, if told to."""
+        """Exit, if told to."""
         self.training.leave_if_told()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Keep the weights, in whose place Keras is about to put their averages."""
+        """Keep the weights, before Keras puts their averages in their place."""
         if self.model.optimizer.use_ema:
             self.training.raw = _weights(self.model)
 

@@ -21,7 +21,7 @@ SPLITS = ("train", "validation")
 
 
 def load_images(prepared: Path, settings: Train) -> tuple[Images, Images]:
-    """Training and validation images, uint8 and binarised where the settings ask for it.
+    """Load training and validation images, uint8 and binarised where the settings ask for it.
 
     Warns where the likelihood does not fit them.
     """
@@ -38,7 +38,7 @@ def load_images(prepared: Path, settings: Train) -> tuple[Images, Images]:
 
 
 def make_optimizer(settings: Train, steps: int) -> keras.optimizers.Optimizer:
-    """Adam, with the learning rate and the weight average that the settings ask for.
+    """Make Adam, with the learning rate and the weight average that the settings ask for.
 
     Args:
         settings: see `params.yaml`.

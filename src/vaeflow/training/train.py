@@ -44,7 +44,7 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
 
     lineage = collect_lineage(workspace, parameters)
     kept = workspace.checkpoints / training_key(prepared, parameters.train)
-    with alone_in(kept):
+    with lock_training(kept):
         rows = _train(workspace, prepared, parameters, lineage, kept)
         shutil.rmtree(kept)
     return rows[-1]
@@ -57,7 +57,7 @@ def _train(
     lineage: Mapping[str, str],
     kept: Path,
 ) -> list[Row]:
-    """Train in an MLflow run and write the outputs; returns the history."""
+    """Train in an MLflow run and write the outputs; return the history."""
     run_file = kept / "run"
     with (
         atomic_directory(workspace.model) as folder,
@@ -91,13 +91,13 @@ def _train(
 
 
 def run_name(parameters: Parameters, data: str) -> str:
-    """What a run is called: model, data and when it began."""
+    """Return what a run is called: model, data and when it began."""
     return f"{parameters.export.name} {data[:8]} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process trains with the checkpoints in a folder.
+def lock_training(folder: Path) -> Iterator[None]:
+    """Keep other processes from training with the checkpoints in a folder.
 
     Raises:
         TrainingError: one does.

@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
@@ -42,7 +42,7 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 
 def is_array(path: Path) -> bool:
-    """Whether the name is that of an array: .npy, .npz, or IDX such as train-images-idx3-ubyte."""
+    """Return whether a name is an array's: .npy, .npz, or IDX such as train-images-idx3-ubyte."""
     return path.suffix.lower() in {".npy", ".npz"} or bool(IDX_NAME.search(path.name))
 
 
@@ -63,7 +63,7 @@ class ArrayFile:
     packed: bool = False
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The rows in order, some megabytes at a time; to be called once.
+        """Yield the rows in order, some megabytes at a time; to be called once.
 
         Raises:
             DataError: the file is damaged, shorter or longer than its header says.
@@ -133,8 +133,25 @@ def _clear_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
-    """Read the header of an NPY file, or of a member of an NPZ file, that is `size` bytes long."""
+class NpyHeader(NamedTuple):
+    """What an `.npy` file says of its array, and where its numbers begin, in bytes."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    offset: int
+
+
+def read_npy_header(stream: IO[bytes], size: int) -> NpyHeader:
+    """Read the header of an array in NumPy's format, version 1 or 2; nothing is unpickled.
+
+    Args:
+        stream: at the array's first byte; then at its first number.
+        size: of the whole, in bytes; a header that claims to be longer is refused.
+
+    Raises:
+        ValueError: it is none. The header is a Python literal: NumPy raises other errors, too.
+    """
     start = stream.read(8)
     if start[:6] != NPY_MAGIC:
         raise ValueError("it does not begin as an .npy file does")
@@ -152,7 +169,12 @@ def _npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
         if version == (1, 0)
         else np.lib.format.read_array_header_2_0
     )
-    shape, fortran_order, dtype = read(header)
+    return NpyHeader(*read(header), offset=len(start) + width + length)
+
+
+def _npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
+    """Read the header of an NPY file, or of a member of an NPZ file, that is `size` bytes long."""
+    shape, fortran_order, dtype, offset = read_npy_header(stream, size)
     if dtype.hasobject:
         raise BadImageError(path, "holds pickled Python objects, which are never opened.")
     if fortran_order and len(shape) > 1:
@@ -161,7 +183,7 @@ def _npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
             "stored column by column (Fortran order). "
             "Save it again: numpy.save(path, numpy.ascontiguousarray(array))",
         )
-    _check_size(path, shape, dtype, size - 8 - width - length)
+    _check_size(path, shape, dtype, size - offset)
     return ArrayFile(path, shape, dtype, stream)
 
 
@@ -246,7 +268,7 @@ class ArrayWriter:
         self.rows += len(rows)
 
     def close(self) -> None:
-        """Put the number of rows into the header, for which NumPy leaves room."""
+        """Write the number of rows into the header, for which NumPy leaves room."""
         self._file.seek(0)
         if self._write_header() != self._start:
             raise AssertionError("the header has grown over the first row")
@@ -291,7 +313,7 @@ class Rows:
         self._stack.close()
 
     def take(self, count: int) -> tuple[list[str], Sequence[str | None]]:
-        """Names and labels of the next `count` rows."""
+        """Return names and labels of the next `count` rows."""
         start, self.done = self.done, self.done + count
         if self._index is None:
             prefix = f"{self.path}#"
@@ -325,7 +347,7 @@ class Rows:
 
 
 def labels_path(images: Path) -> Path | None:
-    """The file that holds an array's labels, if there is one."""
+    """Return the file that holds an array's labels, if there is one."""
     if images.name == IMAGES:
         candidates = [images.with_name(LABELS)]
     elif IDX_NAME.search(images.name):
@@ -338,7 +360,7 @@ def labels_path(images: Path) -> Path | None:
 
 
 def read_labels(images: Path, count: int) -> np.ndarray | None:
-    """Integer labels of an array's rows, `(count,)`, or None where there are none.
+    """Read the integer labels of an array's rows, `(count,)`; None where there are none.
 
     Raises:
         BadImageError: they are damaged, no integers, or not as many as the images.

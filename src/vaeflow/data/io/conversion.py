@@ -47,12 +47,12 @@ class Conversion:
             raise DataError(f"channels is {self.channels}; expected 1 or 3.")
 
     def shape_of(self, width: int, height: int, mode: str) -> tuple[int, int, int]:
-        """`(height, width, channels)` of what a picture of that size and Pillow mode becomes."""
+        """Return the `(height, width, channels)` that a picture of that size and mode gets."""
         width, height = self.size or (width, height)
         return height, width, self.channels or (1 if mode in GREY_MODES else 3)
 
     def of_picture(self, picture: Image.Image) -> np.ndarray:
-        """Pixels of a Pillow image, uint8 `(height, width, channels)`."""
+        """Convert a Pillow image to pixels, uint8 `(height, width, channels)`."""
         mode = MODES[self.shape_of(*picture.size, picture.mode)[2]]
         if picture.mode != mode:
             picture = picture.convert(mode)
@@ -62,7 +62,7 @@ class Conversion:
         return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
 
     def shape_of_array(self, path: Path, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The same for an array of images of some `(height, width, channels)`.
+        """Return the `(height, width, channels)` that the images of an array get.
 
         Raises:
             BadImageError: it has neither 1 nor 3 channels, and something is to be done to them.
@@ -79,7 +79,7 @@ class Conversion:
         )
 
     def of_array(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels of an array of images whose shape was accepted by `shape_of_array`.
+        """Convert an array of images whose shape was accepted by `shape_of_array`.
 
         Args:
             pixels: uint8, `(count, height, width, channels)`.
@@ -121,7 +121,7 @@ METHODS = {"crop": _crop, "fit": _fit, "exact": _exact}
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`(width, height)` of a text such as 32x24.
+    """Parse `(width, height)` from a text such as 32x24.
 
     Raises:
         DataError: it is none.
@@ -142,7 +142,7 @@ def as_batch(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:
-    """Floating point in [0, 1] as the nearest of 256 levels; uint8 as it is."""
+    """Round floating point in [0, 1] to the nearest of 256 levels; return uint8 as it is."""
     return images if images.dtype == np.uint8 else np.rint(images * 255).astype(np.uint8)
 
 
@@ -194,7 +194,7 @@ def check_range(images: np.ndarray, where: str) -> None:
 
 
 def out_of_range(images: np.ndarray) -> dict[int, str]:
-    """What is wrong with which image of a block: NaN, infinity, or pixels outside [0, 1]."""
+    """Describe which image of a block is wrong: NaN, infinity, or pixels outside [0, 1]."""
     # Of most blocks two numbers tell that all is well; with a NaN in it neither comparison holds.
     if images.dtype == np.uint8 or (images.min() >= 0 and images.max() <= 1):
         return {}
@@ -212,7 +212,7 @@ def out_of_range(images: np.ndarray) -> dict[int, str]:
 
 
 def constant(images: np.ndarray) -> np.ndarray:
-    """Which images have one colour everywhere: indices, `(found,)`.
+    """Find images that have one colour everywhere: indices, `(found,)`.
 
     Args:
         images: uint8, `(count, height, width, channels)`.
@@ -226,6 +226,6 @@ def constant(images: np.ndarray) -> np.ndarray:
 
 
 def constant_error(name: object, image: np.ndarray) -> BadImageError:
-    """What is wrong with an image of one colour, `(height, width, channels)`."""
+    """Describe an image of one colour, `(height, width, channels)`."""
     colour = ", ".join(str(value) for value in image[0, 0])
     return BadImageError(name, f"every pixel is {colour}.")

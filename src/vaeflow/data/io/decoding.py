@@ -85,7 +85,7 @@ def decode(
 
 
 def _orientation(picture: Image.Image) -> int:
-    """How the camera was held. Asking costs as much as opening the file: only where it may say."""
+    """Read how the camera was held, only where the file may say: it costs as much as opening it."""
     if picture.format == "TIFF":
         turned = picture.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
         if turned and picture.tile[0].codec_name == "raw":  # type: ignore[attr-defined]
@@ -164,7 +164,7 @@ def _batched(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
 def _on_all_cores(
     run: Callable[..., Any], tasks: Iterator[list[Path]]
 ) -> Generator[Decoded, None, None]:
-    """`map`, several at a time, a bounded number of them ahead of the reader."""
+    """Map tasks on all cores, a bounded number of them ahead of the reader."""
     workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         running = deque(pool.submit(run, task) for task in itertools.islice(tasks, AHEAD * workers))
@@ -177,6 +177,6 @@ def _on_all_cores(
 
 
 def _pixels_in_file(path: Path) -> int:
-    """Height times width in the header of a file that was sound a moment ago."""
+    """Read height times width from the header of a file that was sound a moment ago."""
     with Image.open(path) as picture:
         return picture.width * picture.height

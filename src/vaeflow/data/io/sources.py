@@ -42,7 +42,7 @@ class Images(NamedTuple):
 
 
 def refuse(error: BadImageError) -> NoReturn:
-    """What becomes of a bad file unless another answer is given: nothing more is read."""
+    """Raise the error of a bad file: nothing more is read."""
     raise error
 
 
@@ -112,7 +112,7 @@ def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterat
 
 
 def count_images(*sources: Path | str, reading: Reading | None = None) -> int:
-    """How many images there are by names and headers; the bad ones among them count too.
+    """Count images by names and headers; the bad ones among them count too.
 
     Raises:
         DataError: a source is missing, of an unknown kind, or holds no images.
@@ -129,7 +129,7 @@ def count_images(*sources: Path | str, reading: Reading | None = None) -> int:
 
 
 def varied(images: Images, reading: Reading) -> Images:
-    """The images that are not of one colour, unless those are allowed."""
+    """Select the images that are not of one colour, unless those are allowed."""
     rows = set() if reading.allow_constant else set(constant(images.pixels).tolist())
     for row in sorted(rows):
         reading.on_bad(constant_error(images.names[row], images.pixels[row]))
@@ -139,7 +139,7 @@ def varied(images: Images, reading: Reading) -> Images:
 
 
 def _list(source: Path, reading: Reading) -> Contents:
-    """What there is to read in a source.
+    """List what there is to read in a source.
 
     Raises:
         DataError: it is missing, of an unknown kind, or holds no images.
@@ -185,7 +185,7 @@ def _list_folder(folder: Path, root: Path, reading: Reading, contents: Contents)
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name can be written into an index: Linux allows almost any bytes."""
+    """Return whether a file's name can be written into an index: Linux allows almost any bytes."""
     try:
         return min(name.encode()) >= 32
     except UnicodeEncodeError:
@@ -217,7 +217,7 @@ def _sort_in(path: Path, is_file: bool, reading: Reading, contents: Contents) ->
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the name is that of an image file."""
+    """Return whether a name is that of an image file."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -239,7 +239,7 @@ class _SameShape:
             )
 
     def fix(self, path: Path, shape: tuple[int, ...]) -> None:
-        """Take the shape of a file that was read well, if it is the first."""
+        """Remember the shape of a file that was read well, if it is the first."""
         if self.shape is None:
             self.first, self.shape = path, shape
 
@@ -269,7 +269,7 @@ def _array_blocks(source: Path, path: Path, reading: Reading, same: _SameShape) 
 
 
 def _check_to_the_end(path: Path, reading: Reading) -> None:
-    """Read a compressed array once for nothing: damage shows late, and must not leave half of it.
+    """Read a compressed array once in vain: damage shows late, and must not leave half of it.
 
     A plain one whose size is right is whole.
     """
@@ -282,7 +282,7 @@ def _check_to_the_end(path: Path, reading: Reading) -> None:
 def _sound_rows(
     block: np.ndarray, names: Sequence[str], labels: Sequence[str | None], reading: Reading
 ) -> Images:
-    """The rows whose values are those of images, converted."""
+    """Convert the rows whose values are those of images."""
     if faults := out_of_range(block):
         for row, fault in faults.items():
             reading.on_bad(BadImageError(names[row], f"{fault}."))
@@ -294,7 +294,7 @@ def _sound_rows(
 
 
 def select(images: Images, rows: Sequence[int]) -> Images:
-    """Some of the images, by their indices."""
+    """Select some of the images, by their indices."""
     return Images(
         images.pixels[rows],
         images.digests[rows],
@@ -353,7 +353,7 @@ def _folder_label(source: Path, path: Path, reading: Reading) -> str | None:
 
 
 def joined(parts: Sequence[Images]) -> Images:
-    """Images of one shape, one after the other."""
+    """Join images of one shape, one after the other."""
     if len(parts) == 1:
         return parts[0]
     return Images(
@@ -424,7 +424,7 @@ NAMES = tuple(COUNTS)
 def known_blocks(
     name: str, reading: Reading, folder: Path | None = None, verify: bool = True
 ) -> Iterator[Images]:
-    """The images of a known data set, each named by its file and row.
+    """Yield the images of a known data set, each named by its file and row.
 
     Args:
         name: one of `NAMES`.
@@ -448,7 +448,7 @@ def known_blocks(
 
 
 def _digits(reading: Reading) -> Images:
-    """The 1,797 digits of 8x8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998).
+    """Load the 1,797 digits of 8x8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998).
 
     The grey levels 0..16 become 0..255 by rounding, so each can be told from the others.
     """

@@ -8,7 +8,7 @@ import keras
 
 
 def backend() -> Any:
-    """The functions of Keras's backend that a step is made with.
+    """Return the functions of Keras's backend that a step is made with.
 
     Raises:
         ImportError: there are none for this one.

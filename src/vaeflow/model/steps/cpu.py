@@ -13,7 +13,7 @@ from vaeflow.model.objective import Tensor
 
 @tf.custom_gradient
 def silu(x: Tensor) -> Tensor:
-    """`x * sigmoid(x)`; its gradient in one pass over the memory, where TensorFlow makes six."""
+    """Compute `x * sigmoid(x)`, and its gradient in one pass where TensorFlow makes six."""
     return tf.nn.silu(x), lambda upstream: _silu_gradient(x, upstream)
 
 
@@ -24,7 +24,7 @@ def _silu_gradient(x: Tensor, upstream: Tensor) -> Tensor:
 
 
 def narrow_convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    """`tf.nn.conv2d(x, kernel, 1, "SAME")` where few channels come out, in half of the time.
+    """Compute `tf.nn.conv2d(x, kernel, 1, "SAME")` with few output channels, in half of the time.
 
     oneDNN's convolutions find 16 channels at once, wanted or not. Here a product of matrices finds
     what every place gives to each of its neighbours, and the gradient in the kernel is that of a

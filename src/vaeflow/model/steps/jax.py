@@ -44,7 +44,7 @@ def run(
 def compiled(
     function: Callable[..., Any], shapes: Sequence[tuple[int | None, ...]]
 ) -> Callable[..., Any]:
-    """A function of float32 batches as one program, compiled for each size that is met.
+    """Compile a function of float32 batches, for each size that is met.
 
     Args:
         function: of arrays, which gives arrays.
@@ -54,19 +54,19 @@ def compiled(
 
 
 def synchronise(vae: keras.Model) -> None:
-    """Have the variables say, inside `fit`, what the steps have made of them."""
+    """Update the variables, inside `fit`, to what the steps have made of them."""
     vae.jax_state_sync()
 
 
 def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
-    """The terms of a batch."""
+    """Compute the terms of a batch."""
     return vae.terms(images, noise)
 
 
 def elbo_gradients(
     vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
 ) -> tuple[Terms, Tensor, list[Tensor]]:
-    """Terms, loss and its gradient in every trainable variable."""
+    """Compute terms, loss and its gradient in every trainable variable."""
 
     def loss_and_terms(values: Any) -> Any:
         with _values_of(vae.trainable_variables, values):
@@ -81,7 +81,7 @@ def elbo_gradients(
 def importance_weighted_gradients(
     vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
 ) -> tuple[Terms, Tensor, list[Tensor]]:
-    """The same for the importance-weighted bound, doubly reparameterised for the encoder.
+    """Compute the same for the importance-weighted bound, doubly reparameterised for the encoder.
 
     The chain rule is cut at the latents, where the gradient on its way to the encoder is
     multiplied by `objective.doubly_reparameterised_factor`.
@@ -113,7 +113,7 @@ def importance_weighted_gradients(
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients together."""
+    """Compute the Euclidean norm of all gradients together."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients))
 
 
@@ -137,20 +137,20 @@ def in_one_pass(change: Callable[[], None]) -> None:
 
 
 def replicas() -> int:
-    """One: where several devices share a batch, JAX has the program see all of it."""
+    """Return one: where several devices share a batch, JAX has the program see all of it."""
     return 1
 
 
-def own_part(values: Any, axis: int) -> Tensor:
-    """All of them; see `replicas`."""
+def replica_part(values: Any, axis: int) -> Tensor:
+    """Return all values; see `replicas`."""
     return values
 
 
 def average(values: list[Any]) -> list[Any]:
-    """As they are; see `replicas`."""
+    """Return the values as they are; see `replicas`."""
     return values
 
 
 def _values_of(variables: Iterable[Any], values: Iterable[Any]) -> keras.StatelessScope:
-    """Inside, the variables have these values."""
+    """Give the variables these values inside."""
     return keras.StatelessScope(state_mapping=zip(variables, values, strict=True))

@@ -25,7 +25,7 @@ def run(vae: keras.Model, step: Callable[[Any], dict[str, Tensor]], data: Any) -
 def compiled(
     function: Callable[..., Any], shapes: Sequence[tuple[int | None, ...]]
 ) -> Callable[..., Any]:
-    """A function of float32 batches as one graph, traced once for batches of all sizes.
+    """Compile a function of float32 batches as one graph, traced once for batches of all sizes.
 
     Args:
         function: of tensors, which gives tensors.
@@ -35,26 +35,28 @@ def compiled(
 
 
 def synchronise(vae: keras.Model) -> None:
-    """Have the variables say, inside `fit`, what the steps have made of them; they always do."""
+    """Update the variables, inside `fit`: TensorFlow's are always up to date."""
 
 
 def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
-    """The terms of a batch."""
-    found = _of_parts(vae, images, noise, lambda images, noise, share: vae.terms(images, noise))
-    return _joined(found, tf.shape(images)[0])
+    """Compute the terms of a batch."""
+    found = _for_each_part(
+        vae, images, noise, lambda images, noise, share: vae.terms(images, noise)
+    )
+    return _join(found, tf.shape(images)[0])
 
 
 def elbo_gradients(
     vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
 ) -> tuple[Terms, Tensor, list[Tensor]]:
-    """Terms, loss and its gradient in every trainable variable."""
+    """Compute terms, loss and its gradient in every trainable variable."""
     return _in_parts(_elbo_gradients, vae, images, noise, weight)
 
 
 def importance_weighted_gradients(
     vae: keras.Model, images: Tensor, noise: Tensor, weight: Tensor | float
 ) -> tuple[Terms, Tensor, list[Tensor]]:
-    """The same for the importance-weighted bound, doubly reparameterised for the encoder."""
+    """Compute the same for the tighter bound, doubly reparameterised for the encoder."""
     return _in_parts(_importance_weighted_gradients, vae, images, noise, weight)
 
 
@@ -70,7 +72,7 @@ def _elbo_gradients(
 def _importance_weighted_gradients(
     vae: keras.Model, weight: Tensor | float, images: Tensor, noise: Tensor, share: Tensor | float
 ) -> tuple[Terms, Tensor, list[Tensor]]:
-    """The chain rule is cut at the latents.
+    """Differentiate with the chain rule cut at the latents.
 
     There the gradient on its way to the encoder is multiplied by
     `objective.doubly_reparameterised_factor`.
@@ -96,20 +98,20 @@ def _in_parts(
     noise: Tensor,
     weight: Tensor | float,
 ) -> tuple[Terms, Tensor, list[Tensor]]:
-    """What is found for the parts of a batch, put together."""
-    found = _of_parts(vae, images, noise, partial(find, vae, weight))
+    """Compute gradients for the parts of a batch, and put them together."""
+    found = _for_each_part(vae, images, noise, partial(find, vae, weight))
     terms, losses, gradients = zip(*found, strict=True)
     return (
-        _joined(terms, tf.shape(images)[0]),
+        _join(terms, tf.shape(images)[0]),
         tf.add_n(losses),
         [tf.add_n(of_one) for of_one in zip(*gradients, strict=True)],
     )
 
 
-def _of_parts(
+def _for_each_part(
     vae: keras.Model, images: Tensor, noise: Tensor, find: Callable[..., Any]
 ) -> list[Any]:
-    """What is found for each part of a batch, given its images, its noise and its share of the all.
+    """Call a function for each part of a batch, with its images, noise and fraction of the batch.
 
     Nothing in one waits for another: TensorFlow works on them side by side. Without images it would
     fail, so a part for which there are none has the last image once more, and no share.
@@ -127,8 +129,8 @@ def _of_parts(
     return found
 
 
-def _joined(parts: Any, count: Tensor) -> Terms:
-    """Terms of the parts of a batch as those of the batch, of so many images."""
+def _join(parts: Any, count: Tensor) -> Terms:
+    """Join the terms of the parts of a batch of `count` images."""
     if len(parts) == 1:
         return parts[0]
     log_likelihood, *others = zip(*parts, strict=True)
@@ -139,7 +141,7 @@ def _joined(parts: Any, count: Tensor) -> Terms:
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients together."""
+    """Compute the Euclidean norm of all gradients together."""
     return tf.linalg.global_norm(gradients)
 
 
@@ -163,7 +165,7 @@ def apply_if(
 
 
 def in_one_pass(change: Callable[[], None]) -> None:
-    """Have XLA change variables: it makes one pass over their memory of many operations."""
+    """Change variables in one pass over their memory, compiled by XLA."""
     if replicas() == 1:
         tf.function(lambda: change(), jit_compile=True)()
     else:
@@ -171,12 +173,12 @@ def in_one_pass(change: Callable[[], None]) -> None:
 
 
 def replicas() -> int:
-    """How many copies of the model, each on a device of its own, share every batch evenly."""
+    """Return how many copies of the model, each on its own device, share every batch evenly."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def own_part(values: Any, axis: int) -> Tensor:
-    """Of values for all replicas' images, those for this one's."""
+def replica_part(values: Any, axis: int) -> Tensor:
+    """Select this replica's part of values for the images of all replicas."""
     if replicas() == 1:
         return values
     index = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -185,7 +187,7 @@ def own_part(values: Any, axis: int) -> Tensor:
 
 
 def average(values: list[Any]) -> list[Any]:
-    """Means over the replicas."""
+    """Average values over the replicas."""
     if replicas() == 1:
         return values
     context = tf.distribute.get_replica_context()
