@@ -12,7 +12,7 @@
   stands the rule it had before, more than two standard errors every night. Then, how many images it
   takes to see a gain.
 - `drift` simulates years of nightly batches of MNIST's test images, compared with others of them
-  as `vaeflow drift` compares (`vaeflow.scoring.drift.compare`), and batches whose latents have been
+  as `vaeflow drift` compares (`scoring.drift.run_tests`), and batches whose latents have been
   shifted.
 
 Results go into `benchmarks/results/decisions.json`; those of parts that are not run stay. All of it
@@ -37,7 +37,7 @@ from vaeflow.bundle.manifest import Reference
 from vaeflow.common.files import atomic_file, write_json
 from vaeflow.config.schema import Drift, Registry, load_parameters
 from vaeflow.registry.comparison import POWER, error_spent_by, level_of_try
-from vaeflow.scoring.drift import Sample, compare
+from vaeflow.scoring.drift import Sample, run_tests
 
 REPOSITORY = Path(__file__).parents[1]
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
@@ -355,7 +355,7 @@ def false_alarms(means, scores, reference: int, batch: int, years: int, threshol
         count = 0
         for _ in range(NIGHTS):
             rows = random.choice(others, batch, replace=False)
-            count += compare(
+            count += run_tests(
                 known, Sample(means[rows], scores[rows], batch, {}), thresholds
             ).drifted
         alarms.append(count)
@@ -381,7 +381,7 @@ def smallest_shift(
         for _ in range(repeats):
             known, sample = drawn(means, scores, reference, batch, random)
             sample.means[:, latents] += shift * deviations[latents]
-            found += compare(known, sample, thresholds).drifted
+            found += run_tests(known, sample, thresholds).drifted
         if found >= POWER * repeats:
             break
     return {

@@ -36,7 +36,7 @@ def load(model: str | Path, *, offline_ok: bool = False) -> Bundle:
         BundleError: the bundle is missing, changed or damaged.
         RegistryError: the registry cannot be reached or has no such model.
 
-    Example:
+    Examples:
         >>> model = vaeflow.load("models:/digits-vae@champion")
         >>> model.score(images)  # images: uint8, (count, 8, 8, 1)
     """

@@ -33,7 +33,9 @@ def test_an_exported_form_that_differs_stops_the_export(finished, bundle):
 
 
 # The network knows of a likelihood only how many channels it asks for: not all pairs differ.
-@pytest.mark.parametrize(("network", "likelihood"), zip(cycle(NETWORKS), LIKELIHOODS, strict=False))
+@pytest.mark.parametrize(
+    ("network", "likelihood"), list(zip(cycle(NETWORKS), LIKELIHOODS, strict=False))
+)
 def test_any_image_shape_network_and_likelihood_can_be_exported(tmp_path, network, likelihood):
     kind = {"network": network, "likelihood": likelihood, "depth": 2}
     vae = VAE(VAEConfig((9, 7, 3), latent_dim=2, filters=(4, 6), hidden_units=8, **kind))

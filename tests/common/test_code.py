@@ -52,6 +52,10 @@ def imported(module: str) -> set[str]:
     return {name for name in names if name.startswith("vaeflow") and source(name).exists()}
 
 
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
 def within(module: str, rooms: set[str]) -> bool:
     return any(
         module == room or (room != "vaeflow" and module.startswith(f"{room}.")) for room in rooms
@@ -96,11 +100,11 @@ def test_changed_code_makes_what_it_makes_out_of_date(finished, tmp_path):
         "registry/pull.py",
         "orchestration/console.py",
     ):
-        (package / part).open("a").write("\n# a remark\n")
+        append(package / part, "\n# a remark\n")
     assert out_of_date() == set()
-    (package / "evaluation" / "bounds.py").open("a").write("\n# a remark\n")
+    append(package / "evaluation" / "bounds.py", "\n# a remark\n")
     assert out_of_date() == {"evaluate"}
-    (package / "model" / "networks.py").open("a").write("\n# a remark\n")
+    append(package / "model" / "networks.py", "\n# a remark\n")
     assert out_of_date() == {"train", "evaluate", "export"}
 
 
@@ -109,9 +113,9 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_with(finished, tmp_path, monk
     before = training_key(prepared, Train())
     package = Path(shutil.copytree(code.PACKAGE, tmp_path / "vaeflow"))
     assert code.digest(code.TRAIN, package) == code.digest(code.TRAIN)
-    (package / "serving" / "app.py").open("a").write("\n")
+    append(package / "serving" / "app.py", "\n")
     assert code.digest(code.TRAIN, package) == code.digest(code.TRAIN)
-    (package / "model" / "vae.py").open("a").write("\n")
+    append(package / "model" / "vae.py", "\n")
     other = Path(shutil.copytree(package, tmp_path / "other"))
     digest = code.digest
     assert digest(code.TRAIN, other) != digest(code.TRAIN)

@@ -288,7 +288,7 @@ def test_killed_at_any_step_the_next_command_finds_data_whole(place, tmp_path, m
     )
     assert process.stdout.readline() == "here\n"
     process.kill()
-    process.wait()
+    process.communicate()
     done = moment == "after run_dvc"
     if done:
         assert data_is_versioned(place)
@@ -311,7 +311,7 @@ def test_what_was_changed_after_a_kill_is_not_undone(place, tmp_path):
     )
     assert process.stdout.readline() == "here\n"
     process.kill()
-    process.wait()
+    process.communicate()
     (place.data / "mine.png").write_bytes(b"precious")
     with pytest.raises(DataError, match="files in data/ were changed since"):
         add_to(place, tmp_path / "new")
@@ -348,7 +348,7 @@ def test_killed_at_random_moments_nothing_is_lost(place, tmp_path):
     chance = random.Random(0)
     for _ in range(6):
         process = subprocess.Popen(
-            command, cwd=place.root, stdout=subprocess.PIPE, start_new_session=True
+            command, cwd=place.root, stdout=subprocess.DEVNULL, start_new_session=True
         )
         try:
             process.wait(chance.uniform(0.2, 3))
@@ -376,5 +376,5 @@ def test_a_signal_leaves_data_as_they_were(place, tmp_path):
     )
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
-    process.wait(30)
+    process.communicate(timeout=30)
     assert contents(place) == before

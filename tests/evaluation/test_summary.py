@@ -70,7 +70,7 @@ def test_a_collapsed_posterior_is_told(active, latent_dim, expected):
 
 def test_the_table_of_dimensions(some, tmp_path):
     write_dimensions(tmp_path / "dimensions.csv", some)
-    rows = list(csv.DictReader((tmp_path / "dimensions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "dimensions.csv").read_text().splitlines()))
     assert [row["active"] for row in rows] == ["1", "1", "0"]
     np.testing.assert_allclose(
         [float(row["kl"]) for row in rows], some.kl_per_dimension.mean(axis=0)

@@ -105,7 +105,7 @@ def test_an_interrupted_caller_leaves_no_process_behind(place):
     )
     shell = next(int(line) for line in process.stdout if line.strip().isdigit())
     process.send_signal(signal.SIGINT)
-    process.wait(30)
+    process.communicate(timeout=30)
     deadline = time.monotonic() + 60
     while is_alive(shell):
         assert time.monotonic() < deadline

@@ -153,7 +153,9 @@ for number in range(20):
     for process in started:
         process.stdin.write("\n")
         process.stdin.flush()
-    assert [process.wait(120) for process in started] == [0] * 4
+    for process in started:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in started] == [0] * 4
     assert len(aliases(bundled.root)) == 20
 
 

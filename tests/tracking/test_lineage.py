@@ -23,7 +23,8 @@ def test_what_digests_record_makes_no_run_dirty_and_other_changes_do(workspace):
     assert after["git_dirty"] == "false"
     assert after["parameters_sha256"] != before["parameters_sha256"]
 
-    (workspace / "dvc.yaml").open("a").write("# a remark\n")
+    with (workspace / "dvc.yaml").open("a") as file:
+        file.write("# a remark\n")
     assert lineage(workspace)["git_dirty"] == "true"
 
 

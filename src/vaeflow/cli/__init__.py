@@ -6,12 +6,13 @@ import io
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from vaeflow.cli import data, inference, registry, retraining, stages
 from vaeflow.common import processes
+from vaeflow.common.code import package_version
 from vaeflow.common.files import cache_error_message
 from vaeflow.errors import VaeflowError
 
@@ -26,14 +27,31 @@ QUIET = {
 SERVING = {"fastapi", "uvicorn", "prometheus_client", "starlette"}
 
 app = typer.Typer(
-    help="Variational autoencoders as a reproducible pipeline.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for group in (stages, retraining, registry, inference):
     app.add_typer(group.commands)
 app.add_typer(data.commands, name="data", rich_help_panel="Images")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vaeflow {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Variational autoencoders as a reproducible pipeline."""
 
 
 def main() -> None:

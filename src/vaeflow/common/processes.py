@@ -50,6 +50,8 @@ def process_group(
         yield process
     finally:
         _end_group(process, grace, end)
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
 
 
 def _end_group(process: subprocess.Popen[Any], grace: float, end: int) -> None:

@@ -26,7 +26,7 @@ class Progress:
         unit: what `advance` counts, where its rate is to be shown.
         lines: whether there are lines elsewhere.
 
-    Example:
+    Examples:
         >>> with Progress("bounds", 1000) as progress:
         ...     progress.advance(10)
     """

@@ -23,7 +23,7 @@ class Batches(keras.utils.PyDataset):
         multiple_of: of how many images batches must be, as devices that share one need it: the last
             is filled up with the first images of the epoch.
 
-    Example:
+    Examples:
         >>> vae.fit(Batches(images, 128, shuffle_seed=0), epochs=10, shuffle=False)
     """
 

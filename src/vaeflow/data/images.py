@@ -52,7 +52,7 @@ class StoredImages:
     Args:
         images: uint8, `(count, height, width, channels)`, in C order.
 
-    Example:
+    Examples:
         >>> StoredImages(np.load("train.npy", mmap_mode="r"))[[3, 5]]  # a numpy array
     """
 
@@ -90,7 +90,7 @@ class Binarized:
         images: uint8, `(count, height, width, channels)`, typically memory-mapped.
         seed: of the draws.
 
-    Example:
+    Examples:
         >>> Binarized(images, seed=0)[[3, 5]]  # uint8, (2, height, width, channels), 0 and 255
     """
 

@@ -70,7 +70,7 @@ class SplitRule(NamedTuple):
         seed: another seed gives another split.
         validation_fraction, test_fraction: expected shares, each in (0, 1).
 
-    Example:
+    Examples:
         >>> str(SplitRule(0, 0.1, 0.1))
         'content, seed 0, validation 0.1, test 0.1'
     """

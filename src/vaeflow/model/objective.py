@@ -33,7 +33,8 @@ def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     """Draw t ~ q(t|x) as a differentiable function of noise ~ N(0, I) (Kingma & Welling 2014, 2.4).
 
     Args:
-        mean, log_variance: `(batch, latent_dim)`.
+        mean: `(batch, latent_dim)`.
+        log_variance: the same shape.
         noise: broadcastable against them, e.g. `(samples, batch, latent_dim)`.
 
     Returns:
@@ -46,7 +47,8 @@ def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Compute KL(N(m, exp v) || N(0, 1)) of each latent dimension (Kingma & Welling 2014, app. B).
 
     Args:
-        mean, log_variance: any shape.
+        mean: any shape.
+        log_variance: the same shape.
 
     Returns:
         Nats, of the same shape; never negative.
@@ -59,7 +61,8 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Compute KL(q(t|x) || N(0, I)): the sum over the latent dimensions.
 
     Args:
-        mean, log_variance: `(..., latent_dim)`.
+        mean: `(..., latent_dim)`.
+        log_variance: the same shape.
 
     Returns:
         Nats per image, `(...)`.
@@ -79,7 +82,8 @@ class Terms(NamedTuple):
     Attributes:
         log_likelihood: log p(x|t) of each draw, `(samples, batch)`.
         latents: the draws, `(samples, batch, latent_dim)`.
-        mean, log_variance: of q(t|x), `(batch, latent_dim)`.
+        mean: of q(t|x), `(batch, latent_dim)`.
+        log_variance: the same shape.
     """
 
     log_likelihood: keras.KerasTensor
@@ -181,7 +185,8 @@ def log_importance_weights(
     Args:
         log_likelihood: `(samples, batch)`.
         latents: `(samples, batch, latent_dim)`.
-        mean, log_variance: `(batch, latent_dim)`.
+        mean: `(batch, latent_dim)`.
+        log_variance: the same shape.
         weight: from `kl_weight`; 1 for the weights of the bound itself.
 
     Returns:

@@ -37,7 +37,7 @@ class VAE(keras.Model):
     `reconstruction`, `(batch, height, width, channels)` in [0, 1], decoded from the posterior mean,
     so that `predict` is deterministic.
 
-    Example:
+    Examples:
         >>> vae = VAE(VAEConfig((28, 28, 1), latent_dim=16))
         >>> vae.compile(optimizer="adam")
         >>> vae.fit(images, batch_size=128, epochs=10)  # images: float in [0, 1]

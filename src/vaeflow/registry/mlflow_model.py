@@ -5,8 +5,6 @@ MLflow copies this file and the package into the model and runs it from there; n
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlflow
 import numpy as np
 from mlflow.pyfunc.model import PythonModel
@@ -29,11 +27,12 @@ class BundleModel(PythonModel):
     - `reconstruct`: `reconstruction`, the shape of the images.
     """
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context) -> None:
         """Open the bundle, which compares its files with its manifest."""
         self.bundle = Bundle(context.artifacts["bundle"])
 
-    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> dict[str, Any]:
+    # Without more hints: MLflow would take them for those of the input.
+    def predict(self, context, model_input: np.ndarray, params=None):
         """Answer a request; see the class."""
         output = (params or {}).get("output", OUTPUTS[0])
         if output == "score":

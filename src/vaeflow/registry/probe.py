@@ -28,7 +28,7 @@ class Probe:
     Args:
         registry: the registry's own address.
 
-    Example:
+    Examples:
         >>> with Probe("http://localhost:5000") as probe:
         ...     probe.start()
         ...     version = register(workspace)

@@ -1,0 +1,244 @@
+"""The documentation: complete, and true to the code, the results, and itself."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+from helpers import REPOSITORY, SAMPLE
+from ruamel.yaml import YAML
+
+from vaeflow.cli import app
+from vaeflow.config.schema import Parameters
+
+DOCS = REPOSITORY / "docs"
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "SECURITY.md",
+    *sorted(DOCS.rglob("*.md")),
+]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[tuple[Path, str]]:
+    return [
+        (page, body) for page in PAGES for name, body in BLOCK.findall(text(page)) if name == kind
+    ]
+
+
+# === Reference ===
+
+
+def test_every_parameter_is_documented_with_its_default_and_no_other():
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| `(.*?)` \| (.+?) \| (.+?) \|$",
+        text(DOCS / "reference" / "parameters.md"),
+        re.MULTILINE,
+    )
+    documented = {key: default for key, default, _, _ in rows}
+    expected = {
+        key: json.dumps(value) if isinstance(value, list) else str(value)
+        for key, value in Parameters().flat().items()
+    }
+    assert documented == expected
+
+
+def test_the_shipped_parameters_are_all_there_are():
+    shipped = YAML(typ="safe").load(SAMPLE / "params.yaml")
+    keys = {f"{section}.{key}" for section, values in shipped.items() for key in values}
+    assert keys == set(Parameters().flat())
+
+
+def test_the_page_of_commands_is_what_help_says():
+    """Made by `python -m typer vaeflow.cli utils docs --name vaeflow`."""
+    command = [sys.executable, "-m", "typer", "vaeflow.cli", "utils", "docs", "--name", "vaeflow"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert text(DOCS / "reference" / "cli.md") == made
+
+
+def test_every_page_is_in_the_sites_menu():
+    def pages(menu):
+        for entry in menu:
+            for target in entry.values():
+                yield from pages(target) if isinstance(target, list) else [target]
+
+    settings = tomllib.loads(text(REPOSITORY / "zensical.toml"))
+    there = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    assert sorted(pages(settings["project"]["nav"])) == sorted(there)
+
+
+# === Links, commands, code ===
+
+
+def anchor_of(title: str) -> str:
+    return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+
+
+def test_links_lead_somewhere():
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            if not file.exists():
+                broken.append(f"{page.name}: {target}")
+            elif anchor:
+                titles = re.findall(r"^#+ (.*)$", text(file), re.MULTILINE)
+                if anchor not in {
+                    re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles
+                }:
+                    broken.append(f"{page.name}: {target}")
+    assert not broken
+
+
+def lines_of(body: str) -> list[list[str]]:
+    """The commands of a shell block, as words; what `vaeflow` needs before it is left out."""
+    joined = body.replace("\\\n", " ")
+    return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def check_command(words: list[str]) -> str | None:
+    """What is wrong with a command line of `vaeflow`."""
+    command = typer.main.get_command(app)
+    rest = words[1:]
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        if rest[0] not in command.commands:
+            return f"no command {rest[0]}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    known = {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    for word in rest:
+        if word.startswith("--") and word.partition("=")[0] not in known | {"--help"}:
+            return f"no option {word}"
+    required = [p for p in command.params if p.required and p.param_type_name == "option"]
+    missing = [p.opts[0] for p in required if not set(p.opts) & set(rest)]
+    return f"{missing} missing" if missing else None
+
+
+def test_commands_and_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", text(REPOSITORY / "Makefile"), re.MULTILINE))
+    wrong, seen = [], 0
+    for page, body in blocks("sh"):
+        for words in lines_of(body):
+            if words[0] == "vaeflow":
+                seen += 1
+                if problem := check_command(words):
+                    wrong.append(f"{page.name}: {' '.join(words)}: {problem}")
+            elif words[0] == "make":
+                seen += 1
+                asked = [word for word in words[1:] if "=" not in word]
+                wrong += [
+                    f"{page.name}: make {target}" for target in asked if target not in targets
+                ]
+    for page in PAGES:  # in a sentence, too
+        for target in re.findall(r"`make ([a-z-]+)", text(page)):
+            if target not in targets:
+                wrong.append(f"{page.name}: make {target}")
+    assert not wrong
+    assert seen > 30
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("vaeflow trane", "no command trane"),
+        ("vaeflow retrain --sett train.epochs=3", "no option --sett"),
+        ("vaeflow drift outputs/scores.parquet --model m", "['--out'] missing"),
+    ],
+)
+def test_a_wrong_command_is_seen(words, problem):
+    assert check_command(words.split()) == problem
+
+
+def test_python_blocks_are_python():
+    found = blocks("python")
+    for _, body in found:
+        ast.parse(body)
+    assert len(found) >= 3
+
+
+# === Tables ===
+
+
+def cells(page: Path, first: str) -> list[str]:
+    """The row of a page's tables that begins with a cell."""
+    (row,) = re.findall(rf"^\| {re.escape(first)} \| (.*) \|$", text(page), re.MULTILINE)
+    return [cell.strip() for cell in row.split("|")]
+
+
+def results(name: str):
+    return json.loads(text(RESULTS / f"{name}.json"))
+
+
+def speed(name: str, batch_size: int) -> str:
+    (found,) = (
+        entry["images_per_second"]
+        for entry in results("train")
+        if entry["name"] == name
+        and entry.get("batch_size") == batch_size
+        and "images_per_second" in entry
+    )
+    return f"{found:,}"
+
+
+def nats(name: str) -> str:
+    (entry,) = (entry for entry in results("mnist_likelihood") if entry["name"] == name)
+    return f"{entry['nll']:.1f} ± {entry['standard_error']:.1f}"
+
+
+def test_the_readmes_table_is_that_of_the_results():
+    readme = REPOSITORY / "README.md"
+    ours = [nats("vaeflow-cpu"), speed("vaeflow", 512)]
+    assert cells(readme, "vaeflow, `presets/mnist.yaml`") == ours
+    assert cells(readme, "PyTorch's example VAE") == [nats("pytorch-examples-vae"), ""]
+    theirs = [nats("keras-io-vae"), speed("keras-io", 512)]
+    assert cells(readme, "keras.io's example VAE") == theirs
+    compiled = ["", speed("torch-compile", 512)]
+    assert cells(readme, "the same network in PyTorch, `torch.compile`") == compiled
+
+
+def test_the_tables_of_benchmarks_are_those_of_the_results():
+    page = DOCS / "explanation" / "benchmarks.md"
+    for label, name in (
+        ("vaeflow, `presets/mnist.yaml`", "vaeflow-cpu"),
+        ("PyTorch's example VAE (dense layers, 20 latent dimensions)", "pytorch-examples-vae"),
+        ("keras.io's example VAE (two latent dimensions)", "keras-io-vae"),
+    ):
+        assert cells(page, label)[0] == nats(name)
+    until = {
+        entry["name"]: f"{entry['seconds']:.0f} s"
+        for entry in results("train")
+        if "until_nats" in entry
+    }
+    for label, name in (
+        ("vaeflow", "vaeflow"),
+        ("keras.io's example with that network", "keras-io"),
+        ("PyTorch", "torch-eager"),
+        ("PyTorch, `torch.compile`", "torch-compile"),
+    ):
+        assert cells(page, label) == [speed(name, 128), speed(name, 512), until[name]]
+    for network, values in results("serve")["networks"].items():
+        latency = values["latency_ms"]
+        one = [latency["1"][server]["p50"] for server in ("bare", "vaeflow", "mlflow")]
+        expected = [f"{one[0]:.2f}", f"{one[1]:.2f}", f"{one[2]:.1f}"]
+        assert cells(page, f"`presets/{network}.yaml`, 1 image") == expected
+        many = [latency["256"][server]["p50"] for server in ("bare", "vaeflow", "mlflow")]
+        expected = f"| 256 images | {many[0]:.1f} | {many[1]:.1f} | {many[2]:,.0f} |"
+        assert expected in text(page)
