@@ -1,0 +1,1 @@
+"""What is served: export, manifest, runtime."""

@@ -1,0 +1,1 @@
+"""Files, processes, progress, pictures, and which code makes which output."""

@@ -1,0 +1,1 @@
+"""Adding, checking and splitting images; mini-batches."""

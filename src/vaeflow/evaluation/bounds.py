@@ -19,7 +19,7 @@ from vaeflow.bundle.runtime import SCORE_SAMPLES
 from vaeflow.common.progress import Progress
 from vaeflow.data.images import Images
 from vaeflow.model import objective
-from vaeflow.model.steps.backend import backend
+from vaeflow.model.steps import backend
 from vaeflow.model.vae import VAE
 
 IMAGES_PER_BLOCK = 64

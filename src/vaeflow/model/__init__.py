@@ -1,0 +1,1 @@
+"""The VAE: objective, likelihoods, networks, and its training step."""

@@ -16,7 +16,7 @@ from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import build_decoder, build_encoder
 from vaeflow.model.objective import Tensor, Terms
-from vaeflow.model.steps.backend import backend
+from vaeflow.model.steps import backend
 from vaeflow.model.steps.optimizer import Adam
 
 

@@ -1,0 +1,1 @@
+"""DVC's graph and Prefect: stages, server, console, report."""

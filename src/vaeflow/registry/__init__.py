@@ -1,0 +1,1 @@
+"""Registering, the gate, the champion, pulling."""

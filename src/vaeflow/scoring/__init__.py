@@ -1,0 +1,1 @@
+"""Batches: scores and drift."""

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from vaeflow.errors import TrainingError
-from vaeflow.model.steps.backend import backend
+from vaeflow.model.steps import backend
 
 
 class StopWhenSkipping(keras.callbacks.Callback):

@@ -29,7 +29,7 @@ from vaeflow.model.device import (
     layers_in,
     share_cores,
 )
-from vaeflow.model.steps.backend import backend
+from vaeflow.model.steps import backend
 from vaeflow.model.vae import VAE
 from vaeflow.training.callbacks import Signals
 from vaeflow.training.checkpoint import Checkpoints, TrainingProgress

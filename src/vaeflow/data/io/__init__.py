@@ -1,0 +1,1 @@
+"""Readers of images, one module a kind of source."""

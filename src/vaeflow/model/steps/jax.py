@@ -2,7 +2,7 @@
 
 JAX differentiates and compiles functions without side effects. Inside a `keras.StatelessScope`
 variables read and assigned are values of the scope, and the step can be written as for TensorFlow.
-`step_tensorflow` has the same functions for TensorFlow.
+`tensorflow` beside it has the same functions for TensorFlow.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from vaeflow.model.objective import Tensor
-from vaeflow.model.steps.backend import backend
+from vaeflow.model.steps import backend
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")

@@ -1,6 +1,6 @@
 """What a training step needs of TensorFlow: gradients, and a step that can be left out.
 
-`step_jax` has the same functions for JAX.
+`jax` beside it has the same functions for JAX.
 """
 
 from __future__ import annotations
