@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,11 @@ def prefect_api() -> Iterator[str]:
     with process_group([*command, "--port", str(port)], **quiet) as process:
         wait_for_http(f"{api}/health", process)
         yield api
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """A clock that moves when told."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now

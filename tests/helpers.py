@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -56,6 +57,13 @@ os.environ |= {
     "DVC_SYSTEM_CONFIG_DIR": str(SCRATCH / "dvc"),
     "DVC_SITE_CACHE_DIR": str(SCRATCH / "dvc-site"),
 }
+
+
+class Terminal(io.StringIO):
+    """Standard output as on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def run(folder: Path, *command: str, status: int = 0, **options) -> subprocess.CompletedProcess:

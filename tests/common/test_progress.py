@@ -1,22 +1,6 @@
-import io
+from helpers import Terminal
 
-import pytest
-
-from vaeflow.common import progress
 from vaeflow.common.progress import Progress
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that moves when told."""
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
 
 
 def test_a_log_gets_a_line_now_and_then(clock, capsys):

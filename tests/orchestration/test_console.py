@@ -1,25 +1,11 @@
-import io
 import os
 import subprocess
 import sys
 
-import pytest
+from helpers import Terminal
 
 from vaeflow.common.progress import BAR
 from vaeflow.orchestration import console
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that moves when told."""
-    now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    return now
 
 
 def stage(clock, lines):
