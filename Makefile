@@ -82,7 +82,7 @@ clean: ## remove the environment and everything a run has made, but not the data
 $(UV): requirements-uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make PYTHON=/path/to/python3.11 ..."; exit 1; }
-	@echo "Installing into .venv: it takes about 3.7 GB of disk, and a minute on a fast line."
+	@echo "Installing into .venv: it takes about 3.9 GB of disk, and a minute on a fast line."
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	  --requirement $<
