@@ -58,7 +58,7 @@ coverage: $(READY) ## the branches that `make test` runs, with a floor
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
 docs: $(READY) ## the site, in site/; a warning is an error
-	python -m typer vaeflow.cli utils docs --name vaeflow > docs/reference/cli.md
+	python -m typer vaeflow.cli utils docs --name vaeflow | sed '1s/.*/# Commands/' > docs/reference/cli.md
 	zensical build --clean --strict
 
 release: $(READY) ## build the wheel, and try it in an empty environment

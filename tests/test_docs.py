@@ -62,10 +62,10 @@ def test_the_shipped_parameters_are_all_there_are():
 
 
 def test_the_page_of_commands_is_what_help_says():
-    """Made by `python -m typer vaeflow.cli utils docs --name vaeflow`."""
+    """Made by `make docs`."""
     command = [sys.executable, "-m", "typer", "vaeflow.cli", "utils", "docs", "--name", "vaeflow"]
     made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert text(DOCS / "reference" / "cli.md") == made
+    assert text(DOCS / "reference" / "cli.md") == made.replace("# `vaeflow`", "# Commands", 1)
 
 
 def test_every_page_is_in_the_sites_menu():
