@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,3 +177,12 @@ def test_a_table_that_is_not_there_is_called_that(finished, tmp_path):
     command = ("vaeflow", "drift", "nosuch.parquet", "--model", "outputs/bundle")
     done = run(finished, *command, "--out", str(tmp_path / "d.json"), status=2)
     assert "nosuch.parquet: no such file" in done.stderr
+
+
+def test_the_version_and_short_help_are_there():
+    vaeflow = [sys.executable, "-m", "vaeflow"]
+    said = subprocess.run([*vaeflow, "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"vaeflow \d+\.\d+\S*\n", said.stdout)
+    short = subprocess.run([*vaeflow, "data", "add", "-h"], capture_output=True, text=True)
+    assert "--skip-bad" in short.stdout
+    assert short.returncode == 0
