@@ -112,24 +112,18 @@ def lines_of(body: str) -> list[list[str]]:
 
 
 def check_command(words: list[str]) -> str | None:
-    """What is wrong with a command line of `vaeflow`."""
+    """What the command line says is wrong with a command of `vaeflow`."""
     command = typer.main.get_command(app)
     rest = words[1:]
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         if rest[0] not in command.commands:
             return f"no command {rest[0]}"
         command, rest = command.commands[rest[0]], rest[1:]
-    known = {
-        name
-        for parameter in command.params
-        for name in (*parameter.opts, *parameter.secondary_opts)
-    }
-    for word in rest:
-        if word.startswith("--") and word.partition("=")[0] not in known | {"--help"}:
-            return f"no option {word}"
-    required = [p for p in command.params if p.required and p.param_type_name == "option"]
-    missing = [p.opts[0] for p in required if not set(p.opts) & set(rest)]
-    return f"{missing} missing" if missing else None
+    try:
+        command.make_context(command.name, list(rest)).close()
+    except Exception as error:  # of the library that Typer brings along
+        return getattr(error, "message", "") or str(error)
+    return None
 
 
 def test_commands_and_targets_exist():
@@ -137,6 +131,8 @@ def test_commands_and_targets_exist():
     wrong, seen = [], 0
     for page, body in blocks("sh"):
         for words in lines_of(body):
+            while "=" in words[0]:  # a variable for this one command
+                words = words[1:]
             if words[0] == "vaeflow":
                 seen += 1
                 if problem := check_command(words):
@@ -159,12 +155,15 @@ def test_commands_and_targets_exist():
     ("words", "problem"),
     [
         ("vaeflow trane", "no command trane"),
-        ("vaeflow retrain --sett train.epochs=3", "no option --sett"),
-        ("vaeflow drift outputs/scores.parquet --model m", "['--out'] missing"),
+        ("vaeflow retrain --sett train.epochs=3", "No such option: --sett"),
+        ("vaeflow drift outputs/scores.parquet --model m", "Missing parameter: out"),
+        ("vaeflow drift --model m --out drift.json", "Missing parameter: scores"),
+        ("vaeflow sample --model m --out s.png -c 64", "No such option: -c"),
+        ("vaeflow sample --model m --out s.png --count many", "valid integer"),
     ],
 )
 def test_a_wrong_command_is_seen(words, problem):
-    assert check_command(words.split()) == problem
+    assert problem in check_command(words.split())
 
 
 def test_python_blocks_are_python():

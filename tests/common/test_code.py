@@ -33,7 +33,7 @@ FORMS = {
     "train": {"vaeflow.bundle"},
     "evaluate": set(),
     "export": set(),
-    "score": {"vaeflow.config.schema"},
+    "score": {"vaeflow.config.model", "vaeflow.config.schema"},
 }
 
 

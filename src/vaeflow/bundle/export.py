@@ -29,6 +29,7 @@ from vaeflow.model.vae import VAE, load_vae
 
 LARGEST_DIFFERENCE = 1e-4
 COMPARED_IMAGES = 64
+WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def export(workspace: Workspace, parameters: Export) -> Manifest:
@@ -204,9 +205,6 @@ def _difference(exported: Mapping[str, Any], expected: Mapping[str, Any]) -> flo
         largest.append(float(np.max(distance / np.maximum(1, np.abs(reference)))))
     # NumPy's maximum, unlike Python's, keeps a NaN.
     return float(np.max(largest))
-
-
-WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def write_warmup(saved_model: Path, requests: Mapping[str, Mapping[str, np.ndarray]]) -> None:

@@ -18,11 +18,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vaeflow.common.files import sha256_of
+from vaeflow.config.model import Binarize, Likelihood
 from vaeflow.errors import BundleError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Final = 1
 REQUIRED = {"encoder.onnx", "decoder.onnx"}
+REFERENCE = "reference.npz"
 
 
 class _Part(BaseModel):
@@ -57,9 +59,9 @@ class Manifest(_Part):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     image: ImageSpec
     latent_dim: Annotated[int, Field(ge=1)]
-    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+    likelihood: Likelihood = "bernoulli"
     # How the training images were made black and white; a service takes images as they come.
-    binarize: Literal["none", "static", "dynamic"] = "none"
+    binarize: Binarize = "none"
     run_id: str
     lineage: dict[str, str]
     # On the test split, as in metrics.json: nats per image, and counts.
@@ -178,9 +180,6 @@ def _list(folder: Path) -> list[str]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-REFERENCE = "reference.npz"
 
 
 class Reference(NamedTuple):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 HALF_LEVEL = np.float32(0.5 / 255)
 LOG_2_PI = np.float32(math.log(2 * math.pi))
 PIXEL_AXES = (-3, -2, -1)
+# Pixel values worked on at once: bounds memory for any image size. More do not stay in the cache.
+VALUES_PER_BLOCK = 200_000
+SCORE_SAMPLES = 16
 
 
 class Likelihood(NamedTuple):
@@ -86,11 +89,6 @@ LIKELIHOODS = {
         ("location", "log_scale"), _logistic_log_likelihood, _logistic_mean
     ),
 }
-
-
-# Pixel values worked on at once: bounds memory for any image size. More do not stay in the cache.
-VALUES_PER_BLOCK = 200_000
-SCORE_SAMPLES = 16
 
 
 class Posterior(NamedTuple):

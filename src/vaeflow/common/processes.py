@@ -23,6 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+# Objects made before the collector looks at them, and how often it passes over older ones.
+COLLECTION_THRESHOLDS = (50_000, 50, 50)
+
 
 def cores() -> int:
     """Return how many cores this process may use."""
@@ -94,10 +97,6 @@ def _host() -> str:
         return f"{socket.gethostname()}/{namespace.name[5:-1]}"
     except OSError:  # no Linux
         return socket.gethostname()
-
-
-# Objects made before the collector looks at them, and how often it passes over older ones.
-COLLECTION_THRESHOLDS = (50_000, 50, 50)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from vaeflow.errors import BadImageError, DataError, WorkspaceError
 
 REJECTED = "rejected.csv"
 PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+PLACED = "placed.json"  # what was put at data/: sizes by path
 
 
 @dataclass(frozen=True)
@@ -277,9 +278,6 @@ def _write_rejected(path: Path, rejected: Iterable[BadImageError], prefix: str) 
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["path", "reason"])
         rows.writerows((error.name.removeprefix(prefix), error.reason) for error in rejected)
-
-
-PLACED = "placed.json"  # what was put at data/: sizes by path
 
 
 @contextmanager

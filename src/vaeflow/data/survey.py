@@ -21,6 +21,11 @@ from vaeflow.errors import BadImageError, DataError, StageError
 
 SHOWN_REJECTED = 5
 SHOWN_LABELS = 12
+LEVELS = 256
+HEADER = (
+    f"{'split':<11}{'images':>10}{'channel':>9}{'min':>5}{'max':>5}"
+    f"{'mean':>8}{'std':>8}{'at 0':>8}{'at 255':>8}"
+)
 
 
 def reading_of(
@@ -188,9 +193,6 @@ def check(workspace: Workspace, parameters: Prepare) -> tuple[Report, list[str]]
     return report, wrong
 
 
-LEVELS = 256
-
-
 class Glance:
     """Random images of one split, and a histogram of all its pixels.
 
@@ -231,12 +233,6 @@ class Glance:
                 f"{name:<11}{self.count:>10,}{channel:>9}{present[0]:>5}{present[-1]:>5}"
                 f"{mean:>8.2f}{deviation:>8.2f}{shares[0]:>8.1%}{shares[-1]:>8.1%}"
             )
-
-
-HEADER = (
-    f"{'split':<11}{'images':>10}{'channel':>9}{'min':>5}{'max':>5}"
-    f"{'mean':>8}{'std':>8}{'at 0':>8}{'at 255':>8}"
-)
 
 
 def show(workspace: Workspace, parameters: Prepare, out: Path, shown: int, seed: int) -> list[str]:

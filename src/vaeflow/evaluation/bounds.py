@@ -27,6 +27,8 @@ IMAGES_PER_BLOCK = 64
 # the images, the network and the number of samples.
 VALUES_PER_BLOCK = 8_000_000
 ACTIVE_VARIANCE = 0.01
+REFERENCE_IMAGES = 5_000
+LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
 class Bounds(NamedTuple):
@@ -141,10 +143,6 @@ def active_units(means: np.ndarray) -> np.ndarray:
         Booleans, `(latent_dim,)`.
     """
     return means.var(axis=0) > ACTIVE_VARIANCE
-
-
-REFERENCE_IMAGES = 5_000
-LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
 def compute_scores(vae: VAE, images: Images) -> np.ndarray:

@@ -31,6 +31,9 @@ from vaeflow.model.likelihoods import is_proper
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.tracking.runs import find_run
 
+MEANS = ("elbo", "log_likelihood", "kl", "importance_weighted_bound")
+COLLAPSED_SHARE = 0.1
+
 
 def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     """Evaluate `outputs/model` on the test split and write `outputs/evaluation`.
@@ -103,10 +106,6 @@ def _track(workspace: Workspace, model: Path) -> None:
     except RegistryError as error:
         why = str(error)
     print(f"metrics and figures are kept in the outputs only: {why}", flush=True)
-
-
-MEANS = ("elbo", "log_likelihood", "kl", "importance_weighted_bound")
-COLLAPSED_SHARE = 0.1
 
 
 def summarise(bounds: Bounds, vae: VAE, images: Images) -> dict[str, float]:

@@ -27,6 +27,15 @@ from vaeflow.common.processes import process_group
 from vaeflow.common.workspace import Workspace
 from vaeflow.errors import ConfigError, VaeflowError, hide_secrets
 
+USUAL_PORT = 4200
+START_SECONDS = 600
+SECONDS_BEFORE_WORD = 2.0
+WAITING = "waiting for Prefect's server to start (a first start makes its database)"
+FLOW = "pipelines/retrain.py:retrain"
+# A flow that is stopped gives its stage ten seconds, so Prefect's runner, stopped together with it,
+# needs more. It hangs when it is stopped during a run, and is then killed.
+RUNNER_GRACE_SECONDS = 20
+
 
 def without_traceback(function: Callable[..., Any]) -> Callable[..., Any]:
     """End a run that a user's mistake stopped as failed, with that message; bugs are raised."""
@@ -52,12 +61,6 @@ def result_of(state: Any) -> Any:
     would otherwise return as if it had a value, and Prefect would only count the failed states.
     """
     return state.result()
-
-
-USUAL_PORT = 4200
-START_SECONDS = 600
-SECONDS_BEFORE_WORD = 2.0
-WAITING = "waiting for Prefect's server to start (a first start makes its database)"
 
 
 @dataclass(frozen=True)
@@ -221,12 +224,6 @@ def _listens(process: subprocess.Popen[Any], port: int) -> bool:
     except psutil.Error:
         pass  # one of them has just ended
     return False
-
-
-FLOW = "pipelines/retrain.py:retrain"
-# A flow that is stopped gives its stage ten seconds, so Prefect's runner, stopped together with it,
-# needs more. It hangs when it is stopped during a run, and is then killed.
-RUNNER_GRACE_SECONDS = 20
 
 
 def serve(workspace: Workspace, cron: str) -> None:

@@ -31,6 +31,7 @@ BEFORE_TAG = "champion_before"
 PROMOTED_TAG = "promoted"
 REASON_TAG = "promoted_because"
 ROLLED_BACK_TAG = "rolled_back"
+JUDGED_TAG = "judged"
 
 
 def set_champion(
@@ -77,9 +78,6 @@ def champion_before(client: MlflowClient, name: str) -> tuple[Version, Version]:
 def now() -> str:
     """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-JUDGED_TAG = "judged"
 
 
 class Outcome(NamedTuple):

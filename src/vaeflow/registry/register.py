@@ -28,6 +28,9 @@ from vaeflow.training.history import complete
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# What `vaeflow.bundle` imports; the package itself comes along as code.
+REQUIREMENTS = ("numpy", "onnxruntime", "pydantic")
+
 
 def register(workspace: Workspace) -> Version:
     """Register `outputs/bundle`, or find the version that it is already.
@@ -118,10 +121,6 @@ def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:
     with start_run(workspace, "restored-from-cache", {}, tags) as run:
         run.log_metrics({f"test_{name}": value for name, value in manifest.metrics.items()})
     return run
-
-
-# What `vaeflow.bundle` imports; the package itself comes along as code.
-REQUIREMENTS = ("numpy", "onnxruntime", "pydantic")
 
 
 def write_mlflow_model(folder: Path, bundle: Path, manifest: Manifest) -> None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MMD_IMAGES = 1_000  # of each side: the kernel has a number for every pair of them
 PERMUTATIONS = 1_999
 SEED = 0  # of the choice of images, and of the permutations
+SHOWN_MARGINALS = 24
+DRIFT_DETECTED = "vaeflow.drift.detected"
+WATCHED = re.compile(r"^[^#\n]*resource\.id\S*\s*[\"']?vaeflow\.model\.([^\s\"'}]+)", re.MULTILINE)
 
 
 class Sample(NamedTuple):
@@ -319,7 +322,6 @@ def _report(
     }
 
 
-SHOWN_MARGINALS = 24
 USUAL, OTHER = "tab:blue", "tab:red"
 
 
@@ -374,10 +376,6 @@ def _draw_discrepancy(axis: Axes, comparison: DriftTests) -> None:
     )
     axis.set(xlabel="squared maximum mean discrepancy of the latents", ylabel="permutations")
     axis.legend()
-
-
-DRIFT_DETECTED = "vaeflow.drift.detected"
-WATCHED = re.compile(r"^[^#\n]*resource\.id\S*\s*[\"']?vaeflow\.model\.([^\s\"'}]+)", re.MULTILINE)
 
 
 def emit_drift(report: dict[str, Any]) -> bool:

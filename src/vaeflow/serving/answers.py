@@ -14,6 +14,29 @@ from vaeflow.common.pictures import grid
 from vaeflow.serving.bodies import JSON, NPY, PICTURES, RefusedError
 
 PNG = "image/png"
+_ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}, "field": {"type": "string"}},
+    "required": ["error"],
+}
+_BINARY = {"type": "string", "format": "binary"}
+_MEANINGS = {
+    400: "The body ended early",
+    401: "No token, or a wrong one",
+    406: "Cannot be answered in the form that Accept asks for",
+    408: "The body took too long",
+    413: "Too large",
+    415: "A body of another type than those",
+    422: "Wrong content; the field is named",
+    429: "Too many requests; see Retry-After",
+    503: "The server is about to end",
+    504: "Not answered within the deadline",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": meaning, "content": {JSON: {"schema": _ERROR}}}
+    for status, meaning in _MEANINGS.items()
+}
+MOST_SHOWN = 4096  # numbers in an example; those of larger images would fill the page
 
 
 def answer(arrays: Mapping[str, np.ndarray], accept: str, headers: Mapping[str, str]) -> Response:
@@ -83,31 +106,6 @@ def _png(images: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()
-
-
-_ERROR = {
-    "type": "object",
-    "properties": {"error": {"type": "string"}, "field": {"type": "string"}},
-    "required": ["error"],
-}
-_BINARY = {"type": "string", "format": "binary"}
-_MEANINGS = {
-    400: "The body ended early",
-    401: "No token, or a wrong one",
-    406: "Cannot be answered in the form that Accept asks for",
-    408: "The body took too long",
-    413: "Too large",
-    415: "A body of another type than those",
-    422: "Wrong content; the field is named",
-    429: "Too many requests; see Retry-After",
-    503: "The server is about to end",
-    504: "Not answered within the deadline",
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": meaning, "content": {JSON: {"schema": _ERROR}}}
-    for status, meaning in _MEANINGS.items()
-}
-MOST_SHOWN = 4096  # numbers in an example; those of larger images would fill the page
 
 
 def body_of(takes: str, example: np.ndarray) -> dict[str, Any]:

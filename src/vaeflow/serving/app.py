@@ -22,6 +22,8 @@ from vaeflow.serving.service import MOST_SAMPLES, OPERATIONS, Service
 
 ALWAYS = frozenset({"/v2/health/live", "/v2/health/ready"})  # answered to anyone, at any time
 WATCHED = ALWAYS | {"/metrics"}  # not work: answered while draining and under load
+LARGEST_SEED = 2**63 - 1
+Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
 
 
 class RequestFilter:
@@ -79,10 +81,6 @@ async def _refuse(refusal: RefusedError, send: Send) -> None:
     headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-LARGEST_SEED = 2**63 - 1
-Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
 
 
 def create_app(service: Service) -> RequestFilter:

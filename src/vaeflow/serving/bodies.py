@@ -23,6 +23,11 @@ from vaeflow.data.io.conversion import Conversion
 from vaeflow.data.io.decoding import decode
 from vaeflow.errors import BadImageError, DataError, VaeflowError
 
+PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
+NPY = "application/x-npy"
+JSON = "application/json"
+DTYPES = {"uint8": np.uint8, "float32": np.float32}
+
 
 class RefusedError(VaeflowError):
     """A request that is not answered with a result.
@@ -47,12 +52,6 @@ class RefusedError(VaeflowError):
     def content(self) -> dict[str, str]:
         """Return the answer's JSON."""
         return {"error": str(self), **({"field": self.field} if self.field else {})}
-
-
-PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
-NPY = "application/x-npy"
-JSON = "application/json"
-DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
 def header(scope: Scope, name: bytes) -> str:

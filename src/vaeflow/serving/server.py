@@ -23,6 +23,12 @@ from vaeflow.serving.app import create_app
 from vaeflow.serving.service import Service, open_model
 from vaeflow.serving.settings import Settings
 
+log = logging.getLogger("uvicorn.error")
+# Waits until it is time, and gives the folder and version that the followed address stands for.
+Poll = Callable[[], Awaitable[Located]]
+# From a connection that waits to be accepted to its first request counted it takes five.
+TURNS = 10
+
 
 class Connection(HttpToolsProtocol):
     """Uvicorn's, but for how it writes.
@@ -61,12 +67,6 @@ class _Gathered:
         if self._parts:
             self._transport.write(b"".join(self._parts))
             self._parts.clear()
-
-
-log = logging.getLogger("uvicorn.error")
-
-# Waits until it is time, and gives the folder and version that the followed address stands for.
-Poll = Callable[[], Awaitable[Located]]
 
 
 async def poll_registry(service: Service) -> Located:
@@ -120,12 +120,6 @@ def _newer(located: Located, service: Service) -> Model | None:
 
 def _property(model: Model, what: str) -> object:
     return model.name if what == "name" else getattr(model.bundle, what)
-
-
-log = logging.getLogger("uvicorn.error")
-
-# From a connection that waits to be accepted to its first request counted it takes five.
-TURNS = 10
 
 
 class _Server(uvicorn.Server):

@@ -13,6 +13,8 @@ import keras
 from vaeflow.errors import TrainingError
 from vaeflow.model.steps import backend
 
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
 
 class StopWhenSkipping(keras.callbacks.Callback):
     """End a training that makes no more steps, and keep the weights as they were before.
@@ -50,9 +52,6 @@ class StopWhenSkipping(keras.callbacks.Callback):
                 f"{self.keep}. Lower train.learning_rate, or warm the KL term up "
                 "(train.kl_warmup_epochs)."
             )
-
-
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 class Signals:

@@ -40,6 +40,9 @@ from vaeflow.training.setup import (
     make_optimizer,
 )
 
+Row = Mapping[str, float]
+PLATEAU_FACTOR = 0.5
+
 
 def fit(
     prepared: Path,
@@ -117,10 +120,6 @@ def memory_errors(settings: Train) -> Iterator[None]:
             f"memory ran out in a step. Set train.batch_size, now {settings.batch_size}, or "
             f"train.samples, now {settings.samples}, lower."
         ) from None
-
-
-Row = Mapping[str, float]
-PLATEAU_FACTOR = 0.5
 
 
 class Training:

@@ -39,6 +39,10 @@ IDX_NAME = re.compile(r"(^|[-._])idx[1-9]([-._]|$)|\.idx(\.gz)?$", re.IGNORECASE
 # The magic number is two zeros, the type and the number of dimensions; then each dimension, as
 # four bytes. All is big-endian (http://yann.lecun.com/exdb/mnist).
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+IMAGES = "images.npy"
+LABELS = "labels.npy"
+INDEX = "index.csv"
+COLUMNS = ["source", "label"]
 
 
 def is_array(path: Path) -> bool:
@@ -279,12 +283,6 @@ class ArrayWriter:
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         return self._file.tell()
-
-
-IMAGES = "images.npy"
-LABELS = "labels.npy"
-INDEX = "index.csv"
-COLUMNS = ["source", "label"]
 
 
 class Rows:

@@ -18,6 +18,8 @@ Resize = Literal["fit", "crop", "exact"]
 REDUCING_GAP = 2.0
 GREY_MODES = {"1", "L", "LA"}
 MODES = {1: "L", 3: "RGB"}
+LARGEST_EDGE = 16_384
+DEFAULT = Limits()  # to make one takes longer than the checks
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 4096 for part in parts):
         raise DataError(f"size is {text!r}; expected WIDTHxHEIGHT, such as 32x32, each 1..4096.")
     return int(parts[0]), int(parts[1])
-
-
-LARGEST_EDGE = 16_384
-DEFAULT = Limits()  # to make one takes longer than the checks
 
 
 def as_batch(images: np.ndarray, where: str) -> np.ndarray:

@@ -30,6 +30,13 @@ from vaeflow.data.splits import pixel_digests
 from vaeflow.errors import BadImageError, DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+DIGITS = "digits"
 
 
 class Images(NamedTuple):
@@ -377,14 +384,6 @@ class IdxSet:
     sha256: dict[str, str]
 
 
-FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-
-
 def _set(address: str, *digests: str) -> IdxSet:
     return IdxSet(address, dict(zip(FILES, digests, strict=True)))
 
@@ -416,7 +415,6 @@ IDX_SETS = {
         "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
     ),
 }
-DIGITS = "digits"
 COUNTS = {DIGITS: 1_797, **dict.fromkeys(IDX_SETS, 70_000)}
 NAMES = tuple(COUNTS)
 
