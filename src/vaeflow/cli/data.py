@@ -22,7 +22,7 @@ def data_add(
             "digits, mnist, fashion-mnist, kmnist."
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="Of the part of data/ it becomes.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the part of data/ it becomes.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Keep what is in data/.")] = False,
     labels: Annotated[
         str, typer.Option(help="folders: an image's first subfolder is its label; files: as found.")
@@ -37,7 +37,7 @@ def data_add(
         Path | None, typer.Option("--from", help="Where the files of a known set lie already.")
     ] = None,
     unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take them even if they are not the published.")
+        bool, typer.Option("--unverified", help="Take copies that differ from the published.")
     ] = False,
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Leave out exact copies.")

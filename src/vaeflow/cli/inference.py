@@ -85,7 +85,9 @@ def score(
 
 @commands.command(rich_help_panel=PANEL)
 def drift(
-    scores: Annotated[Path, typer.Argument(help="Of a batch: from score --latents, .parquet.")],
+    scores: Annotated[
+        Path, typer.Argument(help="Table of a batch: .parquet, from score --latents.")
+    ],
     model: Model,
     out: Annotated[Path, typer.Option(help="The .json to write; a .png comes beside it.")],
 ) -> None:

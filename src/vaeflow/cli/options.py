@@ -25,7 +25,7 @@ Resize = Annotated[
     str | None,
     typer.Option(help="Bring other sizes and colours to the model's: crop, fit or exact."),
 ]
-Key = Annotated[str | None, typer.Option(help="Which array of an .npz.")]
+Key = Annotated[str | None, typer.Option(help="Name of the array to take from an .npz.")]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
 

@@ -32,7 +32,7 @@ def awaiting(what: str) -> Iterator[None]:
 
 @commands.command(rich_help_panel=PANEL)
 def models(
-    name: Annotated[str | None, typer.Argument(help="Of one model; by default all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of one model; by default all.")] = None,
 ) -> None:
     """List registered versions: aliases, bound, data, commit, age and the gate's verdict."""
     with awaiting("reading the registry"):
@@ -92,7 +92,7 @@ def promote(
 
 @commands.command(rich_help_panel=PANEL)
 def rollback(
-    name: Annotated[str, typer.Argument(help="Of the model.")],
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
     reason: Annotated[str, typer.Option(help="Kept with the version that was champion.")] = "",
 ) -> None:
     """Make the champion before the present one champion again."""

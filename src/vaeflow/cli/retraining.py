@@ -21,7 +21,7 @@ def retrain(
         typer.Option("--set", help="section.key=value, for this run alone; may be repeated."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the registered model, instead of export.name.")
+        str | None, typer.Option(help="Name of the registered model, instead of export.name.")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Run every stage even if nothing changed.")
