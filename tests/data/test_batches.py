@@ -3,6 +3,7 @@ import numpy as np
 import tensorflow as tf
 
 from vaeflow.config.model import VAEConfig
+from vaeflow.data import batches
 from vaeflow.data.batches import Batches
 from vaeflow.model.device import put_on_device
 from vaeflow.model.vae import VAE
@@ -43,6 +44,30 @@ def test_an_epoch_can_be_gone_on_with_in_the_middle(digits):
     rest = data.at(3, first=2)
     assert len(rest) == 6
     np.testing.assert_array_equal(np.concatenate(list(rest)), np.concatenate(whole[2:]))
+
+
+def test_whole_batches_come_stacked_the_last_images_by_themselves(digits):
+    single, stacked = (Batches(digits, 256, shuffle_seed=1, at_once=size) for size in (1, 4))
+    assert [item.shape[:2] for item in stacked] == [(4, 256), (3, 256), (5, 8)]
+    joined = [image for item in stacked for image in item.reshape(-1, 8, 8, 1)]
+    np.testing.assert_array_equal(joined, np.concatenate(list(single)))
+    assert [stacked.steps_done(items) for items in range(4)] == [0, 4, 7, 8]
+
+
+def test_stacks_end_where_they_would_have_wherever_they_begin(digits):
+    """So one that goes on in the middle of an epoch is made by the same compiled programs."""
+    data = Batches(digits, 64, shuffle_seed=1, at_once=8)
+    assert data.at_once == 7  # a divisor of 28: no shorter stack is left over
+    assert [len(span) for span in data.at(3).spans] == [7, 7, 7, 7, 1]
+    assert [len(span) for span in data.at(3, first=14).spans] == [7, 7, 1]
+    assert [len(span) for span in data.at(3, first=16).spans] == [5, 7, 1]
+    assert data.steps_done(1) == 21
+
+
+def test_stacks_of_large_images_are_smaller(digits, monkeypatch):
+    monkeypatch.setattr(batches, "STACK_BYTES", 3 * 256 * 64)
+    assert Batches(digits, 256, at_once=8).at_once == 3
+    assert Batches(put_on_device(digits), 256, at_once=8).at_once == 7
 
 
 def test_without_a_seed_the_order_is_kept(digits):

@@ -191,7 +191,7 @@ def test_a_training_that_makes_no_more_steps_stops_and_keeps_the_last_good_weigh
     explode = Explode()
     keep = tmp_path / "outputs" / "stopped" / "model.keras"
     stop = StopWhenSkipping(3, 20, keep)
-    with pytest.raises(TrainingError, match=r"epoch 1: 8 steps in a row .*stopped/model\.keras"):
+    with pytest.raises(TrainingError, match=r"epoch 1: 12 steps in a row .*stopped/model\.keras"):
         fit(prepared, settings(batch_size=10), callbacks=[explode, stop])
     kept = load_vae(keep)
     for variable, good in zip(kept.trainable_variables, explode.good, strict=True):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
+
+STACK_BYTES = 2**26
 
 
 class Batches(keras.utils.PyDataset):
@@ -22,6 +25,8 @@ class Batches(keras.utils.PyDataset):
         shuffle_seed: of the permutations; without it the images keep their order.
         multiple_of: of how many images batches must be, as devices that share one need it: the last
             is filled up with the first images of the epoch.
+        at_once: how many whole batches to hand over as one, stacked on a new first axis; see
+            `vaeflow.model.steps.jax.run`. Fewer, where they would be large.
 
     Examples:
         >>> vae.fit(Batches(images, 128, shuffle_seed=0), epochs=10, shuffle=False)
@@ -34,11 +39,16 @@ class Batches(keras.utils.PyDataset):
         *,
         shuffle_seed: int | None = None,
         multiple_of: int = 1,
+        at_once: int = 1,
     ) -> None:
         super().__init__()
         self.images = images
         self.kept = keras.ops.is_tensor(images)
         self.batch_size = batch_size
+        self.steps_per_epoch = math.ceil(len(images) / batch_size)
+        if not self.kept:
+            at_once = min(at_once, STACK_BYTES // (batch_size * math.prod(images.shape[1:])))
+        self.at_once = _even_share(len(images) // batch_size, at_once)
         self.shuffle_seed = shuffle_seed
         self.multiple_of = multiple_of
         self.feeds: dict[Any, Any] = {}
@@ -50,6 +60,7 @@ class Batches(keras.utils.PyDataset):
         Inside `fit`, later epochs follow by themselves.
         """
         self.epoch, self.first, self.begun = epoch, first, False
+        self.spans = list(self._spans())
         self.order = None
         if self.shuffle_seed is not None:
             generator = np.random.default_rng([self.shuffle_seed, epoch])
@@ -89,20 +100,42 @@ class Batches(keras.utils.PyDataset):
         self.on_epoch_begin()
         return (self[index] for index in range(len(self)))
 
+    def steps_done(self, items: int) -> int:
+        """Count the batches of the epoch that are behind when so many items have been taken."""
+        return self.spans[items - 1].stop if items else self.first
+
+    def _spans(self) -> Iterator[range]:
+        """Yield the batches, by index, of each item.
+
+        They end at multiples of `at_once` wherever they begin: a training that goes on in the
+        middle of an epoch is made by the same compiled programs.
+        """
+        whole = len(self.images) // self.batch_size
+        start = self.first
+        while start < self.steps_per_epoch:
+            stop = start + 1
+            if start < whole:
+                stop = min(start - start % self.at_once + self.at_once, whole)
+            yield range(start, stop)
+            start = stop
+
     def __len__(self) -> int:
-        return math.ceil(len(self.images) / self.batch_size) - self.first
+        return len(self.spans)
 
     def __getitem__(self, index: int) -> Any:
-        rows = self._rows(index)
+        span = self.spans[index]
+        rows = np.stack([self._rows(batch) for batch in span])
+        if self.at_once == 1 or span.stop > len(self.images) // self.batch_size:
+            rows = rows[0]
         if not self.kept:
-            return np.asarray(self.images[rows])
-        if keras.backend.backend() == "tensorflow":
-            return rows.astype("int32")
-        return (self.images[rows],)  # Keras wants anything but numpy arrays in a tuple
+            images = np.asarray(self.images[rows.reshape(-1)])
+            return images.reshape(*rows.shape, *images.shape[1:])
+        rows = rows.astype("int32")
+        return rows if keras.backend.backend() == "tensorflow" else (rows, self.images)
 
-    def _rows(self, index: int) -> np.ndarray:
+    def _rows(self, batch: int) -> np.ndarray:
         """Return which images a batch has."""
-        start = (self.first + index) * self.batch_size
+        start = batch * self.batch_size
         places = np.arange(start, min(start + self.batch_size, len(self.images)))
         missing = -len(places) % self.multiple_of
         places = np.concatenate([places, np.arange(missing)])
@@ -113,3 +146,13 @@ class Batches(keras.utils.PyDataset):
         if self.begun:
             self.at(self.epoch + 1)
         self.begun = True
+
+
+def _even_share(steps: int, most: int) -> int:
+    """Return into how many at a time to divide steps: a divisor, if one is near the most.
+
+    What is left over at the end would be a program of its own, to compile.
+    """
+    most = max(1, min(steps, most))
+    divisors = (count for count in range(most, most // 2, -1) if steps % count == 0)
+    return next(divisors, most)

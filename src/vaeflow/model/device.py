@@ -10,12 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vaeflow.common.files import cache_folder
 from vaeflow.common.processes import cores
 from vaeflow.errors import ConfigError
 
 KEPT_BYTES = 2**30
 # Cores that share a batch, and images of it for each.
 MOST_PARTS, LEAST_IMAGES = 4, 16
+# XLA's flag: operations whose result depends on what comes first are compiled to others.
+REPRODUCIBLE = "--xla_gpu_exclude_nondeterministic_ops=true"
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX"}
 
 
@@ -37,9 +40,12 @@ def keras_backend() -> str:
 
 
 def use_gpu_if_any() -> str:
-    """Use the GPUs that are seen, reproducibly, and only as much memory as is needed.
+    """Use the GPUs that are seen, reproducibly, under TensorFlow with only the memory it needs.
 
-    Under JAX they are taken as they are: it has no switch for either once it has been imported.
+    Call it before anything is computed: what makes XLA reproducible is read then, and not again.
+    Programs that JAX compiles for a GPU are kept in `VAEFLOW_CACHE`. A training that goes on later
+    is made by the same ones then, while a fresh compilation may time kernels anew and choose others
+    that round otherwise.
 
     Returns:
         What is used, in words.
@@ -50,7 +56,13 @@ def use_gpu_if_any() -> str:
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.experimental.enable_op_determinism()
+    else:
+        flags = os.environ.get("XLA_FLAGS", "")
+        if REPRODUCIBLE.split("=")[0] not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {REPRODUCIBLE}".strip()
     accelerators = _accelerators()
+    if accelerators and _backend() == "jax":
+        _keep_programs()
     if not accelerators:
         return f"the CPU ({NAMES[_backend()]} sees no GPU)"
     several = f"{len(accelerators)} of " * (len(accelerators) > 1)
@@ -85,6 +97,14 @@ def share_cores(batch_size: int, jit: bool) -> int:
     return parts
 
 
+def _keep_programs() -> None:
+    """Have JAX keep what it compiles, unless it has been told where by its own settings."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+
+
 def has_gpu() -> bool:
     """Return whether a GPU, or another accelerator, is seen."""
     return bool(_accelerators())
@@ -103,11 +123,19 @@ def choose_steps_per_execution() -> int:
     """Choose how many steps to make before signals are looked at: about half a second of them.
 
     Between two calls of the program's own, TensorFlow spends 2 ms, which on a GPU is more than a
-    step; but a training that is told to end does so only between them.
+    step; but a training that is told to end does so only between them. JAX gets batches stacked
+    instead, see `choose_batches_at_once`: Keras would call it as often as before.
     """
-    if _backend() == "tensorflow" and count_devices() > 1:
-        return 1  # more at once it fails to make on several devices (TensorFlow 2.21)
+    if _backend() == "jax" or count_devices() > 1:
+        return 1  # more at once TensorFlow fails to make on several devices (2.21)
     return 32 if has_gpu() else 8
+
+
+def choose_batches_at_once() -> int:
+    """Choose how many batches JAX is to work through as one program; see `data.batches.Batches`."""
+    if _backend() == "tensorflow" or count_devices() > 1:
+        return 1  # several devices share what comes along its first axis
+    return 64 if has_gpu() else 1  # XLA's loops are slower than its steps on a CPU
 
 
 def keep_on_device(images: Any) -> Any:
@@ -130,7 +158,9 @@ def put_on_device(images: Any) -> Any:
             return tf.identity(images)
     import jax
 
-    return jax.device_put(images, _devices()[0])
+    # Not bound to that device by name: what is computed from it would be too, and programs that
+    # had been compiled for unbound weights would be compiled once more for these.
+    return jax.device_put(images)
 
 
 @contextmanager

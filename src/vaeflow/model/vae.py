@@ -56,7 +56,8 @@ class VAE(keras.Model):
 
         # === Noise, progress and metrics ===
         self.noise = keras.random.SeedGenerator(config.seed)
-        # All images to train on, uint8, where a device keeps them and batches are rows of them.
+        # All images to train on, uint8, where a device keeps them and batches are rows of them; JAX
+        # is handed them with the rows, and would make a constant of the program of these.
         self.kept_images = None
         # In how many parts TensorFlow takes a batch; see `vaeflow.model.device.share_cores`.
         self.parts = 1
@@ -183,11 +184,12 @@ class VAE(keras.Model):
     def _images_of(self, data: Any) -> Tensor:
         """Convert what `fit` hands over to images in [0, 1].
 
-        That is these or uint8, rows of `kept_images`, or a tuple `(images, labels, weights)`.
+        That is these or uint8, rows of `kept_images`, or a tuple: `(images, labels, weights)`, or
+        rows and the images that they are of.
         """
-        images = data[0] if isinstance(data, list | tuple) else data
+        images, *others = data if isinstance(data, list | tuple) else (data,)
         if keras.backend.standardize_dtype(images.dtype) == "int32":
-            images = ops.take(self.kept_images, images, axis=0)
+            images = ops.take(others[0] if others else self.kept_images, images, axis=0)
         if keras.backend.standardize_dtype(images.dtype) == "uint8":
             return ops.cast(images, "float32") / 255.0
         return images

@@ -31,14 +31,24 @@ class StopWhenSkipping(keras.callbacks.Callback):
         self.limit = min(limit, steps_per_epoch)
         self.keep = keep
         self.epoch = 0
+        self.latest: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Note the epoch, for the message; its count of steps left out begins anew."""
-        self.epoch, self.seen = epoch + 1, 0
+        self.epoch, self.seen, self.latest = epoch + 1, 0, None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Count the steps left out since."""
-        if logs["skipped_steps"] == self.seen:
+        """Judge the steps before these: a device that works on these need not be waited for."""
+        before, self.latest = self.latest, logs
+        self._judge(before)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Judge the last steps."""
+        self._judge(self.latest)
+
+    def _judge(self, logs: Any) -> None:
+        """Count the steps left out since; end the training if they are too many in a row."""
+        if logs is None or logs["skipped_steps"] == self.seen:
             return
         self.seen = logs["skipped_steps"]
         backend().synchronise(self.model)

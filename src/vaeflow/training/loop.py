@@ -22,6 +22,7 @@ from vaeflow.data.prepare import image_shape
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import (
     all_devices,
+    choose_batches_at_once,
     choose_jit,
     choose_steps_per_execution,
     count_devices,
@@ -146,10 +147,14 @@ class Training:
     ) -> None:
         self.vae = vae
         self.settings = settings
-        share = {"batch_size": settings.batch_size, "multiple_of": count_devices()}
+        share = {
+            "batch_size": settings.batch_size,
+            "multiple_of": count_devices(),
+            "at_once": choose_batches_at_once(),
+        }
         vae.kept_images = images = keep_on_device(images)
         self.batches = Batches(images, shuffle_seed=settings.seed, **share)
-        self.steps_per_epoch = len(self.batches)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.validation = Batches(validation, **share)
         self.checkpoints = checkpoints
         self.saved_at = time.monotonic()
@@ -158,9 +163,9 @@ class Training:
         self.signals = Signals()
         self.progress = TrainingProgress()
         # What training goes on from, while the model has the averaged weights.
-        self.raw: list[np.ndarray] | None = None
+        self.raw: list[Any] | None = None
         # What was validated best, where that is what will be kept: see `snapshot`.
-        self.best: dict[str, list[np.ndarray]] | None = None
+        self.best: dict[str, list[Any]] | None = None
         # Of the epoch that a checkpoint was written in.
         self.metrics: list[np.ndarray] = []
         self.bar = Progress("", 1)
@@ -235,18 +240,18 @@ class Training:
         Under JAX, Keras has them share that of their averages, which a validation then gives away.
         """
         if self.raw is not None:
-            _put(self.vae.trainable_variables, _weights(self.vae))
+            _put(self.vae.trainable_variables, backend().copies(self.vae.trainable_variables))
 
     def out_of_patience(self) -> bool:
         """Return whether too many epochs were no better."""
         return 0 < self.settings.patience <= self.progress.epochs_without_progress
 
-    def snapshot(self) -> dict[str, list[np.ndarray]]:
+    def snapshot(self) -> dict[str, list[Any]]:
         """Copy what a validation has just judged, and what a training goes on from after it."""
         return {
-            "best_weights": _weights(self.vae),
+            "best_weights": backend().copies(self.vae.trainable_variables),
             "best_raw": self.raw or [],
-            "best_optimizer": _values(self.vae.optimizer.variables),
+            "best_optimizer": backend().copies(self.vae.optimizer.variables),
         }
 
     def keep_best(self) -> None:
@@ -293,12 +298,12 @@ class Training:
         if self.checkpoints is None:
             return
         backend().synchronise(self.vae)
-        variables = {name: _values(group) for name, group in self.variables().items()}
+        variables = {name: backend().copies(group) for name, group in self.variables().items()}
         if self.raw is not None:
             variables["weights"] = self.raw
         variables |= self.best or {}
         arrays = {
-            f"{name}/{index}": array
+            f"{name}/{index}": np.asarray(array)
             for name, group in variables.items()
             for index, array in enumerate(group)
         }
@@ -359,15 +364,15 @@ class BetweenSteps(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Restore the means of an epoch that was begun; Keras has just reset them."""
-        self.first = self.training.progress.batch
-        if self.first:
+        if self.training.progress.batch:
             _put(self.model.metrics_variables, self.training.metrics)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, item: int, logs: Any = None) -> None:
         """Note the steps made since; exit, if told to."""
         training = self.training
         # Of the last steps made together some may be missing, and Keras counts them.
-        training.progress.batch = min(self.first + batch + 1, training.steps_per_epoch)
+        items = min(item + 1, len(training.batches))
+        training.progress.batch = training.batches.steps_done(items)
         if training.progress.batch == training.steps_per_epoch:
             backend().synchronise(self.model)
             means = self.model.get_metrics_result().items()
@@ -386,15 +391,7 @@ class BetweenSteps(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Keep the weights, before Keras puts their averages in their place."""
         if self.model.optimizer.use_ema:
-            self.training.raw = _weights(self.model)
-
-
-def _weights(vae: VAE) -> list[np.ndarray]:
-    return _values(vae.trainable_variables)
-
-
-def _values(variables: Iterable[Any]) -> list[np.ndarray]:
-    return [np.array(variable.numpy()) for variable in variables]
+            self.training.raw = backend().copies(self.model.trainable_variables)
 
 
 def _put(variables: Iterable[Any], values: Iterable[Any]) -> None:

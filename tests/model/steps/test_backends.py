@@ -92,15 +92,24 @@ def test_a_step_on_jax_is_the_step_on_tensorflow(stepped, case):
         np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-3 * longest)
 
 
-def test_a_training_on_jax_goes_on_as_one_on_tensorflow_does():
-    test = "test_ended_and_begun_again_it_ends_with_the_same_weights"
-    test += "[averaged, binarised, with a finish]"
+RESUMED = "test_ended_and_begun_again_it_ends_with_the_same_weights"
+
+
+@pytest.mark.parametrize(
+    ("tests", "passed"),
+    [
+        (f"tests/training/test_resume.py::{RESUMED}[averaged, binarised, with a finish]", 1),
+        ("tests/model/steps/test_jax.py", 7),
+    ],
+    ids=["a training goes on", "programs for a GPU"],
+)
+def test_what_holds_on_jax(tests, passed):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"tests/training/test_resume.py::{test}"],
+        [sys.executable, "-m", "pytest", "-q", tests],
         env={**os.environ, "KERAS_BACKEND": "jax"},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    assert f"{passed} passed" in done.stdout

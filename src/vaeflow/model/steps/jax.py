@@ -23,22 +23,43 @@ from vaeflow.model.objective import Tensor, Terms
 def run(
     vae: keras.Model, step: Callable[[Any], dict[str, Tensor]], state: Sequence[Any], data: Any
 ) -> Any:
-    """Make a step on a batch.
+    """Make a step on a batch, or one after the other on each of several that come stacked.
+
+    Those of a stack are one loop inside one compiled program: the host has nothing to do with them
+    between the first and the last.
 
     Args:
         state: values of the variables, in the groups that Keras hands to `train_step` (four) or
             `test_step` (three).
+        data: of `vaeflow.data.batches.Batches`: images or rows, and for rows the images that they
+            are of.
 
     Returns:
-        What the step returns, and the values after it.
+        What the last step returns, and the values after it.
     """
     groups = [vae.trainable_variables, vae.non_trainable_variables, vae.metrics_variables]
     if len(state) == 4:
         groups.insert(2, vae.optimizer.variables)
-    with _values_of(itertools.chain(*groups), itertools.chain(*state)) as scope:
-        results = step(data)
-    after = tuple([scope.get_current_value(variable) for variable in group] for group in groups)
-    return results, after
+
+    def one(state: Any, batch: Any) -> tuple[Any, Any]:
+        with _values_of(itertools.chain(*groups), itertools.chain(*state)) as scope:
+            results = step((batch, *others))
+        values = ([scope.get_current_value(variable) for variable in group] for group in groups)
+        return tuple(values), results
+
+    batches, *others = data if isinstance(data, list | tuple) else (data,)
+    if not is_stack(batches):
+        after, results = one(tuple(state), batches)
+        return results, after
+    after, results = jax.lax.scan(one, tuple(state), batches)
+    return {name: values[-1] for name, values in results.items()}, after
+
+
+def is_stack(batches: Any) -> bool:
+    """Return whether these are several batches: of images, `(steps, batch, height, width,
+    channels)`, or of rows, `(steps, batch)`.
+    """
+    return len(batches.shape) in (2, 5)
 
 
 def compiled(
@@ -56,6 +77,11 @@ def compiled(
 def synchronise(vae: keras.Model) -> None:
     """Update the variables, inside `fit`, to what the steps have made of them."""
     vae.jax_state_sync()
+
+
+def copies(variables: Iterable[Any]) -> list[Any]:
+    """Copy the values of variables; they stay on the device."""
+    return [jnp.copy(variable.value) for variable in variables]
 
 
 def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:

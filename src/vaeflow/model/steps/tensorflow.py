@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -36,6 +37,11 @@ def compiled(
 
 def synchronise(vae: keras.Model) -> None:
     """Update the variables, inside `fit`: TensorFlow's are always up to date."""
+
+
+def copies(variables: Iterable[Any]) -> list[Any]:
+    """Copy the values of variables."""
+    return [np.array(variable.numpy()) for variable in variables]
 
 
 def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
