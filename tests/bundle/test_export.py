@@ -8,7 +8,7 @@ import tensorflow as tf
 from vaeflow.bundle.export import compare_exports, export_onnx, export_saved_model
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.model import VAEConfig
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, WorkspaceError
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import NETWORKS

@@ -11,7 +11,7 @@ from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.common.files import sha256_of
 from vaeflow.common.workspace import Workspace
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, DataError
 from vaeflow.evaluation.bounds import compute_bounds
 from vaeflow.model.vae import load_vae

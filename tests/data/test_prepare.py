@@ -15,8 +15,8 @@ from pyarrow import parquet
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.io import arrays
-from vaeflow.data.prepare import load_split, prepare
-from vaeflow.data.splits import SPLITS, SplitRule, evenly, pixel_digests
+from vaeflow.data.prepare import prepare
+from vaeflow.data.splits import SPLITS, SplitRule, evenly, load_split, pixel_digests
 from vaeflow.errors import DataError
 
 

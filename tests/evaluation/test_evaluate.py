@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.model import VAEConfig
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.evaluation import bounds
 from vaeflow.evaluation.bounds import active_units, compute_bounds
 from vaeflow.model.vae import VAE

@@ -10,7 +10,7 @@ from vaeflow.bundle.manifest import MANIFEST, REFERENCE, Reference, read_referen
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Drift
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, DataError, VaeflowError
 from vaeflow.scoring.drift import (
     Sample,

@@ -21,8 +21,7 @@ from vaeflow.bundle.manifest import REFERENCE, ImageSpec, Manifest, describe_fil
 from vaeflow.common.files import atomic_directory
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Export
-from vaeflow.data.prepare import load_split
-from vaeflow.data.splits import evenly
+from vaeflow.data.splits import evenly, load_split
 from vaeflow.errors import BundleError
 from vaeflow.model.device import use_cpu
 from vaeflow.model.vae import VAE, load_vae

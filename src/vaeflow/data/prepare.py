@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -128,13 +127,3 @@ def _hexadecimal(digests: np.ndarray) -> Any:
     return pyarrow.StringArray.from_buffers(
         len(digests), pyarrow.py_buffer(offsets), pyarrow.py_buffer(text)
     )
-
-
-def load_split(prepared: Path, name: str) -> np.memmap:
-    """Load one split, memory-mapped: uint8 `(count, height, width, channels)`."""
-    return np.load(prepared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-
-
-def image_shape(prepared: Path) -> tuple[int, int, int]:
-    """Read the `(height, width, channels)` of the prepared images."""
-    return tuple(json.loads((prepared / "dataset.json").read_text())["image_shape"])

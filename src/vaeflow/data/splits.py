@@ -1,11 +1,13 @@
-"""Which split an image belongs to, decided by its content alone."""
+"""Which split an image belongs to, decided by its content alone, and the splits as prepared."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -141,3 +143,13 @@ def _mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def load_split(prepared: Path, name: str) -> np.memmap:
+    """Load one split, memory-mapped: uint8 `(count, height, width, channels)`."""
+    return np.load(prepared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def image_shape(prepared: Path) -> tuple[int, int, int]:
+    """Read the `(height, width, channels)` of the prepared images."""
+    return tuple(json.loads((prepared / "dataset.json").read_text())["image_shape"])

@@ -7,7 +7,9 @@ A score is minus the ELBO of an image as it comes, never binarised, in nats: wha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +21,14 @@ from vaeflow.bundle.runtime import SCORE_SAMPLES
 from vaeflow.common.progress import Progress
 from vaeflow.data.images import Images
 from vaeflow.model import objective
+from vaeflow.model.device import has_gpu
 from vaeflow.model.steps import backend
 from vaeflow.model.vae import VAE
 
 IMAGES_PER_BLOCK = 64
-# Numbers that the decoder's widest layer holds at once, 32 MB: bounds memory whatever the size of
-# the images, the network and the number of samples.
-VALUES_PER_BLOCK = 8_000_000
+# Numbers that the decoder's widest layer holds at once, 32 MB, or 512 MB on a GPU, which fewer do
+# not fill: bounds memory whatever the size of the images, the network and the number of samples.
+VALUES_PER_BLOCK, VALUES_PER_BLOCK_ON_GPU = 8_000_000, 128_000_000
 ACTIVE_VARIANCE = 0.01
 REFERENCE_IMAGES = 5_000
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
@@ -54,16 +57,43 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
             bound (Burda et al. 2016) the log of their mean weight.
         seed: of the draws.
     """
-    generator = np.random.default_rng(seed)
+    encode = backend().compiled(
+        lambda pixels: vae.encoder(pixels), [(None, *vae.config.image_shape)]
+    )
     decode = _compiled(vae)
     together = draws_at_once(vae)
+    size = min(IMAGES_PER_BLOCK, together)
+    shapes = [
+        (min(at_once, samples - start), count, vae.config.latent_dim)
+        for count in (min(size, len(images) - first) for first in range(0, len(images), size))
+        for at_once in [max(1, together // count)]
+        for start in range(0, samples, at_once)
+    ]
     blocks = []
-    with Progress("bounds", len(images) * samples) as progress:
-        for pixels in scaled_blocks(images, min(IMAGES_PER_BLOCK, together)):
-            at_once = max(1, together // len(pixels))
-            sizes = [min(at_once, samples - start) for start in range(0, samples, at_once)]
-            blocks.append(_block(vae, decode, pixels, sizes, generator, progress))
+    with (
+        Progress("bounds", len(images) * samples) as progress,
+        closing(_drawn_ahead(shapes, seed)) as noise,
+    ):
+        for pixels in scaled_blocks(images, size):
+            blocks.append(_block(encode, decode, pixels, samples, noise, progress))
     return Bounds(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
+
+
+def _drawn_ahead(shapes: Sequence[tuple[int, ...]], seed: int) -> Generator[np.ndarray]:
+    """Yield draws of N(0, 1) in these shapes, each drawn while the one before is made use of."""
+    generator = np.random.default_rng(seed)
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        return generator.standard_normal(shape, dtype=np.float32)
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead: Future[np.ndarray] | None = None
+        for shape in shapes:
+            drawn, ahead = ahead, thread.submit(draw, shape)
+            if drawn is not None:
+                yield drawn.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def scaled_blocks(images: Images, size: int) -> Iterator[np.ndarray]:
@@ -78,7 +108,7 @@ def scaled_blocks(images: Images, size: int) -> Iterator[np.ndarray]:
 def draws_at_once(vae: VAE) -> int:
     """Return how many latents to decode together, by the decoder's largest feature map."""
     widest = max(math.prod(layer.output.shape[1:]) for layer in vae.decoder.layers)
-    return max(1, VALUES_PER_BLOCK // widest)
+    return max(1, (VALUES_PER_BLOCK_ON_GPU if has_gpu() else VALUES_PER_BLOCK) // widest)
 
 
 def _compiled(vae: VAE) -> Callable[..., Any]:
@@ -100,26 +130,27 @@ def _compiled(vae: VAE) -> Callable[..., Any]:
 
 
 def _block(
-    vae: VAE,
+    encode: Callable[..., Any],
     decode: Callable[..., Any],
-    images: Any,
-    sizes: Any,
-    generator: np.random.Generator,
+    images: np.ndarray,
+    samples: int,
+    noise: Iterator[np.ndarray],
     progress: Progress,
 ) -> Bounds:
-    """Compute both bounds of a block of images, the samples taken a few at a time."""
-    posterior = vae.encoder(images)
+    """Compute both bounds of a block of images, as many samples at a time as come of the noise."""
+    posterior = encode(images)
     mean, log_variance = posterior["mean"], posterior["log_variance"]
     # In double precision: thousands of terms are added up.
     log_likelihood = np.zeros(len(images))
     log_sum = np.full(len(images), -np.inf)
-    for size in sizes:
-        noise = generator.standard_normal((size, *mean.shape), dtype=np.float32)
-        added, log_added = map(ops.convert_to_numpy, decode(images, mean, log_variance, noise))
+    drawn = 0
+    while drawn < samples:
+        draws = next(noise)
+        added, log_added = map(ops.convert_to_numpy, decode(images, mean, log_variance, draws))
         log_likelihood += added
         log_sum = np.logaddexp(log_sum, log_added)
-        progress.advance(size * len(images))
-    samples = sum(sizes)
+        drawn += len(draws)
+        progress.advance(len(draws) * len(images))
     log_likelihood /= samples
     kl_per_dimension = ops.convert_to_numpy(objective.kl_per_dimension(mean, log_variance))
     kl = kl_per_dimension.sum(axis=1)

@@ -15,7 +15,7 @@ from vaeflow.common.files import atomic_directory, write_json
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Evaluate
 from vaeflow.data.images import Images, binarized
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.errors import RegistryError, TrainingError
 from vaeflow.evaluation import figures
 from vaeflow.evaluation.bounds import (

@@ -15,7 +15,7 @@ from vaeflow.bundle.runtime import Bundle
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Parameters, Registry, load_parameters
 from vaeflow.data.images import binarized
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, RegistryError
 from vaeflow.registry.comparison import Decision, compare
 from vaeflow.registry.held_out import choose_images, count_try, read_held_out, unseen_images

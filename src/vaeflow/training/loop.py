@@ -18,7 +18,7 @@ from vaeflow.common.progress import Progress
 from vaeflow.config.schema import Parameters, Train
 from vaeflow.data.batches import Batches
 from vaeflow.data.images import Images
-from vaeflow.data.prepare import image_shape
+from vaeflow.data.splits import image_shape
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import (
     all_devices,

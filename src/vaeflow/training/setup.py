@@ -10,7 +10,7 @@ import keras
 
 from vaeflow.config.schema import Train
 from vaeflow.data.images import Binarized, Images, StoredImages, binarized
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.errors import ConfigError
 from vaeflow.model.device import count_devices
 from vaeflow.model.likelihoods import likelihood_warning

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from vaeflow.common.files import atomic_directory, atomic_file, write_json
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Parameters
-from vaeflow.data.prepare import load_split
+from vaeflow.data.splits import load_split
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import use_gpu_if_any
 from vaeflow.tracking.lineage import collect_lineage

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from PIL import Image
 
 from vaeflow.config.schema import Limits
 from vaeflow.errors import BadImageError, DataError
+
+# Only pictures need Pillow, so it is imported where one is made: a GPU's machine may lack it.
+if TYPE_CHECKING:
+    from PIL import Image
 
 Resize = Literal["fit", "crop", "exact"]
 # A large picture is first reduced by averaging whole pixels, to no less than twice what is asked
@@ -92,11 +95,15 @@ class Conversion:
         if not len(pixels):
             height, width, channels = self.shape_of(width, height, MODES[channels])
             return np.empty((0, height, width, channels), np.uint8)
+        from PIL import Image
+
         squeezed = pixels[..., 0] if channels == 1 else pixels
         return np.stack([self.of_picture(Image.fromarray(image)) for image in squeezed])
 
 
 def _exact(picture: Image.Image, width: int, height: int, box: Any = None) -> Image.Image:
+    from PIL import Image
+
     return picture.resize(
         (width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP
     )
@@ -112,6 +119,8 @@ def _crop(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _fit(picture: Image.Image, width: int, height: int) -> Image.Image:
+    from PIL import Image
+
     scale = max(picture.width / width, picture.height / height)
     inner = max(1, round(picture.width / scale)), max(1, round(picture.height / scale))
     sheet = Image.new(picture.mode, (width, height))
