@@ -42,13 +42,13 @@ import numpy as np
 import peers
 import tensorflow as tf
 from crops import bits_of_files, photograph_crops
+from kept_bounds import kept_bounds
 from machine import machine
 from mnist import mnist
 
 from vaeflow.common.files import atomic_directory, atomic_file, write_json
 from vaeflow.config.schema import Train, load_parameters
 from vaeflow.data.batches import Batches
-from vaeflow.evaluation.bounds import compute_bounds
 from vaeflow.model.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.training.setup import make_optimizer
@@ -59,7 +59,6 @@ MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "mnist_likelihood.json"
 WORK = REPOSITORY / "benchmarks" / "work"
 FINISH_SHARE = 1 / 3  # of the time, where the settings have `finish_epochs`
-IMAGES_AT_ONCE = 100  # evaluated between two writes of what has been found so far
 COLOUR = Train(
     latent_dim=128,
     filters=(32, 64, 128),
@@ -243,7 +242,9 @@ def evaluate(name: str, entry: Entry, arguments: argparse.Namespace) -> dict[str
     training = json.loads(path.read_text())
     images = entry.images(arguments.data, "test")[: arguments.images]
     print(f"evaluating {name}", flush=True)
-    bounds = bounds_of(arguments.work / name, images, arguments.samples, arguments.seed)
+    folder = arguments.work / name
+    vae = load_vae(folder / "model.keras")
+    bounds = kept_bounds(vae, folder, images, arguments.samples, arguments.seed)
     nats = bounds["importance_weighted_bound"]
     return {
         "name": name,
@@ -257,25 +258,6 @@ def evaluate(name: str, entry: Entry, arguments: argparse.Namespace) -> dict[str
         "command": command(name, training, arguments),
         **training,
     }
-
-
-def bounds_of(folder: Path, images: np.ndarray, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """Bounds of each image in nats under the model in a folder.
-
-    Goes on from those found before by the same draws, which are kept there too.
-    """
-    vae = load_vae(folder / "model.keras")
-    path = folder / f"bounds-{samples}-samples-seed-{seed}.npz"
-    kept = ("importance_weighted_bound", "elbo", "kl")
-    done = dict(np.load(path)) if path.exists() else {key: np.empty(0) for key in kept}
-    for start in range(len(done["elbo"]), len(images), IMAGES_AT_ONCE):
-        block = compute_bounds(vae, images[start : start + IMAGES_AT_ONCE], samples, seed + start)
-        done = {key: np.concatenate([done[key], getattr(block, key)]) for key in kept}
-        with atomic_file(path) as fresh, fresh.open("wb") as file:
-            np.savez(file, **done)
-        nats = -done["importance_weighted_bound"].mean()
-        print(f"{len(done['elbo'])} of {len(images)} images: {nats:.3f} nats", flush=True)
-    return {key: values[: len(images)] for key, values in done.items()}
 
 
 def bits(nats: np.ndarray, images: np.ndarray) -> dict[str, object]:

@@ -11,69 +11,29 @@ Contestants, each in a process of its own, made ready and warm, then measured in
 
 With `--data`, a folder with MNIST's four files, also how long each takes until the ELBO of the
 test images, binarised once, is -100 nats (`--nats`). Writes `benchmarks/results/train.json` and
-prints the ratios. Where only JAX is installed, `KERAS_BACKEND=jax` and the source folder on
-`PYTHONPATH` are enough.
+prints the ratios. On a GPU take `benchmarks/gpu.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from contestants import Contestant, possible
 from machine import machine
 from mnist import mnist
 
-FOLDER = Path(__file__).parent
-RESULTS = FOLDER / "results" / "train.json"
+RESULTS = Path(__file__).parent / "results" / "train.json"
 CONTESTANTS = ("vaeflow", "keras-io", "torch-eager", "torch-compile", "matrix products")
-
-
-class Contestant:
-    """A process that trains when told to."""
-
-    def __init__(self, name: str, batch_size: int, precision: str):
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "contestants", name, str(batch_size), precision],
-            cwd=FOLDER,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
-            text=True,
-        )
-        self.device = self._hear()["device"]
-
-    def ask(self, order: str) -> dict:
-        """What it answers."""
-        self.process.stdin.write(order + "\n")
-        self.process.stdin.flush()
-        return self._hear()
-
-    def end(self) -> int:
-        """Its peak memory in MB."""
-        answer = self.ask("end")
-        self.process.wait()
-        return answer["peak_memory_mb"]
-
-    def _hear(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} has ended; VERBOSE=1 shows why")
-        return json.loads(line)
 
 
 def main() -> None:
     """Measure, print, write the JSON."""
     arguments = parse()
-    names = [name for name in CONTESTANTS if is_possible(name)]
+    names = possible(CONTESTANTS)
     entries = []
     for batch_size in arguments.batch_sizes:
         entries += rates(names, batch_size, arguments)
@@ -83,10 +43,6 @@ def main() -> None:
             path = Path(folder) / "mnist.npz"
             np.savez(path, **{split: mnist(arguments.data, split) for split in ("train", "test")})
             entries += times([name for name in names if name != "matrix products"], path, arguments)
-    if not any(entry["device"].startswith("GPU") for entry in entries):
-        entries.append(
-            {"name": "vaeflow", "device": "GPU: none at hand", "images_per_second": None}
-        )
     for entry in entries:
         entry.update(command=command(arguments), **machine(entry["device"]))
     arguments.out.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
@@ -105,29 +61,21 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def is_possible(name: str) -> bool:
-    """Whether what it needs is installed."""
-    if name.startswith("torch"):
-        return importlib.util.find_spec("torch") is not None
-    return name != "keras-io" or importlib.util.find_spec("tensorflow") is not None
-
-
 def rates(names, batch_size, arguments) -> list[dict]:
     """Images per second of each, in turns."""
     contestants = [Contestant(name, batch_size, arguments.precision) for name in names]
-    seen = {name: [] for name in names}
+    for contestant in contestants:
+        contestant.wait()
     for _ in range(arguments.windows):
         for contestant in contestants:
-            answer = contestant.ask(f"window {arguments.epochs}")
-            seen[contestant.name].append(answer["images_per_second"])
+            contestant.window(arguments.epochs)
     return [
         {
             "name": contestant.name,
             "precision": arguments.precision,
             "device": contestant.device,
             "batch_size": batch_size,
-            "images_per_second": round(statistics.median(seen[contestant.name])),
-            "windows": [round(rate) for rate in seen[contestant.name]],
+            **contestant.summary(),
             "peak_memory_mb": contestant.end(),
         }
         for contestant in contestants
@@ -139,6 +87,7 @@ def times(names, path, arguments) -> list[dict]:
     entries = []
     for name in names:
         contestant = Contestant(name, 128, arguments.precision)
+        contestant.wait()
         answer = contestant.ask(f"until {arguments.nats} {path}")
         contestant.end()
         entry = {"name": name, "precision": arguments.precision, "device": contestant.device}

@@ -1,12 +1,13 @@
 """One contestant: makes itself ready, then trains as long as it is told to on standard input.
 
-    python -m contestants NAME BATCH_SIZE PRECISION
+    python -m contestants NAME BATCH_SIZE PRECISION [--network conv] [--images 4096] [--cold]
 
 Lines in: `window EPOCHS`, `until NATS FILE.npz`, `end`. Each is answered by a line of JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import resource
@@ -15,10 +16,12 @@ import time
 
 import numpy as np
 
-WINDOW_IMAGES = 4096
+from contestants.networks import NETWORKS, SHAPE
+
 MODULES = {
     "vaeflow": "contestants.keras_models",
     "keras-io": "contestants.keras_models",
+    "jax-plain": "contestants.jax_models",
     "torch-eager": "contestants.torch_models",
     "torch-compile": "contestants.torch_models",
     "matrix products": "contestants.matrix_products",
@@ -27,25 +30,43 @@ MODULES = {
 
 def main() -> None:
     """Answer until told to end."""
-    name, batch_size, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    make = importlib.import_module(MODULES[name]).make
-    contestant = make(name, batch_size, precision)
-    images = np.random.default_rng(0).integers(0, 256, (WINDOW_IMAGES, 28, 28, 1), dtype=np.uint8)
-    contestant.train(images, 1)  # compiled, and warm
-    tell({"device": contestant.device})
+    arguments = parse()
+    start = time.perf_counter()
+    make = importlib.import_module(MODULES[arguments.name]).make
+    contestant = make(
+        arguments.name, arguments.batch_size, arguments.precision, NETWORKS[arguments.network]
+    )
+    shape = (arguments.images, *SHAPE)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if not arguments.cold:
+        contestant.train(images, 1)  # compiled, and warm
+    own = getattr(contestant, "remarks", {})
+    tell({"device": contestant.device, "ready": round(time.perf_counter() - start, 1), **own})
     for line in sys.stdin:
-        order, *arguments = line.split()
+        order, *others = line.split()
         if order == "window":
             start = time.perf_counter()
-            contestant.train(images, int(arguments[0]))
+            contestant.train(images, int(others[0]))
             seconds = time.perf_counter() - start
-            tell({"images_per_second": contestant.images(images, int(arguments[0])) / seconds})
+            tell({"images_per_second": contestant.images(images, int(others[0])) / seconds})
         elif order == "until":
-            tell(until(contestant, float(arguments[0]), np.load(arguments[1])))
+            tell(until(contestant, float(others[0]), np.load(others[1])))
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             tell({"peak_memory_mb": round(contestant.device_memory_mb() or peak)})
             return
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="contestants")
+    parser.add_argument("name", choices=MODULES)
+    parser.add_argument("batch_size", type=int)
+    parser.add_argument("precision", choices=("float32", "mixed_bfloat16"))
+    parser.add_argument("--network", choices=NETWORKS, default="conv")
+    parser.add_argument("--images", type=int, default=4096, help="of an epoch of a window")
+    parser.add_argument("--cold", action="store_true", help="nothing is compiled before")
+    return parser.parse_args()
 
 
 def until(contestant, nats: float, data) -> dict[str, float]:

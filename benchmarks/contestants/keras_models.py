@@ -5,10 +5,12 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from contestants.networks import NETWORKS, SHAPE
 from vaeflow.config.model import VAEConfig
 from vaeflow.data.batches import Batches
 from vaeflow.model.device import (
     all_devices,
+    choose_batches_at_once,
     choose_jit,
     choose_steps_per_execution,
     count_devices,
@@ -23,21 +25,20 @@ from vaeflow.model.vae import VAE
 # What vaeflow reaches the bound fastest with: `train.batch_size`, `train.learning_rate` and
 # `train.weight_average`.
 FASTEST = {"batch_size": 56, "learning_rate": 0.0035, "weight_average": 0.99}
-# Of `presets/mnist.yaml`.
-NETWORK = {"latent_dim": 40, "filters": (32, 64), "hidden_units": 512}
 
 
-def make(name: str, batch_size: int, precision: str):
+def make(name: str, batch_size: int, precision: str, network: dict):
     """The contestant of that name, its devices taken."""
     device = use_gpu_if_any()
-    return {"vaeflow": Vaeflow, "keras-io": KerasIo}[name](batch_size, precision, device)
+    return {"vaeflow": Vaeflow, "keras-io": KerasIo}[name](batch_size, precision, network, device)
 
 
 class KerasModel:
     """What the contestants that are Keras models share."""
 
-    def __init__(self, batch_size: int, precision: str, device: str):
+    def __init__(self, batch_size: int, precision: str, network: dict, device: str):
         self.batch_size, self.precision, self.device = batch_size, precision, device
+        self.network = network
         self.reset()
 
     def reset_for_bound(self) -> dict:
@@ -63,7 +64,7 @@ class Vaeflow(KerasModel):
         keras.utils.set_random_seed(0)
         with all_devices():
             with layers_in(self.precision):
-                self.model = VAE(VAEConfig((28, 28, 1), **NETWORK, binarize="dynamic"))
+                self.model = VAE(VAEConfig(SHAPE, **self.network, binarize="dynamic"))
             self.model.parts = parts
             optimizer = Adam(learning_rate, use_ema=weight_average > 0, ema_momentum=weight_average)
             self.model.compile(
@@ -98,7 +99,13 @@ class Vaeflow(KerasModel):
         return self.model.evaluate(batches, verbose=0, return_dict=True)["elbo"]
 
     def _batches(self, images, **kwargs) -> Batches:
-        return Batches(images, self.batch_size, multiple_of=count_devices(), **kwargs)
+        return Batches(
+            images,
+            self.batch_size,
+            multiple_of=count_devices(),
+            at_once=choose_batches_at_once(),
+            **kwargs,
+        )
 
 
 class RawWeights(keras.callbacks.Callback):
@@ -125,7 +132,7 @@ class KerasIo(KerasModel):
         """Untrained, with the example's optimizer."""
         keras.utils.set_random_seed(0)
         with layers_in(self.precision):
-            self.model = keras_io_model(*keras_networks())
+            self.model = keras_io_model(*keras_networks(NETWORKS["conv"]))
         self.model.compile(optimizer=keras.optimizers.Adam(0.001))
 
     def train(self, images: np.ndarray, epochs: int) -> None:
@@ -145,21 +152,21 @@ class KerasIo(KerasModel):
         )["loss"]
 
 
-def keras_networks() -> tuple[keras.Model, keras.Model]:
+def keras_networks(sizes: dict) -> tuple[keras.Model, keras.Model]:
     """Encoder and decoder, vaeflow's `conv` of `presets/mnist.yaml`, of Keras's own layers."""
     from keras import layers
 
     convolution = {"strides": 2, "padding": "same", "activation": "silu"}
-    images = keras.Input((28, 28, 1))
+    images = keras.Input(SHAPE)
     x = layers.Conv2D(32, 3, **convolution)(images)
     x = layers.Conv2D(64, 3, **convolution)(x)
-    x = layers.Dense(NETWORK["hidden_units"], activation="silu")(layers.Flatten()(x))
-    mean = layers.Dense(NETWORK["latent_dim"], dtype="float32")(x)
-    log_variance = layers.Dense(NETWORK["latent_dim"], dtype="float32")(x)
+    x = layers.Dense(sizes["hidden_units"], activation="silu")(layers.Flatten()(x))
+    mean = layers.Dense(sizes["latent_dim"], dtype="float32")(x)
+    log_variance = layers.Dense(sizes["latent_dim"], dtype="float32")(x)
     posterior = {"mean": mean, "log_variance": 12 * keras.ops.tanh(log_variance / 12)}
 
-    latents = keras.Input((NETWORK["latent_dim"],))
-    x = layers.Dense(NETWORK["hidden_units"], activation="silu")(latents)
+    latents = keras.Input((sizes["latent_dim"],))
+    x = layers.Dense(sizes["hidden_units"], activation="silu")(latents)
     x = layers.Dense(7 * 7 * 64, activation="silu")(x)
     x = layers.Conv2DTranspose(64, 3, **convolution)(layers.Reshape((7, 7, 64))(x))
     x = layers.Conv2D(4, 3, padding="same", dtype="float32")(x)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from contestants.keras_models import NETWORK, device_memory_mb
+from contestants.keras_models import device_memory_mb
+from contestants.networks import SHAPE
 from vaeflow.config.model import VAEConfig
 from vaeflow.model.device import use_gpu_if_any
 from vaeflow.model.vae import VAE
@@ -13,17 +14,17 @@ from vaeflow.model.vae import VAE
 SIZE = 2048
 
 
-def make(name: str, batch_size: int, precision: str):
+def make(name: str, batch_size: int, precision: str, network: dict):
     """The one contestant."""
-    return MatrixProducts(precision, use_gpu_if_any())
+    return MatrixProducts(precision, network, use_gpu_if_any())
 
 
 class MatrixProducts:
     """Products of two square matrices, compiled, in the precision of the others."""
 
-    def __init__(self, precision: str, device: str):
+    def __init__(self, precision: str, network: dict, device: str):
         self.device = device
-        self.per_image = operations(VAE(VAEConfig((28, 28, 1), **NETWORK)))
+        self.per_image = operations(VAE(VAEConfig(SHAPE, **network)))
         kind = "bfloat16" if precision == "mixed_bfloat16" else "float32"
         self.matrix = keras.ops.cast(keras.random.normal((SIZE, SIZE), seed=0), kind)
         if keras.backend.backend() == "jax":
@@ -50,7 +51,7 @@ class MatrixProducts:
         return device_memory_mb()
 
     def _products(self, images, epochs) -> int:
-        return round(epochs * len(images) * self.per_image / (2 * SIZE**3))
+        return max(1, round(epochs * len(images) * self.per_image / (2 * SIZE**3)))
 
 
 def operations(vae: VAE) -> float:

@@ -58,7 +58,7 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
         seed: of the draws.
     """
     encode = backend().compiled(
-        lambda pixels: vae.encoder(pixels), [(None, *vae.config.image_shape)]
+        vae, lambda pixels: vae.encoder(pixels), [(None, *vae.config.image_shape)]
     )
     decode = _compiled(vae)
     together = draws_at_once(vae)
@@ -126,7 +126,7 @@ def _compiled(vae: VAE) -> Callable[..., Any]:
 
     latent = (None, vae.config.latent_dim)
     shapes = ((None, *vae.config.image_shape), latent, latent, (None, *latent))
-    return backend().compiled(decode, shapes)
+    return backend().compiled(vae, decode, shapes)
 
 
 def _block(
@@ -190,7 +190,7 @@ def compute_scores(vae: VAE, images: Images) -> np.ndarray:
     shape = (SCORE_SAMPLES, 1, vae.config.latent_dim)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     score = backend().compiled(
-        lambda pixels: -vae.terms(pixels, noise).elbo, [(None, *vae.config.image_shape)]
+        vae, lambda pixels: -vae.terms(pixels, noise).elbo, [(None, *vae.config.image_shape)]
     )
     at_once = max(1, draws_at_once(vae) // SCORE_SAMPLES)
     blocks = scaled_blocks(images, at_once)

@@ -63,15 +63,28 @@ def is_stack(batches: Any) -> bool:
 
 
 def compiled(
-    function: Callable[..., Any], shapes: Sequence[tuple[int | None, ...]]
+    vae: keras.Model,
+    function: Callable[..., Any],
+    shapes: Sequence[tuple[int | None, ...]],
 ) -> Callable[..., Any]:
     """Compile a function of float32 batches, for each size that is met.
 
+    The weights are arguments of the program: as constants, of which JAX would take them, they would
+    have XLA compute with them for minutes.
+
     Args:
+        vae: whose weights the function uses.
         function: of arrays, which gives arrays.
         shapes: of its arguments, None for any size: JAX sees them by itself.
     """
-    return jax.jit(function)
+    variables = [*vae.encoder.variables, *vae.decoder.variables]
+
+    @jax.jit
+    def with_values(values: Any, *arguments: Any) -> Any:
+        with _values_of(variables, values):
+            return function(*arguments)
+
+    return lambda *arguments: with_values([variable.value for variable in variables], *arguments)
 
 
 def synchronise(vae: keras.Model) -> None:

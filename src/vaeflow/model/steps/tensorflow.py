@@ -24,11 +24,14 @@ def run(vae: keras.Model, step: Callable[[Any], dict[str, Tensor]], data: Any) -
 
 
 def compiled(
-    function: Callable[..., Any], shapes: Sequence[tuple[int | None, ...]]
+    vae: keras.Model,
+    function: Callable[..., Any],
+    shapes: Sequence[tuple[int | None, ...]],
 ) -> Callable[..., Any]:
     """Compile a function of float32 batches as one graph, traced once for batches of all sizes.
 
     Args:
+        vae: whose weights the function uses; TensorFlow sees them by itself.
         function: of tensors, which gives tensors.
         shapes: of its arguments, None for any size.
     """
