@@ -119,6 +119,14 @@ def choose_jit(setting: str | bool) -> bool:
     return has_gpu() or _backend() == "jax" if isinstance(setting, str) else setting
 
 
+def has_replicas() -> bool:
+    """Return whether TensorFlow trains copies of the model, each on a device of its own.
+
+    XLA makes no program of a step over several devices then, and each replica has its own.
+    """
+    return _backend() == "tensorflow" and count_devices() > 1
+
+
 def choose_steps_per_execution() -> int:
     """Choose how many steps to make before signals are looked at: about half a second of them.
 

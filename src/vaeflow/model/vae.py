@@ -61,6 +61,8 @@ class VAE(keras.Model):
         self.kept_images = None
         # In how many parts TensorFlow takes a batch; see `vaeflow.model.device.share_cores`.
         self.parts = 1
+        # Whether XLA compiles what each of TensorFlow's replicas finds its gradient with.
+        self.jit_replicas = False
         # Steps made so far, skipped ones too; saved, so that a loaded model goes on warming up.
         self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
         self.skipped_in_a_row = self.add_weight(

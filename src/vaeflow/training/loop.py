@@ -26,6 +26,7 @@ from vaeflow.model.device import (
     choose_jit,
     choose_steps_per_execution,
     count_devices,
+    has_replicas,
     keep_on_device,
     layers_in,
     share_cores,
@@ -92,9 +93,11 @@ def make_compiled(shape: tuple[int, int, int], images: int, settings: Train) -> 
         vae = VAE(settings.model(shape, steps_per_epoch))
     check_memory(vae, settings)
     optimizer = make_optimizer(settings, settings.epochs * steps_per_epoch)
+    jit = choose_jit(settings.jit)
+    vae.jit_replicas = jit and has_replicas()
     vae.compile(
         optimizer=optimizer,
-        jit_compile=choose_jit(settings.jit),
+        jit_compile=jit and not vae.jit_replicas,
         steps_per_execution=choose_steps_per_execution(),
     )
     optimizer.build(vae.trainable_variables)

@@ -126,6 +126,9 @@ def _for_each_part(
     fail, so a part for which there are none has the last image once more, and no share.
     """
     if vae.parts == 1:
+        if vae.jit_replicas:
+            # Made anew in every replica, so that each has its own device's weights in it.
+            find = tf.function(find, autograph=False, jit_compile=True)
         return [find(images, noise, 1.0)]
     find = tf.function(find, autograph=False)  # is made once for all parts
     count = tf.shape(images)[0]
