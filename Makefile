@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro preset test test-kills test-servers test-backends test-fuzz test-load \
+.PHONY: help setup repro preset test test-kills test-servers test-backends test-fuzz test-load gpu \
         test-all lint coverage docs release lock clean
 
 help: ## show this list
@@ -46,6 +46,13 @@ test-fuzz: $(READY) ## more than ten thousand generated requests to a server
 
 test-load: $(READY) ## twice the load that a server can carry, for two minutes, and a report
 	VAEFLOW_LOAD=120 pytest -s -m load
+
+# `make gpu DATA=FOLDER`, with MNIST's four files there. Elsewhere its tests are skipped.
+DATA ?=
+gpu: $(READY) ## measure on a GPU in eight minutes, then the tests for one
+	@if nvidia-smi -L; then PYTHON=python benchmarks/gpu.sh $(if $(DATA),--data $(DATA),--tiny); \
+	  else echo "no GPU: nvidia-smi shows none, and nothing is measured"; fi
+	pytest -m gpu
 
 test-all: test test-kills test-servers test-backends test-fuzz test-load ## all of them
 

@@ -17,8 +17,8 @@ be measured beside. Parts, the most valuable first, each in a process and with a
 
 Results go into `benchmarks/results/gpu.json` as they are found, by name and card: what is cut off
 loses the rest only, and `--again` measures anew what is there. A part that fails is noted there and
-passed over; its log is in `benchmarks/work/gpu/`. Without a GPU, and with `--tiny`, which is a
-trial on whatever there is, they go into that folder instead.
+passed over; its log is in `benchmarks/work/gpu/`. With `--tiny`, a trial on whatever there is, they
+go into that folder instead.
 
 `--parts paper` needs no GPU: what an H100 could reach by its data sheet. `--write-reference` writes
 the CPU's side of `correctness`.
@@ -72,6 +72,8 @@ def main() -> None:
     run_part("device", found, LIMITS["device"])
     if not found.device:
         raise SystemExit(f"JAX does not start: see {arguments.work / 'device.log'}")
+    if not found.device.startswith("GPU") and not arguments.tiny and arguments.parts != ["paper"]:
+        raise SystemExit("JAX sees no GPU, so there is nothing to measure. --tiny tries the kit.")
     print(f"on {found.device}; results go to {found.path}", flush=True)
     for index, part in enumerate(arguments.parts):
         later = arguments.parts[index + 1 :]
@@ -145,13 +147,10 @@ def run_part(part: str, found: Found, limit: float) -> None:
     log = arguments.work / f"{part}.log"
     start = time.monotonic()
     print(f"{part} (at most {limit:.0f} s)", flush=True)
-    command = [sys.executable, __file__, "--only", part, "--work", arguments.work]
-    command += ["--data", arguments.data] * bool(arguments.data) + ["--tiny"] * arguments.tiny
-    command += ["--again"] * arguments.again + ["--out", found.path] * bool(found.path)
     paths = [str(FOLDER), str(FOLDER.parent / "src"), os.environ.get("PYTHONPATH", "")]
     with log.open("w") as errors:
         process = subprocess.Popen(
-            list(map(str, command)),
+            list(map(str, command_of(part, found))),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -170,6 +169,14 @@ def run_part(part: str, found: Found, limit: float) -> None:
         last = (log.read_text(errors="replace").strip().splitlines() or ["no word"])[-1]
         if found.path:
             found.add(part, {"name": FAILED, "why": last[:300]})
+
+
+def command_of(part: str, found: Found) -> list:
+    """What runs a part."""
+    arguments = found.arguments
+    command = [sys.executable, __file__, "--only", part, "--work", arguments.work]
+    command += ["--data", arguments.data] * bool(arguments.data) + ["--tiny"] * arguments.tiny
+    return command + ["--again"] * arguments.again + ["--out", found.path] * bool(found.path)
 
 
 def _pass_on(stream, lines: queue.Queue) -> None:
