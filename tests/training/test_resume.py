@@ -10,11 +10,15 @@ import pytest
 
 from vaeflow.config.schema import Parameters
 from vaeflow.errors import TrainingError
+from vaeflow.model.device import put_on_device
+from vaeflow.training import loop
 from vaeflow.training.callbacks import StopWhenSkipping
 from vaeflow.training.checkpoint import Checkpoints, training_key
 from vaeflow.training.loop import fit
 
-EXECUTIONS = 3  # an epoch: 200 images in batches of 10, 8 steps at once on a CPU
+# An epoch: 200 images in batches of 10, 8 steps at once on a CPU, or under JAX stacks of 5.
+ON_JAX = keras.backend.backend() == "jax"
+EXECUTIONS = 4 if ON_JAX else 3
 
 CASES = {
     "plain": {},
@@ -39,6 +43,14 @@ CASES = {
         "plateau_epochs": 1,
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Have JAX, which `test_backends` runs one of these with, work through batches as on a GPU."""
+    if ON_JAX:
+        monkeypatch.setattr(loop, "choose_batches_at_once", lambda: 8)
+        monkeypatch.setattr(loop, "keep_on_device", lambda images: put_on_device(images[:]))
 
 
 def settings(**train):
