@@ -21,6 +21,7 @@ from vaeflow.model.device import (
 )
 from vaeflow.model.steps.optimizer import Adam
 from vaeflow.model.vae import VAE
+from vaeflow.training.callbacks import Callbacks
 
 # What vaeflow reaches the bound fastest with: `train.batch_size`, `train.learning_rate` and
 # `train.weight_average`.
@@ -90,7 +91,11 @@ class Vaeflow(KerasModel):
         batches = self.batches if images is self.given else self._batches(images, shuffle_seed=0)
         self.raw.restore_parameters()
         self.model.fit(
-            batches.feed(), epochs=epochs, shuffle=False, verbose=0, callbacks=[self.raw]
+            batches.feed(),
+            epochs=epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=Callbacks([self.raw], self.model),
         )
 
     def elbo(self, images: np.ndarray) -> float:

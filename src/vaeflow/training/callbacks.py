@@ -1,9 +1,13 @@
-"""End a training early: told by a signal, or because its gradients cannot be used any more."""
+"""What comes between steps: looking at them in time, and ending a training early.
+
+It ends when a signal says so, or because its gradients cannot be used any more.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +18,27 @@ from vaeflow.errors import TrainingError
 from vaeflow.model.steps import backend
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
+
+class Callbacks(keras.callbacks.CallbackList):
+    """Keras's list of callbacks, which hands on what steps return as it comes.
+
+    Keras makes numbers of it first, and for that waits until the device has made the steps: then
+    it has nothing to do until the next are sent. Here it is one execution of steps behind, no more:
+    images that were sent ahead would fill its memory, and a signal would have to wait.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model) -> None:
+        super().__init__(callbacks, add_history=True, model=model)
+        self.before: Any = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Call each; wait for the steps before these."""
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+        if self.before is not None:
+            float(self.before["loss"])
+        self.before = logs
 
 
 class StopWhenSkipping(keras.callbacks.Callback):

@@ -33,7 +33,7 @@ from vaeflow.model.device import (
 )
 from vaeflow.model.steps import backend
 from vaeflow.model.vae import VAE
-from vaeflow.training.callbacks import Signals
+from vaeflow.training.callbacks import Callbacks, Signals
 from vaeflow.training.checkpoint import Checkpoints, TrainingProgress
 from vaeflow.training.setup import (
     check_devices,
@@ -231,7 +231,7 @@ class Training:
             self.batches.at(progress.epoch, progress.batch).feed(),
             initial_epoch=progress.epoch,
             epochs=progress.epoch + 1,
-            callbacks=self.callbacks,
+            callbacks=Callbacks(self.callbacks, self.vae),
             shuffle=False,  # the batches are shuffled already
             verbose=0,
         )
