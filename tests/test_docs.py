@@ -241,3 +241,38 @@ def test_the_tables_of_benchmarks_are_those_of_the_results():
         many = [latency["256"][server]["p50"] for server in ("bare", "vaeflow", "mlflow")]
         expected = f"| 256 images | {many[0]:.1f} | {many[1]:.1f} | {many[2]:,.0f} |"
         assert expected in text(page)
+
+
+def test_the_page_on_gpus_is_that_of_the_results():
+    """Also what no card has measured yet is empty there."""
+    entries = results("gpu")
+    paper = [entry for entry in entries if entry["part"] == "paper"]
+    cards = [entry for entry in entries if entry["device"].startswith("GPU")]
+    page = text(DOCS / "explanation" / "gpu.md")
+    assert ("No card has been measured yet" in page) == (not cards)
+    assert len(paper) == 8
+    for entry in paper:
+        arithmetic = entry["precision"].removeprefix("mixed_")
+        first = f"| {entry['network']}, {entry['batch_size']:,}, {arithmetic} |"
+        row = (
+            f"{first} {entry['operations_per_image'] / 1e6:,.0f} "
+            f"| {entry['bytes_per_image'] / 1e3:,.0f} | {entry['xla_bytes_per_image'] / 1e3:,.0f} "
+            f"| {entry['limit_images_per_second']:,} | {entry['bounded_by']} |"
+        )
+        assert row in page
+        key = ("network", "batch_size", "precision")
+        measured = {
+            other["name"]: other
+            for other in reversed(cards)  # several cards: the first
+            if other["part"] == "rates" and all(other[name] == entry[name] for name in key)
+        }
+        rates = [
+            measured.get(name, {}).get("images_per_second")
+            for name in ("vaeflow", "jax-plain", "torch-compile", "torch-eager")
+        ]
+        found = [f"{rate:,}" if rate else "-" for rate in rates]
+        share = measured.get("vaeflow", {}).get("share_of_limit", "-")
+        assert f"{first} {' | '.join(found)} | {share} |" in page
+        # XLA counts the same operations as we do.
+        counted = entry["xla_operations_per_image"] / entry["operations_per_image"]
+        assert abs(counted - 1) < 0.08

@@ -149,10 +149,10 @@ class Batches(keras.utils.PyDataset):
 
 
 def _even_share(steps: int, most: int) -> int:
-    """Return into how many at a time to divide steps: a divisor, if one is near the most.
+    """Return into how many at a time to divide steps: a divisor, if one is not far below the most.
 
     What is left over at the end would be a program of its own, to compile.
     """
     most = max(1, min(steps, most))
-    divisors = (count for count in range(most, most // 2, -1) if steps % count == 0)
+    divisors = (count for count in range(most, max(1, most // 8), -1) if steps % count == 0)
     return next(divisors, most)

@@ -16,6 +16,7 @@ from vaeflow.config.model import VAEConfig
 from vaeflow.model.device import has_gpu
 from vaeflow.model.likelihoods import Parameter
 from vaeflow.model.objective import Tensor
+from vaeflow.model.steps import backend
 
 if keras.backend.backend() == "tensorflow":
     from vaeflow.model.steps import cpu
@@ -86,6 +87,57 @@ class NarrowConv2D(layers.Conv2D):
         return super().call(inputs)
 
 
+class FloatSums:
+    """For a layer of Keras: in half precision, the gradient of its bias is summed in float32.
+
+    That is a sum over a batch and all its pixels. Half precision has eight binary digits, and
+    stops counting when what is there is some hundred times what is added.
+    """
+
+    compute_dtype: str
+    activation: Callable[..., Tensor]
+    bias: Any
+    without_bias: Callable[..., Tensor]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Compute what the layer does."""
+        if self.compute_dtype == "float32":
+            return super().call(inputs)  # type: ignore[misc]
+        outputs = backend().add_bias(
+            self.without_bias(inputs), ops.cast(self.bias, self.compute_dtype)
+        )
+        return self.activation(outputs)
+
+
+@keras.saving.register_keras_serializable(package="vaeflow")
+class Conv2D(FloatSums, layers.Conv2D):
+    """Keras's convolution."""
+
+    def without_bias(self, inputs: Tensor) -> Tensor:
+        """Convolve."""
+        return self.convolution_op(inputs, self.kernel)
+
+
+@keras.saving.register_keras_serializable(package="vaeflow")
+class Conv2DTranspose(FloatSums, layers.Conv2DTranspose):
+    """Keras's transposed convolution."""
+
+    def without_bias(self, inputs: Tensor) -> Tensor:
+        """Convolve."""
+        return ops.conv_transpose(
+            inputs, self.kernel, strides=list(self.strides), padding=self.padding
+        )
+
+
+@keras.saving.register_keras_serializable(package="vaeflow")
+class Dense(FloatSums, layers.Dense):
+    """Keras's dense layer."""
+
+    def without_bias(self, inputs: Tensor) -> Tensor:
+        """Multiply."""
+        return ops.matmul(inputs, self.kernel)
+
+
 def build_encoder(config: VAEConfig) -> keras.Model:
     """Build the encoder φ: image to the mean and log variance of q(t|x).
 
@@ -97,7 +149,7 @@ def build_encoder(config: VAEConfig) -> keras.Model:
     images = keras.Input(config.image_shape, name="images")
     x = NETWORKS[config.network].down(images, config.filters, config.depth)
     x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(config.hidden_units, activation=silu, name="hidden")(x)
+    x = Dense(config.hidden_units, activation=silu, name="hidden")(x)
     mean = layers.Dense(config.latent_dim, dtype="float32", name="mean")(x)
     log_variance = layers.Dense(config.latent_dim, dtype="float32", name="log_variance")(x)
     outputs = {"mean": mean, "log_variance": soft_bound(log_variance, *LOG_VARIANCE_BOUNDS)}
@@ -120,8 +172,8 @@ def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]) -> ker
     heights, widths = level_sizes(height, len(filters)), level_sizes(width, len(filters))
     deepest = (heights[-1], widths[-1], filters[-1])
     latents = keras.Input((config.latent_dim,), name="latents")
-    x = layers.Dense(config.hidden_units, activation=silu, name="hidden")(latents)
-    x = layers.Dense(math.prod(deepest), activation=silu, name="unflatten")(x)
+    x = Dense(config.hidden_units, activation=silu, name="hidden")(latents)
+    x = Dense(math.prod(deepest), activation=silu, name="unflatten")(x)
     x = layers.Reshape(deepest, name="feature_map")(x)
     sizes = list(zip(heights, widths, strict=True))
     x = NETWORKS[config.network].up(x, sizes, filters, config.depth)
@@ -238,7 +290,7 @@ def _conv(
     activation: Callable[..., Tensor] | None = silu,
     start: str = "glorot_uniform",
 ) -> layers.Layer:
-    return layers.Conv2D(
+    return Conv2D(
         channels,
         3,
         strides=strides,
@@ -257,7 +309,7 @@ def _double(
     activation: Callable[..., Tensor] | None = silu,
 ) -> Tensor:
     """Double height and width, then crop to `size`, `(height, width)`."""
-    x = layers.Conv2DTranspose(
+    x = Conv2DTranspose(
         channels, 3, strides=2, padding="same", activation=activation, name=f"up_{level}"
     )(x)
     return _crop(x, size, f"crop_{level}")

@@ -100,8 +100,9 @@ RESUMED = "test_ended_and_begun_again_it_ends_with_the_same_weights"
     [
         (f"tests/training/test_resume.py::{RESUMED}[averaged, binarised, with a finish]", 1),
         ("tests/model/steps/test_jax.py", 7),
+        ("tests/model/test_precision.py", 2),
     ],
-    ids=["a training goes on", "programs for a GPU"],
+    ids=["a training goes on", "programs for a GPU", "half precision"],
 )
 def test_what_holds_on_jax(tests, passed):
     done = subprocess.run(

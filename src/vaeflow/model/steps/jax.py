@@ -97,6 +97,20 @@ def copies(variables: Iterable[Any]) -> list[Any]:
     return [jnp.copy(variable.value) for variable in variables]
 
 
+@jax.custom_vjp
+def add_bias(outputs: Tensor, bias: Tensor) -> Tensor:
+    """Add one number a channel; its gradient is summed in float32, whatever the outputs are."""
+    return outputs + bias
+
+
+def _sum_in_float32(_: None, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    total = jnp.sum(gradient, axis=tuple(range(gradient.ndim - 1)), dtype="float32")
+    return gradient, total.astype(gradient.dtype)
+
+
+add_bias.defvjp(lambda outputs, bias: (outputs + bias, None), _sum_in_float32)
+
+
 def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
     """Compute the terms of a batch."""
     return vae.terms(images, noise)

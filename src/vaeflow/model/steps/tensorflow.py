@@ -47,6 +47,18 @@ def copies(variables: Iterable[Any]) -> list[Any]:
     return [np.array(variable.numpy()) for variable in variables]
 
 
+@tf.custom_gradient
+def add_bias(outputs: Tensor, bias: Tensor) -> Any:
+    """Add one number a channel; its gradient is summed in float32, whatever the outputs are."""
+
+    def gradients(upstream: Tensor) -> tuple[Tensor, Tensor]:
+        axes = list(range(upstream.shape.rank - 1))
+        total = tf.reduce_sum(tf.cast(upstream, "float32"), axis=axes)
+        return upstream, tf.cast(total, upstream.dtype)
+
+    return tf.nn.bias_add(outputs, bias), gradients
+
+
 def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
     """Compute the terms of a batch."""
     found = _for_each_part(
