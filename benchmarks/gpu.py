@@ -47,7 +47,7 @@ WORK = FOLDER / "work" / "gpu"
 LIMITS = {
     "device": 60,
     "limits": 40,
-    "correctness": 90,
+    "correctness": 110,
     "rates": 210,
     "nats": 70,
     "likelihood": 420,

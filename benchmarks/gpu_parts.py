@@ -430,6 +430,7 @@ def nats(arguments: argparse.Namespace) -> None:
                 continue
             # Of its own: what was compiled in another part is not taken from there.
             os.environ["VAEFLOW_CACHE"] = f"{folder}/{name}"
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/{name}/torch"
             options = ("--network", "tiny-conv" if arguments.tiny else "conv", "--cold")
             log = arguments.work / f"{name}.log"
             contestant = Contestant(name, 128, "mixed_bfloat16", *options, log=log)

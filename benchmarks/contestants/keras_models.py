@@ -25,7 +25,7 @@ from vaeflow.training.callbacks import Callbacks
 
 # What vaeflow reaches the bound fastest with: `train.batch_size`, `train.learning_rate` and
 # `train.weight_average`.
-FASTEST = {"batch_size": 56, "learning_rate": 0.0035, "weight_average": 0.99}
+FASTEST = {"batch_size": 100, "learning_rate": 0.0035, "weight_average": 0.98}
 
 
 def make(name: str, batch_size: int, precision: str, network: dict):
