@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -470,9 +471,11 @@ def likelihood(arguments: argparse.Namespace) -> None:
 
     device_name()
     folder = arguments.work / ("likelihood-tiny" if arguments.tiny else "likelihood")
+    if arguments.again:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "training.json"
-    if arguments.again or not record.exists():
+    if not record.exists():
         train_for(30 if arguments.tiny else TRAIN_SECONDS, folder, arguments)
     use_full_precision()
     from kept_bounds import kept_bounds
@@ -516,8 +519,6 @@ def train_for(seconds: float, folder: Path, arguments: argparse.Namespace) -> No
     settings = settings.model_copy(update=changes)
     images = images_of(arguments, "train")
     keras.utils.set_random_seed(settings.seed)
-    for old in folder.glob("*.npz"):
-        old.unlink()
     kept = Checkpoints(folder / "checkpoints")
     clock = folder / "seconds.json"
     start = time.perf_counter()
@@ -531,10 +532,12 @@ def train_for(seconds: float, folder: Path, arguments: argparse.Namespace) -> No
 
     try:
         with training.signals, training.progress_bar():
-            while spent() < seconds:
-                share = spent() / seconds
+            # An epoch that was begun is ended: only then the model has its averaged weights.
+            while spent() < seconds or training.progress.batch:
+                share = min(1.0, spent() / seconds)
                 vae.optimizer.learning_rate = 0.5 * rate * (1 + math.cos(math.pi * share))
                 training.make_epoch()
+                clock.write_text(json.dumps(spent()))
     finally:
         clock.write_text(json.dumps(spent()))
     vae.save(folder / "model.keras")
@@ -546,6 +549,7 @@ def train_for(seconds: float, folder: Path, arguments: argparse.Namespace) -> No
         "batch_size": settings.batch_size,
     }
     (folder / "training.json").write_text(json.dumps(record))
+    shutil.rmtree(folder / "checkpoints")
 
 
 def _row(row) -> None:

@@ -79,6 +79,30 @@ def test_it_runs_whole_where_only_its_packages_are(python, tmp_path):
     assert "vaeflow tiny" not in done.stdout  # those rates were there
 
 
+@pytest.mark.backends
+def test_a_training_that_is_cut_goes_on_in_the_next_run(python, tmp_path):
+    """Its half minute is over the sooner."""
+    command = [python, BENCHMARKS / "gpu.py", "--only", "likelihood", "--tiny", "--work", tmp_path]
+    paths = os.pathsep.join([str(BENCHMARKS), str(REPOSITORY / "src")])
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": paths}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        line = ""
+        while "epoch 2:" not in line:
+            line = process.stdout.readline()
+            assert line, "it has ended before"
+        process.terminate()
+        process.communicate(timeout=600)
+    assert process.returncode == 143
+    assert not (tmp_path / "likelihood-tiny" / "training.json").exists()
+    spent = json.loads((tmp_path / "likelihood-tiny" / "seconds.json").read_text())
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1:" not in done.stdout
+    entry = json.loads(done.stdout.strip().splitlines()[-1])
+    assert entry["train_seconds"] > spent > 0
+    assert entry["epochs"] > 2
+
+
 @pytest.fixture
 def kit(monkeypatch):
     """The module that runs the parts."""
