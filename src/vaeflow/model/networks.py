@@ -87,11 +87,11 @@ class NarrowConv2D(layers.Conv2D):
         return super().call(inputs)
 
 
-class FloatSums:
-    """For a layer of Keras: in half precision, the gradient of its bias is summed in float32.
+class BiasGradientInFloat32:
+    """Sum the gradient of a Keras layer's bias in float32 where the layer computes in bfloat16.
 
-    That is a sum over a batch and all its pixels. Half precision has eight binary digits, and
-    stops counting when what is there is some hundred times what is added.
+    That is a sum over a batch and all its pixels. bfloat16 has eight significant binary digits: a
+    sum in it stops growing when it is some hundred times what is added.
     """
 
     compute_dtype: str
@@ -110,7 +110,7 @@ class FloatSums:
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
-class Conv2D(FloatSums, layers.Conv2D):
+class Conv2D(BiasGradientInFloat32, layers.Conv2D):
     """Keras's convolution."""
 
     def without_bias(self, inputs: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Conv2D(FloatSums, layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
-class Conv2DTranspose(FloatSums, layers.Conv2DTranspose):
+class Conv2DTranspose(BiasGradientInFloat32, layers.Conv2DTranspose):
     """Keras's transposed convolution."""
 
     def without_bias(self, inputs: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class Conv2DTranspose(FloatSums, layers.Conv2DTranspose):
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
-class Dense(FloatSums, layers.Dense):
+class Dense(BiasGradientInFloat32, layers.Dense):
     """Keras's dense layer."""
 
     def without_bias(self, inputs: Tensor) -> Tensor:

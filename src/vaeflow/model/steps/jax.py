@@ -178,10 +178,28 @@ def apply_if(
 ) -> None:
     """Apply the gradients, or leave everything as it is."""
     changed = [*variables, *optimizer.variables]
-    before = [variable.value for variable in changed]
-    optimizer.apply(gradients, variables)
-    for variable, value in zip(changed, before, strict=True):
-        variable.assign(jnp.where(sound, variable.value, value))
+    now = [(variable, variable.value) for variable in changed]
+    with _ChangedIf(sound, state_mapping=now) as scope:
+        optimizer.apply(gradients, variables)
+    for variable in changed:
+        variable.assign(scope.get_current_value(variable))
+
+
+class _ChangedIf(keras.StatelessScope):
+    """Let variables change inside only under a condition.
+
+    Chosen at once, a moment is read by what comes next as it will be kept. Were all chosen in the
+    end, XLA would keep a copy of each as it was before the step.
+    """
+
+    def __init__(self, condition: Tensor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.condition = condition
+
+    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
+        variable, value = update
+        before = self.get_current_value(variable)
+        super().add_update((variable, jnp.where(self.condition, value, before)))
 
 
 def in_one_pass(change: Callable[[], None]) -> None:
