@@ -63,6 +63,9 @@ FAILED = "failed"  # the name of an entry that says that a part did
 def main() -> None:
     """Run the parts that are asked for, keep and print what they find."""
     arguments = parse()
+    # For each part and all that it starts; many share the card.
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.only:
         PARTS[arguments.only](arguments)
         return

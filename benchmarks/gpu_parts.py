@@ -19,10 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-# For each part and all that it starts: many share the card.
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 FOLDER = Path(__file__).parent
 REPOSITORY = FOLDER.parent
 REFERENCE = FOLDER / "results" / "gpu_reference.npz"
