@@ -58,10 +58,18 @@ def test_stacks_end_where_they_would_have_wherever_they_begin(digits):
     """So one that goes on in the middle of an epoch is made by the same compiled programs."""
     data = Batches(digits, 64, shuffle_seed=1, at_once=8)
     assert data.at_once == 7  # a divisor of 28: no shorter stack is left over
-    assert [len(span) for span in data.at(3).spans] == [7, 7, 7, 7, 1]
-    assert [len(span) for span in data.at(3, first=14).spans] == [7, 7, 1]
-    assert [len(span) for span in data.at(3, first=16).spans] == [5, 7, 1]
-    assert data.steps_done(1) == 21
+    for first, lengths in (
+        (0, [7, 7, 7, 7, 1]),
+        (14, [7, 7, 1]),
+        (16, [5, 7, 1]),
+        (27, [1, 1]),
+        (28, [1]),
+    ):
+        data.at(3, first)
+        assert [len(data.span(index)) for index in range(len(data))] == lengths
+        done = [data.steps_done(items) for items in range(len(data) + 1)]
+        assert done == list(np.cumsum([first, *lengths]))
+    assert len(Batches(digits[:256], 64, at_once=8)) == 1  # no image is left over
 
 
 def test_stacks_of_large_images_are_smaller(digits, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -46,9 +45,10 @@ class Batches(keras.utils.PyDataset):
         self.kept = keras.ops.is_tensor(images)
         self.batch_size = batch_size
         self.steps_per_epoch = math.ceil(len(images) / batch_size)
+        self.whole = len(images) // batch_size  # batches that are full
         if not self.kept:
             at_once = min(at_once, STACK_BYTES // (batch_size * math.prod(images.shape[1:])))
-        self.at_once = _even_share(len(images) // batch_size, at_once)
+        self.at_once = _even_share(self.whole, at_once)
         self.shuffle_seed = shuffle_seed
         self.multiple_of = multiple_of
         self.feeds: dict[Any, Any] = {}
@@ -60,7 +60,6 @@ class Batches(keras.utils.PyDataset):
         Inside `fit`, later epochs follow by themselves.
         """
         self.epoch, self.first, self.begun = epoch, first, False
-        self.spans = list(self._spans())
         self.order = None
         if self.shuffle_seed is not None:
             generator = np.random.default_rng([self.shuffle_seed, epoch])
@@ -102,30 +101,28 @@ class Batches(keras.utils.PyDataset):
 
     def steps_done(self, items: int) -> int:
         """Count the batches of the epoch that are behind when so many items have been taken."""
-        return self.spans[items - 1].stop if items else self.first
+        return self.span(items - 1).stop if items else self.first
 
-    def _spans(self) -> Iterator[range]:
-        """Yield the batches, by index, of each item.
+    def span(self, index: int) -> range:
+        """Return which batches of the epoch an item has.
 
-        They end at multiples of `at_once` wherever they begin: a training that goes on in the
-        middle of an epoch is made by the same compiled programs.
+        Items end at multiples of `at_once` wherever the first begins: a training that goes on in
+        the middle of an epoch is made by the same compiled programs.
         """
-        whole = len(self.images) // self.batch_size
-        start = self.first
-        while start < self.steps_per_epoch:
-            stop = start + 1
-            if start < whole:
-                stop = min(start - start % self.at_once + self.at_once, whole)
-            yield range(start, stop)
-            start = stop
+        number = self.first // self.at_once + index
+        start = max(self.first, number * self.at_once)
+        if start >= self.whole:  # the last images, which fill no batch
+            return range(self.whole, self.steps_per_epoch)
+        return range(start, min((number + 1) * self.at_once, self.whole))
 
     def __len__(self) -> int:
-        return len(self.spans)
+        stacks = math.ceil(self.whole / self.at_once) - self.first // self.at_once
+        return stacks * (self.first < self.whole) + self.steps_per_epoch - self.whole
 
     def __getitem__(self, index: int) -> Any:
-        span = self.spans[index]
+        span = self.span(index)
         rows = np.stack([self._rows(batch) for batch in span])
-        if self.at_once == 1 or span.stop > len(self.images) // self.batch_size:
+        if self.at_once == 1 or span.start == self.whole:
             rows = rows[0]
         if not self.kept:
             images = np.asarray(self.images[rows.reshape(-1)])

@@ -56,9 +56,7 @@ def run(
 
 
 def is_stack(batches: Any) -> bool:
-    """Return whether these are several batches: of images, `(steps, batch, height, width,
-    channels)`, or of rows, `(steps, batch)`.
-    """
+    """Return whether these are several batches, of images or of rows, on a new first axis."""
     return len(batches.shape) in (2, 5)
 
 
