@@ -545,7 +545,7 @@ def train_for(seconds: float, folder: Path, arguments: argparse.Namespace) -> No
         "batch_size": settings.batch_size,
     }
     (folder / "training.json").write_text(json.dumps(record))
-    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # none, if it took no minute
 
 
 def _row(row) -> None:
