@@ -38,7 +38,7 @@ import threading
 import time
 from pathlib import Path
 
-from gpu_parts import PARTS
+from gpu_parts import PARTS, slower
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results" / "gpu.json"
@@ -72,17 +72,18 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * arguments.minutes
     found = Found(arguments)
-    run_part("device", found, LIMITS["device"])
+    run_part("device", found, LIMITS["device"] * slower(arguments))
     if not found.device:
         raise SystemExit(f"JAX does not start: see {arguments.work / 'device.log'}")
     if not found.device.startswith("GPU") and not arguments.tiny and arguments.parts != ["paper"]:
         raise SystemExit("JAX sees no GPU, so there is nothing to measure. --tiny tries the kit.")
     print(f"on {found.device}; results go to {found.path}", flush=True)
+    limits = {part: seconds * slower(arguments) for part, seconds in LIMITS.items()}
     for index, part in enumerate(arguments.parts):
         later = arguments.parts[index + 1 :]
         # What takes all the time there is leaves theirs to those after it.
-        kept = sum(LIMITS[name] for name in later if LIMITS[name] < LIMITS[part])
-        limit = min(LIMITS[part], end - time.monotonic() - kept * (part == "likelihood"))
+        kept = sum(limits[name] for name in later if limits[name] < limits[part])
+        limit = min(limits[part], end - time.monotonic() - kept * (part == "likelihood"))
         if limit < 2 * GRACE:
             print(f"{part}: no time is left for it", flush=True)
             continue
@@ -95,7 +96,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with MNIST's four files")
     parser.add_argument("--parts", nargs="+", choices=list(LIMITS)[1:], default=USUAL)
-    parser.add_argument("--minutes", type=float, default=8.0, help="in all")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="in all; above 8 each part has more"
+    )
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it on a CPU")
     parser.add_argument("--again", action="store_true", help="also what is in the results already")
     parser.add_argument("--out", type=Path, help="where results are merged")
@@ -178,6 +181,7 @@ def command_of(part: str, found: Found) -> list:
     """What runs a part."""
     arguments = found.arguments
     command = [sys.executable, __file__, "--only", part, "--work", arguments.work]
+    command += ["--minutes", arguments.minutes]
     command += ["--data", arguments.data] * bool(arguments.data) + ["--tiny"] * arguments.tiny
     return command + ["--again"] * arguments.again + ["--out", found.path] * bool(found.path)
 

@@ -321,7 +321,7 @@ def _rates_of(rows: list[tuple], arguments: argparse.Namespace) -> None:
     from contestants import Contestant, ContestantError, possible
 
     images = 64 if arguments.tiny else 65_536
-    end = time.monotonic() + READY_SECONDS
+    end = time.monotonic() + READY_SECONDS * slower(arguments)
     ready: dict[tuple, list] = {}
     for network, size, precision in rows:
         options = ("--network", network, "--images", str(images))
@@ -367,6 +367,11 @@ def _rates_of(rows: list[tuple], arguments: argparse.Namespace) -> None:
                 **contestant.said,
                 peak_memory_mb=contestant.end(),
             )
+
+
+def slower(arguments: argparse.Namespace) -> float:
+    """By how much each limit of time is longer: as the time for all of it."""
+    return max(1.0, arguments.minutes / 8)
 
 
 def limit_of(row: tuple, arguments: argparse.Namespace) -> float | None:
@@ -454,6 +459,7 @@ def images_of(arguments: argparse.Namespace, split: str):
 # === likelihood, bound ===
 
 TRAIN_SECONDS = 240
+LEAST = 3  # epochs, however slow the machine
 SAMPLES, AT_ONCE = 1000, 2000
 SEED = 0
 
@@ -529,7 +535,7 @@ def train_for(seconds: float, folder: Path, arguments: argparse.Namespace) -> No
     try:
         with training.signals, training.progress_bar():
             # An epoch that was begun is ended: only then the model has its averaged weights.
-            while spent() < seconds or training.progress.batch:
+            while spent() < seconds or training.progress.batch or training.progress.epoch < LEAST:
                 share = min(1.0, spent() / seconds)
                 vae.optimizer.learning_rate = 0.5 * rate * (1 + math.cos(math.pi * share))
                 training.make_epoch()

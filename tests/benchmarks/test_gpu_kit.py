@@ -50,12 +50,12 @@ def test_it_runs_whole_where_only_its_packages_are(python, tmp_path):
     """Each part finds all that it is for; a second run has no rate to measure again."""
     for parts in ([], ["--parts", "rates"]):
         done = subprocess.run(
-            [BENCHMARKS / "gpu.sh", "--tiny", "--work", tmp_path, *parts],
+            [BENCHMARKS / "gpu.sh", "--tiny", "--minutes", "60", "--work", tmp_path, *parts],
             cwd=tmp_path,
             env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": str(python)},
             capture_output=True,
             text=True,
-            timeout=1200,
+            timeout=3600,
         )
         assert done.returncode == 0, done.stderr
     entries = json.loads((tmp_path / "results.json").read_text())
@@ -81,13 +81,13 @@ def test_it_runs_whole_where_only_its_packages_are(python, tmp_path):
 
 @pytest.mark.backends
 def test_a_training_that_is_cut_goes_on_in_the_next_run(python, tmp_path):
-    """Its half minute is over the sooner."""
+    """Even where its half minute was over by then, two epochs of the least of three are left."""
     command = [python, BENCHMARKS / "gpu.py", "--only", "likelihood", "--tiny", "--work", tmp_path]
     paths = os.pathsep.join([str(BENCHMARKS), str(REPOSITORY / "src")])
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": paths}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         line = ""
-        while "epoch 2:" not in line:
+        while "epoch 1:" not in line:
             line = process.stdout.readline()
             assert line, "it has ended before"
         process.terminate()
@@ -100,7 +100,7 @@ def test_a_training_that_is_cut_goes_on_in_the_next_run(python, tmp_path):
     assert "epoch 1:" not in done.stdout
     entry = json.loads(done.stdout.strip().splitlines()[-1])
     assert entry["train_seconds"] > spent > 0
-    assert entry["epochs"] > 2
+    assert entry["epochs"] >= 3
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def kit(monkeypatch):
 def found(kit, tmp_path):
     """Results of a card, still empty."""
     arguments = argparse.Namespace(
-        work=tmp_path, out=tmp_path / "gpu.json", tiny=False, data=None, again=False
+        work=tmp_path, out=tmp_path / "gpu.json", tiny=False, data=None, again=False, minutes=8
     )
     found = kit.Found(arguments)
     found.add("device", {"device": "GPU: a card", "jax": "1.0"})
@@ -131,7 +131,7 @@ def says(monkeypatch, kit, program):
 
 def test_a_part_that_is_cut_loses_only_the_rest(kit, found, monkeypatch, capsys):
     """Told to end when its time is over, it is killed if it does not; so is what it has begun."""
-    monkeypatch.setattr(kit, "GRACE", 1)
+    monkeypatch.setattr(kit, "GRACE", 3)
     says(
         monkeypatch,
         kit,
@@ -142,7 +142,7 @@ def test_a_part_that_is_cut_loses_only_the_rest(kit, found, monkeypatch, capsys)
         "while True: time.sleep(0.1)",
     )
     start = time.monotonic()
-    kit.run_part("rates", found, 3)
+    kit.run_part("rates", found, 15)
     assert time.monotonic() - start < 60
     entries = json.loads(found.path.read_text())
     assert [entry["name"] for entry in entries] == ["early", "late"]
