@@ -40,6 +40,8 @@ from pathlib import Path
 
 from gpu_parts import PARTS, slower
 
+from vaeflow.common.files import atomic_file, write_json
+
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results" / "gpu.json"
 WORK = FOLDER / "work" / "gpu"
@@ -82,8 +84,8 @@ def main() -> None:
     for index, part in enumerate(arguments.parts):
         later = arguments.parts[index + 1 :]
         # What takes all the time there is leaves theirs to those after it.
-        kept = sum(limits[name] for name in later if limits[name] < limits[part])
-        limit = min(limits[part], end - time.monotonic() - kept * (part == "likelihood"))
+        kept = sum(limits[name] for name in later) if part == "likelihood" else 0
+        limit = min(limits[part], end - time.monotonic() - kept)
         if limit < 2 * GRACE:
             print(f"{part}: no time is left for it", flush=True)
             continue
@@ -123,15 +125,16 @@ class Found:
         self.path: Path | None = None
         self.entries: list[dict] = []
 
+    def begin(self, device: str, **versions: str) -> None:
+        """Take up what is in the file that this device's results go to."""
+        self.device, self.versions = device, versions
+        usual = RESULTS if device.startswith("GPU") and not self.arguments.tiny else None
+        self.path = self.arguments.out or usual or self.arguments.work / "results.json"
+        if self.path.exists():
+            self.entries = json.loads(self.path.read_text(encoding="utf-8"))
+
     def add(self, part: str, entry: dict) -> None:
         """Add an entry, in the place of one of the same name from the same card."""
-        if part == "device":
-            self.device, self.versions = entry.pop("device"), entry
-            usual = RESULTS if self.device.startswith("GPU") and not self.arguments.tiny else None
-            self.path = self.arguments.out or usual or self.arguments.work / "results.json"
-            if self.path.exists():
-                self.entries = json.loads(self.path.read_text(encoding="utf-8"))
-            return
         entry = {"part": part, "device": self.device, **entry, **self.versions}
         entry["command"] = f"benchmarks/gpu.sh --parts {part}{' --tiny' * self.arguments.tiny}"
         key = [entry.get(name) for name in KEY]
@@ -139,9 +142,8 @@ class Found:
         if entry["name"] != FAILED:
             others = [old for old in others if (old["part"], old["name"]) != (part, FAILED)]
         self.entries = [*others, entry]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.entries, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        with atomic_file(self.path) as fresh:
+            write_json(fresh, self.entries)
         shown = {k: v for k, v in entry.items() if k not in {*KEY, *self.versions, "command"}}
         named = " ".join(str(entry[k]) for k in KEY[1:-1] if entry.get(k) is not None)
         print(f"  {named}: {json.dumps(shown)[1:-1]}", flush=True)
@@ -165,7 +167,11 @@ def run_part(part: str, found: Found, limit: float) -> None:
         )
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True).start()
-        cut = _listen(lines, process, start + limit - GRACE, lambda entry: found.add(part, entry))
+
+        def add(entry: dict) -> None:
+            found.begin(**entry) if part == "device" else found.add(part, entry)
+
+        cut = _listen(lines, process, start + limit - GRACE, add)
         with contextlib.suppress(ProcessLookupError):  # whatever it has started and left
             os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()

@@ -30,12 +30,16 @@ def tell(**entry) -> None:
 
 
 def known(arguments: argparse.Namespace, **values) -> dict | None:
-    """The entry with these values that an earlier run has found on this card, if there is one."""
+    """The entry with these values that an earlier run has found on this card, if there is one.
+
+    What failed is to be tried again.
+    """
     if not arguments.out or not arguments.out.exists():
         return None
     values["device"] = device_name()
     entries = json.loads(arguments.out.read_text(encoding="utf-8"))
-    fitting = (e for e in entries if all(e.get(name) == value for name, value in values.items()))
+    made = (e for e in entries if "failed" not in e)
+    fitting = (e for e in made if all(e.get(name) == value for name, value in values.items()))
     return next(fitting, None)
 
 
@@ -246,6 +250,7 @@ def train_and_maybe_stop(arguments: argparse.Namespace, role: str) -> None:
 
     import keras
     import numpy as np
+    from contestants.networks import TINY
 
     from vaeflow.config.schema import Parameters, load_parameters
     from vaeflow.training.checkpoint import Checkpoints
@@ -270,7 +275,7 @@ def train_and_maybe_stop(arguments: argparse.Namespace, role: str) -> None:
     (prepared / "dataset.json").write_text(json.dumps({"image_shape": images.shape[1:]}))
     small = {"epochs": 3, "batch_size": 16, "kl_warmup_epochs": 1}
     if arguments.tiny:
-        small |= {"filters": [4, 8], "depth": 1, "hidden_units": 16, "latent_dim": 4}
+        small |= TINY
     preset = load_parameters(REPOSITORY / "presets" / "mnist-residual.yaml").train
     parameters = Parameters(train=preset.model_copy(update=small))
     kept = Checkpoints(arguments.work / ("whole" if role == "whole" else "kept"))
@@ -318,55 +323,63 @@ def rates(arguments: argparse.Namespace) -> None:
 
 
 def _rates_of(rows: list[tuple], arguments: argparse.Namespace) -> None:
-    from contestants import Contestant, ContestantError, possible
+    from contestants import Contestant, possible
 
     images = 64 if arguments.tiny else 65_536
     end = time.monotonic() + READY_SECONDS * slower(arguments)
-    ready: dict[tuple, list] = {}
-    for network, size, precision in rows:
-        options = ("--network", network, "--images", str(images))
-        ready[network, size, precision] = [
-            Contestant(name, size, precision, *options, log=arguments.work / f"{name}.log")
+    ready = [
+        [
+            Contestant(
+                *(name, size, precision, "--network", network, "--images", str(images)),
+                log=arguments.work / f"{name}.log",
+            )
             for name in possible(RIVALS)
         ]
-    for row, contestants in ready.items():
-        entry = dict(zip(("network", "batch_size", "precision"), row, strict=True))
-        for contestant in list(contestants):
-            try:
-                contestant.wait(max(1, end - time.monotonic()))
-            except ContestantError as error:
-                contestants.remove(contestant)
-                tell(name=contestant.name, **entry, failed=str(error))
-    for row, contestants in ready.items():
-        entry = dict(zip(("network", "batch_size", "precision"), row, strict=True))
-        for contestant in list(contestants):
-            try:
-                contestant.window(1)
-                epochs = round(WINDOW_SECONDS * contestant.rates[0] / images)
-                contestant.epochs = 1 if arguments.tiny else max(1, epochs)
-            except ContestantError as error:
-                contestants.remove(contestant)
-                tell(name=contestant.name, **entry, failed=str(error))
-        start = time.monotonic()
+        for network, size, precision in rows
+    ]
+    entries = [dict(zip(("network", "batch_size", "precision"), row, strict=True)) for row in rows]
+    for index, entry in enumerate(entries):
+        ready[index] = _those_that(
+            lambda contestant: contestant.wait(max(1, end - time.monotonic())), ready[index], entry
+        )
+    for contestants, entry in zip(ready, entries, strict=True):
+        _measure(contestants, entry, images, arguments)
+
+
+def _those_that(do, contestants: list, entry: dict) -> list:
+    """The contestants that have done it; of the others it is told that they failed."""
+    from contestants import ContestantError
+
+    left = []
+    for contestant in contestants:
+        try:
+            do(contestant)
+            left.append(contestant)
+        except ContestantError as error:
+            tell(name=contestant.name, **entry, failed=str(error))
+    return left
+
+
+def _measure(contestants: list, entry: dict, images: int, arguments: argparse.Namespace) -> None:
+    """Have them train in turns, windows of about the same time, and tell their rates."""
+    contestants = _those_that(lambda contestant: contestant.window(1), contestants, entry)
+    epochs = {}
+    for contestant in contestants:
+        rate = contestant.rates.pop()
+        epochs[contestant.name] = max(1, round(WINDOW_SECONDS * rate / images))
+    start = time.monotonic()
+    for index in range(2 if arguments.tiny else WINDOWS):
+        if index >= 3 and time.monotonic() - start > ROW_SECONDS:
+            break
         for contestant in contestants:
-            contestant.rates.clear()
-        for index in range(2 if arguments.tiny else WINDOWS):
-            if index >= 3 and time.monotonic() - start > ROW_SECONDS:
-                break
-            for contestant in contestants:
-                contestant.window(contestant.epochs)
-        limit = limit_of(row, arguments)
-        for contestant in contestants:
-            found = contestant.summary()
-            if limit:
-                found["share_of_limit"] = round(found["images_per_second"] / limit, 3)
-            tell(
-                name=contestant.name,
-                **entry,
-                **found,
-                **contestant.said,
-                peak_memory_mb=contestant.end(),
-            )
+            contestant.window(1 if arguments.tiny else epochs[contestant.name])
+    limit = limit_of(tuple(entry.values()), arguments)
+    for contestant in contestants:
+        found = contestant.summary()
+        if limit:
+            found["share_of_limit"] = round(found["images_per_second"] / limit, 3)
+        memory = contestant.end()
+        tell(name=contestant.name, **entry, **found, **contestant.said, peak_memory_mb=memory)
 
 
 def slower(arguments: argparse.Namespace) -> float:
@@ -508,6 +521,7 @@ def train_for(seconds: float, folder: Path, arguments: argparse.Namespace) -> No
     Told to end, it keeps a checkpoint, and goes on from there in the next run.
     """
     import keras
+    from contestants.networks import TINY
 
     from vaeflow.config.schema import load_parameters
     from vaeflow.training.checkpoint import Checkpoints
@@ -517,7 +531,7 @@ def train_for(seconds: float, folder: Path, arguments: argparse.Namespace) -> No
     rate = settings.learning_rate
     changes = {"learning_rate_schedule": "constant", "seed": SEED, "epochs": 10**6}
     if arguments.tiny:
-        changes |= {"filters": (4, 8), "depth": 1, "hidden_units": 16, "latent_dim": 4}
+        changes |= TINY
     settings = settings.model_copy(update=changes)
     images = images_of(arguments, "train")
     keras.utils.set_random_seed(settings.seed)

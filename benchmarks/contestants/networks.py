@@ -20,11 +20,5 @@ NETWORKS = {
         "latent_dim": 40,
     },
 }
-for _name in list(NETWORKS):
-    NETWORKS[f"tiny-{_name}"] = {
-        **NETWORKS[_name],
-        "filters": (4, 8),
-        "depth": 1,
-        "hidden_units": 16,
-        "latent_dim": 4,
-    }
+TINY = {"filters": (4, 8), "depth": 1, "hidden_units": 16, "latent_dim": 4}
+NETWORKS |= {f"tiny-{name}": {**sizes, **TINY} for name, sizes in NETWORKS.items()}

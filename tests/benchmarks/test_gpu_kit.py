@@ -120,7 +120,7 @@ def found(kit, tmp_path):
         work=tmp_path, out=tmp_path / "gpu.json", tiny=False, data=None, again=False, minutes=8
     )
     found = kit.Found(arguments)
-    found.add("device", {"device": "GPU: a card", "jax": "1.0"})
+    found.begin("GPU: a card", jax="1.0")
     return found
 
 
@@ -182,3 +182,14 @@ def test_what_needs_mnist_says_so_before_anything_is_started():
     )
     assert done.returncode == 2
     assert "likelihood and nats need --data" in done.stderr
+
+
+def test_what_failed_is_measured_again_in_the_next_run(kit, tmp_path, monkeypatch):
+    parts = sys.modules["gpu_parts"]
+    monkeypatch.setattr(parts, "device_name", lambda: "GPU: a card")
+    path = tmp_path / "gpu.json"
+    row = {"part": "rates", "name": "vaeflow", "network": "conv", "device": "GPU: a card"}
+    for entry, expected in (({**row, "failed": "it has ended"}, None), (row, row)):
+        path.write_text(json.dumps([entry]))
+        arguments = argparse.Namespace(out=path)
+        assert parts.known(arguments, part="rates", name="vaeflow", network="conv") == expected

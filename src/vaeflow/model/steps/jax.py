@@ -48,14 +48,14 @@ def run(
         return tuple(values), results
 
     batches, *others = data if isinstance(data, list | tuple) else (data,)
-    if not is_stack(batches):
+    if not _is_stack(batches):
         after, results = one(tuple(state), batches)
         return results, after
     after, results = jax.lax.scan(one, tuple(state), batches)
     return {name: values[-1] for name, values in results.items()}, after
 
 
-def is_stack(batches: Any) -> bool:
+def _is_stack(batches: Any) -> bool:
     """Return whether these are several batches, of images or of rows, on a new first axis."""
     return len(batches.shape) in (2, 5)
 
