@@ -13,6 +13,7 @@ from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Drift, load_parameters
 from vaeflow.orchestration.prefect import result_of, without_traceback
 from vaeflow.scoring.drift import DRIFT_DETECTED, emit_drift, measure_drift, summary
+from vaeflow.scoring.images import Asked
 from vaeflow.scoring.score import Batch, Scored
 from vaeflow.scoring.score import score as score_batch
 
@@ -52,7 +53,8 @@ def score(
         sources: files, folders, and names of known data sets; paths are taken from the workspace.
         model: a bundle's folder, or an address in the registry such as models:/NAME@champion.
         out: the Parquet file to write; report and figure are beside it, .drift.json and .drift.png.
-        resize: `crop`, `fit` or `exact`; by default images of other sizes are refused.
+        resize: `crop`, `fit` or `exact`; by default images of other sizes are refused, unless the
+            model's own were resized.
         skip_bad: go on without files that cannot be used.
         workspace: the folder with dvc.yaml, or one inside it.
 
@@ -61,7 +63,7 @@ def score(
     """
     place = Workspace.find(workspace)
     thresholds = load_parameters(place.parameters).drift
-    batch = Batch(tuple(sources), model, Path(out), True, resize, skip_bad=skip_bad)
+    batch = Batch(tuple(sources), model, Path(out), True, Asked(resize), skip_bad)
     with chdir(place.root):
         scored = result_of(score_images(batch, return_state=True))
         report = result_of(compare(scored, thresholds, return_state=True))

@@ -177,7 +177,7 @@ def test_idx_files_bring_their_labels(place, tmp_path, digits):
 
 
 def test_an_array_of_an_npz_is_chosen(place, tmp_path, digits):
-    np.savez(tmp_path / "a.npz", x=digits[:50], y=np.arange(50))
+    np.savez(tmp_path / "a.npz", x=digits[:50], z=digits[50:90])
     refused(place, tmp_path / "a.npz", r"several arrays; name one \(--key\)")
     assert add_to(place, tmp_path / "a.npz", key="x").count == 50
 
@@ -202,7 +202,7 @@ def test_wrong_options_are_refused_with_the_valid_ones(place, tmp_path):
 
 def test_too_few_images_are_refused(place, tmp_path):
     pictures(tmp_path / "few", 2)
-    refused(place, tmp_path / "few", "too few images: 2 split into")
+    refused(place, tmp_path / "few", "too few images: of 2 none is in")
     (tmp_path / "none").mkdir()
     refused(place, tmp_path / "none", "no images in this folder")
     (tmp_path / "none" / "bad.png").touch()

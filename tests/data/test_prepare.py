@@ -15,6 +15,7 @@ from pyarrow import parquet
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.io import arrays
+from vaeflow.data.io.rules import Rules
 from vaeflow.data.prepare import prepare
 from vaeflow.data.splits import SPLITS, SplitRule, evenly, load_split, pixel_digests
 from vaeflow.errors import DataError
@@ -34,7 +35,13 @@ def test_splits_hold_every_image_once(place, digits):
     together = Counter(image.tobytes() for part in parts.values() for image in part)
     assert together == Counter(image.tobytes() for image in digits)
     about = json.loads((place.prepared / "dataset.json").read_text())
-    assert about == {"image_shape": [8, 8, 1], "images": counts, "duplicates": duplicates}
+    assert about == {
+        "image_shape": [8, 8, 1],
+        "images": counts,
+        "duplicates": duplicates,
+        "given": {},
+        "reading": Rules().model_dump(),
+    }
 
 
 def test_exact_copies_are_counted(place, digits, monkeypatch):
@@ -51,7 +58,8 @@ def test_the_index_leads_from_each_image_to_its_source_and_label(place, digits, 
     np.save(place.data / "labels.npy", labels)
     prepare(place, Prepare())
     index = parquet.read_table(place.prepared / "index.parquet").to_pydict()
-    assert list(index) == ["id", "split", "label", "source", "sha256"]
+    assert list(index) == ["id", "split", "label", "source", "sha256", "given"]
+    assert set(index["given"]) == {None}
     assert index["id"] == list(range(len(digits)))
     assert index["label"] == labels.astype(str).tolist()
     assert index["source"] == [f"images.npy#{row}" for row in range(len(digits))]
@@ -84,7 +92,7 @@ def test_labels_must_be_as_many_as_images(place, digits, count):
 
 def test_labels_must_be_integers(place, digits):
     np.save(place.data / "images.npy", digits[:100])
-    np.save(place.data / "labels.npy", np.zeros(100))
+    np.save(place.data / "labels.npy", np.full(100, 0.5))
     with pytest.raises(DataError, match=r"labels\.npy: an array of float64"):
         prepare(place, Prepare())
 
@@ -173,7 +181,7 @@ def test_too_few_images_are_refused_and_earlier_outputs_kept(place, digits):
     prepare(place, Prepare())
     before = sorted(place.prepared.iterdir())
     np.save(place.data / "images.npy", digits[:3])
-    with pytest.raises(DataError, match="too few images: 3 split into"):
+    with pytest.raises(DataError, match="too few images: of 3 none is in"):
         prepare(place, Prepare())
     assert sorted(place.prepared.iterdir()) == before
     assert list(place.prepared.parent.iterdir()) == [place.prepared]

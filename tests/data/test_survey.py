@@ -7,7 +7,7 @@ from PIL import Image
 
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
-from vaeflow.data.io.sources import Images
+from vaeflow.data.io.reading import Images
 from vaeflow.data.splits import pixel_digests
 from vaeflow.data.survey import Report, Survey, check, show
 from vaeflow.errors import BadImageError, DataError
@@ -15,7 +15,9 @@ from vaeflow.errors import BadImageError, DataError
 
 def images_of(pixels, labels=None):
     names = [f"#{row}" for row in range(len(pixels))]
-    return Images(pixels, pixel_digests(pixels), names, labels or [None] * len(pixels))
+    return Images(
+        pixels, pixel_digests(pixels), names, labels or [None] * len(pixels), [None] * len(pixels)
+    )
 
 
 def test_a_survey_counts_over_blocks(digits):
@@ -38,13 +40,15 @@ def test_another_shape_is_refused(digits):
 def test_a_report_says_what_there_is(digits):
     survey = Survey(Prepare())
     survey.add(images_of(digits, [str(row % 20) for row in range(len(digits))]))
-    report = Report(survey, [BadImageError(f"{n}.png", "bad.") for n in range(7)], ["x.txt"])
+    report = Report(
+        survey, [BadImageError(f"{n}.png", "bad.") for n in range(7)], ["x.txt", "y.TXT", "LICENSE"]
+    )
     assert report.lines() == [
         "1,797 images of 8 x 8 (height x width), channels: 1, values 0..255",
         "split: 1,459 train, 180 validation, 158 test",
         "exact copies of other images: 0",
         "labels: 20 different ones, of 89 to 90 images each",
-        "no images, and left alone: 1",
+        "no images, and left alone: 3: .txt (2), no ending (1)",
         "rejected: 7",
         *[f"  {n}.png: bad." for n in range(5)],
         "  and 2 more",

@@ -97,7 +97,28 @@ def test_few_images_will_do_where_both_models_were_split_alike(held_out):
         choose_images(one, unseen_images(one, rules), 2000)
 
 
-@pytest.mark.parametrize("rule", [SplitRule(0, 0.1, 0.1), SplitRule(2**32 - 1, 1e-05, 1 / 3)])
+def test_images_whose_split_was_given_are_new_to_models_that_had_them_so(held_out):
+    given = np.where(np.arange(len(held_out.labels)) < 900, "aa", "bb").astype(object)
+    both = held_out._replace(given=given, all_given=frozenset({"aa", "bb"}))
+    one = {"version 1": str(SplitRule(0, 0.1, 0.1, ("aa",)))}
+    by_content = SplitRule(0, 0.1, 0.1).assign(held_out.digests) == "test"
+    # The others it may have had by content, as long as nothing else is known.
+    np.testing.assert_array_equal(unseen_images(both, one), (given == "aa") | by_content)
+    alike = dict.fromkeys(["version 1", "version 2"], str(SplitRule(0, 0.1, 0.1, ("aa", "bb"))))
+    assert unseen_images(both, alike).all()
+    gone = held_out._replace(given=None, all_given=frozenset({"bb"}))
+    with pytest.raises(RegistryError, match=r"\(aa\) are not in data/ any more"):
+        unseen_images(gone, one)
+
+
+RULES = [
+    SplitRule(0, 0.1, 0.1),
+    SplitRule(2**32 - 1, 1e-05, 1 / 3),
+    SplitRule(0, 0.1, 0.1, ("0123456789abcdef", "f" * 16)),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_a_split_is_read_as_it_was_written(rule):
     assert SplitRule.parse(str(rule)) == rule
 

@@ -21,6 +21,7 @@ from vaeflow.bundle.manifest import REFERENCE, ImageSpec, Manifest, describe_fil
 from vaeflow.common.files import atomic_directory
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Export
+from vaeflow.data.io.rules import Rules
 from vaeflow.data.splits import evenly, load_split
 from vaeflow.errors import BundleError
 from vaeflow.model.device import use_cpu
@@ -59,7 +60,9 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
         height, width, channels = vae.config.image_shape
         manifest = Manifest(
             name=parameters.name,
-            image=ImageSpec(height=height, width=width, channels=channels),
+            image=ImageSpec(
+                height=height, width=width, channels=channels, reading=reading_rules(prepared)
+            ),
             latent_dim=vae.config.latent_dim,
             likelihood=vae.config.likelihood,
             binarize=vae.config.binarize,
@@ -72,6 +75,12 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def reading_rules(prepared: Path) -> Rules | None:
+    """Return the rules by which the files of the images were read; None where nobody knows."""
+    about = json.loads((prepared / "dataset.json").read_text())
+    return Rules.model_validate(about["reading"]) if "reading" in about else None
 
 
 def export_onnx(folder: Path, vae: VAE) -> None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vaeflow.common.files import sha256_of
 from vaeflow.config.model import Binarize, Likelihood
+from vaeflow.data.io.rules import Rules
 from vaeflow.errors import BundleError
 
 MANIFEST = "manifest.json"
@@ -39,11 +40,15 @@ class File(_Part):
 
 
 class ImageSpec(_Part):
-    """What the model takes: pixels as float32 in [0, 1], or as uint8 in 0..255."""
+    """What the model takes: pixels as float32 in [0, 1], or as uint8 in 0..255.
+
+    `reading` says how the files of its data were read, where that is known.
+    """
 
     height: Annotated[int, Field(ge=1)]
     width: Annotated[int, Field(ge=1)]
     channels: Annotated[int, Field(ge=1)]
+    reading: Rules | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from vaeflow.cli.options import Key, Seed, find_workspace
+from vaeflow.cli.options import (
+    Key,
+    Layout,
+    MaxPixels,
+    Pages,
+    Seed,
+    ValueRange,
+    find_workspace,
+)
 
 commands = typer.Typer(help="Images: add, check, look at them.", no_args_is_help=True)
 
@@ -18,8 +26,9 @@ def data_add(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of images, an image, an .npy, .npz or IDX array, or a known set: "
-            "digits, mnist, fashion-mnist, kmnist."
+            help="A folder, an image, an array (.npy, .npz, IDX, HDF5, .mat, CIFAR), an archive "
+            "(.zip, .tar), a table (.parquet, .csv), a .txt with a path a line (-: on standard "
+            "input), or a known set: digits, mnist, fashion-mnist, kmnist."
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the part of data/ it becomes.")] = None,
@@ -27,12 +36,34 @@ def data_add(
     labels: Annotated[
         str, typer.Option(help="folders: an image's first subfolder is its label; files: as found.")
     ] = "files",
+    label_key: Annotated[
+        str | None, typer.Option(help="Which array or column has the labels.")
+    ] = None,
+    splits: Annotated[
+        str,
+        typer.Option(
+            help="published: known sets keep their test images; folders: train/, val/, test/; "
+            "content: neither."
+        ),
+    ] = "published",
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT to resize to.")] = None,
     resize: Annotated[
         str, typer.Option(help="crop: fill and cut; fit: whole, on black; exact: stretch.")
     ] = "crop",
-    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="1 (grey), 3 (colour), or 4 as they are.")
+    ] = None,
+    background: Annotated[
+        str, typer.Option(help="What transparent pixels show: black, white, #808080, ...")
+    ] = "black",
     key: Key = None,
+    layout: Layout = None,
+    value_range: ValueRange = None,
+    pixels: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH[xCHANNELS] of images that are rows of numbers.")
+    ] = None,
+    pages: Pages = "all",
+    max_pixels: MaxPixels = None,
     copies: Annotated[
         Path | None, typer.Option("--from", help="Where the files of a known set lie already.")
     ] = None,
@@ -49,17 +80,34 @@ def data_add(
     """Make data/ of images, or add them to it, and version it with DVC."""
     workspace, parameters = find_workspace()
     from vaeflow.data.add import Addition, add
-    from vaeflow.data.io.conversion import Conversion, parse_size
+    from vaeflow.data.io.conversion import Conversion, parse_pixels, parse_size
+    from vaeflow.data.io.rules import parse_background, parse_layout, parse_range
 
+    given = parse_range(value_range) if value_range else None
+    conversion = Conversion(
+        parse_size(size) if size else None,
+        resize,
+        channels,
+        parse_background(background),
+        given,
+        given,
+        given,
+    )
     added = add(
         workspace,
         parameters.prepare,
         Addition(
             source=source,
             name=name,
-            conversion=Conversion(parse_size(size) if size else None, resize, channels),
+            conversion=conversion,
             key=key,
+            label_key=label_key,
+            layout=parse_layout(layout) if layout else None,
+            row_shape=parse_pixels(pixels) if pixels else None,
+            pages=pages or "all",
             labels=labels,
+            splits=splits,
+            max_pixels=max_pixels,
             copies=copies,
             verify=not unverified,
             append=append,
@@ -90,12 +138,19 @@ def data_show(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images of each split.")] = 64,
     seed: Seed = 0,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="Pairs of those, side by side.")
+    ] = False,
 ) -> None:
     """Draw random images of each split, and print statistics of their pixels."""
     workspace, parameters = find_workspace()
-    from vaeflow.data.survey import show
+    from vaeflow.data.survey import show, show_near_duplicates
 
     out = out or workspace.root / "outputs" / "data.png"
-    for line in show(workspace, parameters.prepare, out, count, seed):
+    if near_duplicates:
+        lines = show_near_duplicates(workspace, parameters.prepare, out, count)
+    else:
+        lines = show(workspace, parameters.prepare, out, count, seed)
+    for line in lines:
         print(line)
     print(out)

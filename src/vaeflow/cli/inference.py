@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vaeflow.cli.options import Key, Model, Out, Resize, Seed, Sources, find_workspace
+from vaeflow.cli.options import (
+    Key,
+    Layout,
+    MaxPixels,
+    Model,
+    Out,
+    Pages,
+    Resize,
+    Seed,
+    Sources,
+    ValueRange,
+    find_workspace,
+)
 from vaeflow.errors import BadImageError, DataError
 from vaeflow.serving.settings import Settings
 
 if TYPE_CHECKING:
     from vaeflow.bundle.runtime import Bundle
-    from vaeflow.data.io.sources import Images
+    from vaeflow.data.io.reading import Images
+    from vaeflow.scoring.images import Asked
 
 commands = typer.Typer()
 PANEL = "Inference"
@@ -36,22 +49,44 @@ def sample(
 
 @commands.command(rich_help_panel=PANEL)
 def reconstruct(
-    images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None
+    images: Sources,
+    model: Model,
+    out: Out,
+    resize: Resize = None,
+    key: Key = None,
+    layout: Layout = None,
+    value_range: ValueRange = None,
+    pages: Pages = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Encode images and decode them again (.png: originals above; .npy: the result alone)."""
+    from vaeflow.scoring.images import Asked
     from vaeflow.scoring.outputs import write_images
 
-    loaded, read = _load_and_read(model, images, resize, key)
+    asked = Asked(resize, key, layout, value_range, pages, max_pixels)
+    loaded, read = _load_and_read(model, images, asked)
     write_images(out, loaded.reconstruct(read.pixels), originals=read.pixels)
     print(f"{out}: {len(read.names)} images")
 
 
 @commands.command(rich_help_panel=PANEL)
-def encode(images: Sources, model: Model, out: Out, resize: Resize = None, key: Key = None) -> None:
+def encode(
+    images: Sources,
+    model: Model,
+    out: Out,
+    resize: Resize = None,
+    key: Key = None,
+    layout: Layout = None,
+    value_range: ValueRange = None,
+    pages: Pages = None,
+    max_pixels: MaxPixels = None,
+) -> None:
     """Embed images: posterior means (.npy), or means and log variances (.csv, .parquet)."""
+    from vaeflow.scoring.images import Asked
     from vaeflow.scoring.outputs import write_embeddings
 
-    loaded, read = _load_and_read(model, images, resize, key)
+    asked = Asked(resize, key, layout, value_range, pages, max_pixels)
+    loaded, read = _load_and_read(model, images, asked)
     write_embeddings(out, read.names, *loaded.encode(read.pixels))
     print(f"{out}: {len(read.names)} images")
 
@@ -66,6 +101,10 @@ def score(
     ] = False,
     resize: Resize = None,
     key: Key = None,
+    layout: Layout = None,
+    value_range: ValueRange = None,
+    pages: Pages = None,
+    max_pixels: MaxPixels = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without what cannot be used.")
     ] = False,
@@ -74,9 +113,11 @@ def score(
 
     Any number of them; a run that was killed goes on where it was when it is started again.
     """
+    from vaeflow.scoring.images import Asked
     from vaeflow.scoring.score import Batch, score
 
-    batch = Batch(tuple(images), model, out, latents, resize, key, skip_bad)
+    asked = Asked(resize, key, layout, value_range, pages, max_pixels)
+    batch = Batch(tuple(images), model, out, latents, asked, skip_bad)
     try:
         print("\n".join(score(batch).lines()))
     except BadImageError as error:
@@ -160,10 +201,13 @@ def _load(model: str) -> Bundle:
     return vaeflow.load(model)
 
 
-def _load_and_read(
-    model: str, sources: list[str], resize: str | None, key: str | None
-) -> tuple[Bundle, Images]:
+def _load_and_read(model: str, sources: list[str], asked: Asked) -> tuple[Bundle, Images]:
+    from vaeflow.data.survey import left_alone
     from vaeflow.scoring.images import read, reading_for
 
     loaded = _load(model)
-    return loaded, read(sources, reading_for(loaded.image_shape, resize, key))
+    ignored: list[str] = []
+    image = loaded.manifest.image
+    images = read(sources, reading_for(image, asked, on_other=ignored.append))
+    print("\n".join(left_alone(ignored)), end="\n" if ignored else "")
+    return loaded, images

@@ -18,14 +18,30 @@ Model = Annotated[
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Images: .npy, .npz or IDX arrays, image files, folders of them, or a known set."
+        help="Images: files, folders, arrays, archives, tables, a .txt with a path a line (-: on "
+        "standard input), or a known set."
     ),
 ]
 Resize = Annotated[
     str | None,
     typer.Option(help="Bring other sizes and colours to the model's: crop, fit or exact."),
 ]
-Key = Annotated[str | None, typer.Option(help="Name of the array to take from an .npz.")]
+Key = Annotated[
+    str | None, typer.Option(help="Which array of several in a file, or column of a table.")
+]
+Layout = Annotated[
+    str | None, typer.Option(help="An array's axes: NHWC, NCHW, HWCN, NHW, HWN, CHW, HW, ...")
+]
+ValueRange = Annotated[
+    str | None,
+    typer.Option("--range", help="Which numbers are black and white: 0..1, 0..255, -1..1, ..."),
+]
+Pages = Annotated[
+    str | None, typer.Option(help="Of a file with several (TIFF, GIF, WebP): all or first.")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="Height x width of the largest image to decode.")
+]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
 

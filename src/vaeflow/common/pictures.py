@@ -53,14 +53,26 @@ def pairs(originals: np.ndarray, reconstructions: np.ndarray, columns: int = 12)
         uint8, `(rows, columns, 3)`.
     """
     reconstructions = np.rint(np.clip(reconstructions, 0, 1) * 255).astype(np.uint8)
-    columns = min(columns, len(originals))
-    blank = np.full((-len(originals) % columns, *originals.shape[1:]), 255, np.uint8)
+    return interleaved(originals, reconstructions, columns)
+
+
+def interleaved(above: np.ndarray, below: np.ndarray, columns: int = 12) -> np.ndarray:
+    """Lay out rows of images, each with the row of their partners below.
+
+    Args:
+        above, below: uint8, `(count, height, width, channels)`.
+        columns: pairs in a row at most.
+
+    Returns:
+        uint8, `(rows, columns, 3)`.
+    """
+    columns = min(columns, len(above))
+    blank = np.full((-len(above) % columns, *above.shape[1:]), 255, np.uint8)
     rows = []
-    for images in (originals, reconstructions):
+    for images in (above, below):
         padded = np.concatenate([images, blank])
-        rows.append(padded.reshape(-1, columns, *originals.shape[1:]))
-    interleaved = np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
-    return grid(interleaved, columns)
+        rows.append(padded.reshape(-1, columns, *above.shape[1:]))
+    return grid(np.stack(rows, axis=1).reshape(-1, *above.shape[1:]), columns)
 
 
 def sections(sheets: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -31,8 +31,11 @@ class _Section(BaseModel):
 class Limits(_Section):
     """What the header of an image file or array may declare; more is refused, not decoded."""
 
-    # Height x width: a few kilobytes of PNG can decode to gigabytes. Above 89 million Pillow warns.
-    max_pixels: Annotated[int, Field(ge=1, le=89_478_485)] = 2**26
+    # What to do where an image has more, for errors.
+    raised_by: ClassVar[str] = "--max-pixels"
+
+    # Height x width: a few kilobytes of PNG can decode to gigabytes.
+    max_pixels: Annotated[int, Field(ge=1, le=2**32)] = 2**26
     # Unpacked to packed bytes of an array. Deflate can pack a thousandfold; images that are worth
     # anything pack nowhere near it.
     max_expansion: Positive = 250
@@ -40,6 +43,8 @@ class Limits(_Section):
 
 class Prepare(Limits):
     """What images may be, and how they are split. Fractions are of all, in expectation."""
+
+    raised_by: ClassVar[str] = "--max-pixels, or prepare.max_pixels in params.yaml"
 
     seed: Seed = 0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -3,7 +3,9 @@
 `data/` is a folder of parts. Each addition is one part, `data/NAME/`, with
 
 - `images.npy`: uint8 `(count, height, width, channels)`;
-- `index.csv`: a row an image, its `source` and its `label` (empty where it has none);
+- `index.csv`: a row an image, its `source`, its `label` (empty where it has none), and, where it
+  is not the contents of all that decide, its `split`;
+- `rules.json`: how the files were read, where that was not as image files mostly are;
 - `rejected.csv`: `path` and `reason` of what could not be used, when there was any.
 
 The new `data/` is made beside the present one, under `.dvc/tmp`, and takes its place by renaming;
@@ -22,22 +24,33 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-from vaeflow.common.files import write_json
+from vaeflow.common.files import atomic_file, write_json
 from vaeflow.common.versioning import data_is_versioned, data_md5, run_dvc
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
-from vaeflow.data.io.arrays import COLUMNS, IMAGES, INDEX, ArrayWriter
+from vaeflow.data.io.arrays import ArrayWriter, as_text
 from vaeflow.data.io.conversion import Conversion
-from vaeflow.data.io.sources import NAMES, Images, Reading, image_blocks, known_blocks, select
+from vaeflow.data.io.known import NAMES, known_blocks
+from vaeflow.data.io.listing import STANDARD_INPUT
+from vaeflow.data.io.reading import Images, Reading, select
+from vaeflow.data.io.rows import COLUMNS, IMAGES, INDEX, WITH_SPLIT
+from vaeflow.data.io.rules import Rules
+from vaeflow.data.io.sources import image_blocks
+from vaeflow.data.similar import Fingerprints, Joined, join_splits
 from vaeflow.data.splits import digest_keys
-from vaeflow.data.survey import Report, Survey, data_blocks, reading_of
+from vaeflow.data.survey import RULES, Report, Survey, data_blocks, reading_of
 from vaeflow.errors import BadImageError, DataError, WorkspaceError
 
 REJECTED = "rejected.csv"
 PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 PLACED = "placed.json"  # what was put at data/: sizes by path
+CHOICES = {
+    "labels": ("files", "folders"),
+    "splits": ("published", "content", "folders"),
+    "pages": ("all", "first"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,19 @@ class Addition:
     """What to add, and how.
 
     Attributes:
-        source: a folder, an image file, an array, or a name of `NAMES`.
+        source: what `image_blocks` reads, or a name of `NAMES`.
         name: of the part; by default, that of the source.
         conversion: what is made of each image.
-        key: which array of an `.npz`.
+        key: which array of several in a file, or which column.
+        label_key: which array or column has the labels.
+        layout: which axis of an array is which; see `vaeflow.data.io.rules`.
+        row_shape: `(height, width, channels)` of images that are rows of numbers.
+        pages: `all`, or `first`: what of a file with several is an image.
         labels: `files` (as they come with arrays) or `folders`: the first folder below the source
             is the label of what lies in it.
+        splits: `content`, `folders` (train, val, test: the first folder below the source), or
+            `published`: by content, but for known sets and arrays that are named by their split.
+        max_pixels: of one image; None: as `params.yaml` has it.
         copies: where the files of a known set lie already; by default they are downloaded.
         verify: whether those must be the published ones.
         append: keep what is in `data/`.
@@ -62,7 +82,13 @@ class Addition:
     name: str | None = None
     conversion: Conversion = field(default_factory=Conversion)
     key: str | None = None
+    label_key: str | None = None
+    layout: str | None = None
+    row_shape: tuple[int, int, int] | None = None
+    pages: str = "all"
     labels: str = "files"
+    splits: str = "published"
+    max_pixels: int | None = None
     copies: Path | None = None
     verify: bool = True
     append: bool = False
@@ -79,6 +105,8 @@ class Added:
         count: images in it.
         dropped: exact copies left out.
         report: on all of `data/` now; rejected and ignored are those of the source.
+        understood: how the files were read.
+        near: what its near-duplicates came to.
         before, after: the MD5 in `data.dvc`; `before` is None where there was none.
     """
 
@@ -86,21 +114,37 @@ class Added:
     count: int
     dropped: int
     report: Report
+    understood: list[str]
+    near: Joined
     before: str | None
     after: str | None
 
     def lines(self) -> list[str]:
         """Report what a person wants to know of it, a fact a line."""
-        lines = [f"data/{self.part.name}: {self.count:,} images added"]
+        lines = [f"data/{self.part.name}: {self.count:,} images added", *self.understood]
         if self.dropped:
             lines.append(f"exact copies left out: {self.dropped:,}")
         first, *rest = self.report.lines()
         lines += [f"data/ holds {first}", *rest]
+        lines += self._near_duplicates()
         if self.report.rejected:
             lines.append(f"all rejected ones, with reasons: data/{self.part.name}/{REJECTED}")
         if self.before == self.after:
             return [*lines, f"data.dvc: unchanged, {self.after}"]
         return [*lines, f"data.dvc: {self.before or 'new'} -> {self.after} (git diff data.dvc)"]
+
+    def _near_duplicates(self) -> list[str]:
+        near = self.near
+        if not (near.images or near.splits or near.straddling):
+            return []
+        facts = [f"near-duplicates of earlier images: {near.images:,}"]
+        joined = len(near.splits) - near.left_out
+        facts += [f"put into the split of those: {joined:,}"] if joined else []
+        if near.left_out:
+            facts.append(f"left out, for those are in two splits: {near.left_out:,}")
+        if near.straddling:
+            facts.append(f"kept in another split, as published: {near.straddling:,}")
+        return ["; ".join(facts) + " (vaeflow data show --near-duplicates)"]
 
 
 def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
@@ -111,23 +155,35 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
             `data/` and `data.dvc` are then as before.
     """
     _check_options(addition)
+    if addition.max_pixels is not None:
+        parameters = parameters.model_copy(update={"max_pixels": addition.max_pixels})
     before = data_md5(workspace)
     with replacing_data(workspace) as fresh:
         _refuse_unversioned(workspace, addition.append)
         survey = Survey(parameters)
         seen: set[bytes] = set()
-        if addition.append and workspace.data.exists():
-            link_tree(workspace.data, fresh)
-            for block in data_blocks(workspace, parameters):
-                seen.update(digest_keys(block.digests).tolist() if addition.drop_duplicates else ())
-                survey.add(block)
-        report = Report(survey)
-        part = _part_folder(fresh, addition)
-        held = survey.count
-        dropped = write_part(part, addition, parameters, report, seen)
+        with closing(Fingerprints(fresh.with_name("cells"))) as fingerprints:
+            if addition.append and workspace.data.exists():
+                link_tree(workspace.data, fresh)
+                for block in data_blocks(workspace, parameters):
+                    keys = digest_keys(block.digests).tolist() if addition.drop_duplicates else ()
+                    seen.update(keys)
+                    fingerprints.add(block, survey.add(block))
+            report = Report(survey)
+            part = _part_folder(fresh, addition)
+            held = survey.count
+            written = write_part(part, addition, parameters, report, fingerprints, seen)
         survey.check_splits()
-    after = data_md5(workspace)
-    return Added(workspace.data / part.name, survey.count - held, dropped, report, before, after)
+    return Added(
+        workspace.data / part.name,
+        survey.count - held,
+        written.dropped,
+        report,
+        written.understood,
+        written.near,
+        before,
+        data_md5(workspace),
+    )
 
 
 def _check_options(addition: Addition) -> None:
@@ -135,8 +191,9 @@ def _check_options(addition: Addition) -> None:
         raise DataError("the source is empty; for the folder you are in, give '.'")
     if addition.copies is not None and addition.source not in NAMES:
         raise DataError(f"--from is for the known sets: {', '.join(NAMES)}.")
-    if addition.labels not in {"files", "folders"}:
-        raise DataError(f"labels is {addition.labels!r}; expected files or folders.")
+    for option, expected in CHOICES.items():
+        if (value := getattr(addition, option)) not in expected:
+            raise DataError(f"{option} is {value!r}; expected {' or '.join(expected)}.")
     if addition.name is not None and not PART_NAME.fullmatch(addition.name):
         raise DataError(
             f"name is {addition.name!r}; expected letters, digits, '.', '_' and '-', the first of "
@@ -170,10 +227,32 @@ def _part_folder(data: Path, addition: Addition) -> Path:
     return data / folder
 
 
+class Written(NamedTuple):
+    """What writing a part came to; see `Added`."""
+
+    dropped: int
+    understood: list[str]
+    near: Joined
+
+
 def write_part(
-    folder: Path, addition: Addition, parameters: Prepare, report: Report, seen: set[bytes]
-) -> int:
-    """Write images and index block by block; return how many copies were left out."""
+    folder: Path,
+    addition: Addition,
+    parameters: Prepare,
+    report: Report,
+    fingerprints: Fingerprints,
+    seen: set[bytes],
+) -> Written:
+    """Write images, index and rules of a part, block by block.
+
+    Args:
+        folder: of the part, which is made.
+        addition: what to write.
+        parameters: limits, and how images are split.
+        report: is filled; its survey has the images before.
+        fingerprints: of the images before; are added to.
+        seen: digests of the images before, where copies are left out.
+    """
     reading = reading_of(
         parameters,
         on_bad=report.rejected.append if addition.skip_bad else _stop,
@@ -181,12 +260,17 @@ def write_part(
         conversion=addition.conversion,
         shape=report.survey.image_shape,
         key=addition.key,
+        label_key=addition.label_key,
+        layout=addition.layout,
+        row_shape=addition.row_shape,
+        every_page=addition.pages == "all",
         label_folders=addition.labels == "folders",
+        splits=addition.splits,
         follow_links=False,
     )
     folder.mkdir()
     blocks, prefix = _blocks_of(addition, reading)
-    dropped = 0
+    held, dropped = report.survey.count, 0
     with closing(_PartWriter(folder, prefix)) as writer:
         for block in blocks:
             if addition.drop_duplicates:
@@ -195,12 +279,31 @@ def write_part(
                 block = select(block, kept)
             if len(block.pixels):
                 writer.add(block)
-                report.survey.add(block)
+                fingerprints.add(block, report.survey.add(block))
     if not writer.count:
         raise _nothing_left(addition, report, dropped)
+    _refuse_zero_and_one(addition, reading, report.survey)
+    # A published test set is that of other people's papers, too.
+    near = join_splits(fingerprints, held, writer.splits, addition.splits == "published")
+    if near.splits or writer.given:
+        writer.write_splits({row - held: split for row, split in near.splits.items()})
+        report.survey.move(fingerprints.splits, near.splits)
+    if (rules := reading.rules()) != Rules():
+        with atomic_file(folder / RULES) as fresh:
+            fresh.write_text(rules.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if report.rejected:
         _write_rejected(folder / REJECTED, report.rejected, prefix)
-    return dropped
+    return Written(dropped, reading.seen.lines(), near)
+
+
+def _refuse_zero_and_one(addition: Addition, reading: Reading, survey: Survey) -> None:
+    """Refuse image files of zeros and ones: masks, of which nobody would see anything."""
+    is_array = bool(reading.seen.layouts)
+    if survey.largest == 1 and not is_array and addition.conversion.pictures is None:
+        raise DataError(
+            f"{addition.source}: every value is 0 or 1, as in masks. To make them black and white: "
+            "--range 0..1. To keep them as they are, nearly black: --range 0..255."
+        )
 
 
 class _PartWriter:
@@ -212,10 +315,14 @@ class _PartWriter:
 
     Attributes:
         count: images written so far.
+        given: whether any came with its split.
+        splits: those.
     """
 
     def __init__(self, folder: Path, prefix: str):
         self.count = 0
+        self.given = False
+        self.splits: list[str | None] = []
         self._prefix = prefix
         self._path = folder / IMAGES
         self._images: ArrayWriter | None = None
@@ -229,7 +336,25 @@ class _PartWriter:
         self._images.write(block.pixels)
         names = (name.removeprefix(self._prefix) for name in block.names)
         self._rows.writerows(zip(names, block.labels, strict=True))
+        self.splits += block.splits
+        self.given |= any(block.splits)
         self.count += len(block.pixels)
+
+    def write_splits(self, changed: dict[int, str]) -> None:
+        """Write the index again with the split of each image: as it came, or as it was changed."""
+        self._index.close()
+        path = Path(self._index.name)
+        with (
+            path.open(newline="", encoding="utf-8") as old,
+            atomic_file(path) as fresh,
+            fresh.open("w", newline="", encoding="utf-8") as new,
+        ):
+            rows = csv.reader(old)
+            next(rows)
+            writer = csv.writer(new, lineterminator="\n")
+            writer.writerow(WITH_SPLIT)
+            for number, (row, split) in enumerate(zip(rows, self.splits, strict=True)):
+                writer.writerow([*row, changed.get(number, split)])
 
     def close(self) -> None:
         """Finish both files."""
@@ -248,12 +373,15 @@ def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], 
     if addition.source in NAMES:
         blocks = known_blocks(addition.source, reading, addition.copies, addition.verify)
         return blocks, ""
+    if addition.source == STANDARD_INPUT:
+        return image_blocks(STANDARD_INPUT, reading=reading), ""
     source = Path(addition.source)
     if not source.exists():
         known = ", ".join(NAMES)
         raise DataError(f"{source} does not exist, and no known set has this name ({known}).")
     folder = source if source.is_dir() else source.parent
-    return image_blocks(source, reading=reading), "" if folder == Path() else f"{folder}{os.sep}"
+    prefix = "" if folder == Path() else f"{as_text(str(folder))}{os.sep}"
+    return image_blocks(source, reading=reading), prefix
 
 
 def _first_seen(images: Images, seen: set[bytes]) -> list[int]:

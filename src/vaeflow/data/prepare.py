@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -14,12 +15,12 @@ from vaeflow.common.files import atomic_directory, write_json
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.io.arrays import ArrayWriter
-from vaeflow.data.io.sources import Images
+from vaeflow.data.io.reading import Images
 from vaeflow.data.splits import SPLITS
-from vaeflow.data.survey import Survey, data_blocks
+from vaeflow.data.survey import Survey, data_blocks, data_rules
 
 # Of the index, in this order.
-COLUMNS = ("id", "split", "label", "source", "sha256")
+COLUMNS = ("id", "split", "label", "source", "sha256", "given")
 
 
 class Prepared(NamedTuple):
@@ -36,25 +37,34 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
 
     - `train.npy`, `validation.npy`, `test.npy`, each uint8 `(count, height, width, channels)`;
     - `index.parquet`, one row an image in the order of `data/`: `id` (its place there), `split`,
-      `label` (text, or null), `source` (where it came from), `sha256` (of its pixels). The rows of
-      one split are in the order of its array;
-    - `dataset.json`: image shape, images per split, duplicates.
+      `label` (text, or null), `source` (where it came from), `sha256` (of its pixels), `given` (the
+      part of `data/` that says its split, or null where its content does). The rows of one split
+      are in the order of its array;
+    - `dataset.json`: image shape, images per split, duplicates, a digest of the given splits of
+      each part, and the rules by which the images' files were read.
 
     Raises:
         DataError: the data are missing or refused, or a split would be empty.
     """
     with atomic_directory(workspace.prepared) as folder:
-        survey = _write_splits(folder, workspace, parameters)
+        survey, given = _write_splits(folder, workspace, parameters)
         survey.check_splits()
         prepared = Prepared(dict(survey.splits), survey.duplicates)
         assert survey.image_shape is not None  # `check_splits` found images
-        about = {"image_shape": list(survey.image_shape), **prepared._asdict()}
+        about = {
+            "image_shape": list(survey.image_shape),
+            **prepared._asdict(),
+            "given": given,
+            "reading": data_rules(workspace).model_dump(),
+        }
         write_json(folder / "dataset.json", about)
     return prepared
 
 
-def _write_splits(folder: Path, workspace: Workspace, parameters: Prepare) -> Survey:
-    """Write the arrays and the index, block by block."""
+def _write_splits(
+    folder: Path, workspace: Workspace, parameters: Prepare
+) -> tuple[Survey, dict[str, str]]:
+    """Write the arrays and the index, block by block; return the digests of given splits."""
     survey = Survey(parameters)
     writer: SplitWriter | None = None
     with ExitStack() as stack:
@@ -63,7 +73,7 @@ def _write_splits(folder: Path, workspace: Workspace, parameters: Prepare) -> Su
                 shape = block.pixels.shape[1:]
                 writer = stack.enter_context(closing(SplitWriter(folder, shape, workspace.data)))
             writer.add(block, survey.add(block))
-    return survey
+    return survey, {} if writer is None else writer.given_digests()
 
 
 class SplitWriter:
@@ -82,13 +92,14 @@ class SplitWriter:
         self._count = 0
         self._root = f"{root}{os.sep}"
         self._arrays = {name: ArrayWriter(folder / f"{name}.npy", image_shape) for name in SPLITS}
+        self._given: dict[str, Any] = {}
         types = {name: pyarrow.int64() if name == "id" else pyarrow.string() for name in COLUMNS}
         self._schema = pyarrow.schema(types.items())
         # Digests are random: neither dictionary nor compression makes them smaller.
         self._index = pyarrow.parquet.ParquetWriter(
             folder / "index.parquet",
             self._schema,
-            use_dictionary=["split", "label"],
+            use_dictionary=["split", "label", "given"],
             compression={name: "NONE" if name == "sha256" else "SNAPPY" for name in COLUMNS},
         )
 
@@ -106,9 +117,26 @@ class SplitWriter:
             "label": images.labels,
             "source": pyarrow.compute.utf8_slice_codeunits(names, len(self._root)),
             "sha256": _hexadecimal(images.digests),
+            "given": self._parts_of_given(images),
         }
         self._index.write_table(pyarrow.table(columns, self._schema))
         self._count += len(splits)
+
+    def _parts_of_given(self, images: Images) -> list[str | None]:
+        """Return the part of each image whose split was given, and note which split that is."""
+        parts: list[str | None] = []
+        for name, split, digest in zip(images.names, images.splits, images.digests, strict=True):
+            part = None
+            if split is not None:
+                part = name.removeprefix(self._root).split("/")[0]
+                noted = self._given.setdefault(part, hashlib.sha256())
+                noted.update(digest.tobytes() + split.encode())
+            parts.append(part)
+        return parts
+
+    def given_digests(self) -> dict[str, str]:
+        """Return a digest of the given splits of each part that has some."""
+        return {part: noted.hexdigest()[:16] for part, noted in self._given.items()}
 
     def close(self) -> None:
         """Finish the files."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 SPLITS = ("train", "validation", "test")
-WRITTEN = re.compile(r"content, seed (\d+), validation ([\d.e-]+), test ([\d.e-]+)")
+# Given to images of train where no others were given for that split: their content decides.
+OTHERS_BY_CONTENT = {"validation": "train or validation", "test": "train or test"}
+LEFT_OUT = "left out"  # like an image of another split than its own
+GIVEN = (*SPLITS, *OTHERS_BY_CONTENT.values(), LEFT_OUT)
+WRITTEN = re.compile(
+    r"content, seed (\d+), validation ([\d.e-]+), test ([\d.e-]+)(?:; given ([0-9a-f, ]+))?"
+)
 
 
 def evenly(count: int, most: int) -> np.ndarray:
@@ -68,9 +74,13 @@ class SplitRule(NamedTuple):
     when the data set grows, so test images stay unseen. Written with a model as text, the rule
     tells of any image which split it was in when the model was trained.
 
+    Some images come with a split, from their publisher or by the folders they lay in. It is kept
+    for ever; which images those were is written down, too.
+
     Attributes:
         seed: another seed gives another split.
         validation_fraction, test_fraction: expected shares, each in (0, 1).
+        given: digests of the splits that came with images, one for each part of the data set.
 
     Examples:
         >>> str(SplitRule(0, 0.1, 0.1))
@@ -80,21 +90,34 @@ class SplitRule(NamedTuple):
     seed: int
     validation_fraction: float
     test_fraction: float
+    given: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, parameters: Prepare) -> SplitRule:
+    def of(cls, parameters: Prepare, given: Iterable[str] = ()) -> SplitRule:
         """Return the rule that the parameters describe."""
-        return cls(parameters.seed, parameters.validation_fraction, parameters.test_fraction)
+        shares = (parameters.validation_fraction, parameters.test_fraction)
+        return cls(parameters.seed, *shares, tuple(sorted(given)))
 
-    def assign(self, digests: np.ndarray) -> np.ndarray:
+    def assign(self, digests: np.ndarray, given: Sequence[str | None] | None = None) -> np.ndarray:
         """Assign a split to each image.
 
         Args:
             digests: from `pixel_digests`, `(count, 32)`.
+            given: of `GIVEN`, where an image came with its split.
 
         Returns:
-            A name of `SPLITS` for each image, `(count,)`.
+            A name of `SPLITS` for each image, or `LEFT_OUT`; `(count,)`.
         """
+        splits = self._by_content(digests)
+        if given is None or not any(given):
+            return splits
+        kept = np.array([split or "" for split in given])
+        for split, by_content in OTHERS_BY_CONTENT.items():
+            chosen = kept == by_content
+            kept[chosen] = np.where(splits[chosen] == split, split, SPLITS[0])
+        return np.where(kept == "", splits, kept)
+
+    def _by_content(self, digests: np.ndarray) -> np.ndarray:
         position = _numbers(digests[:, :8], self.seed) / 2.0**64
         in_test = position < self.test_fraction
         in_validation = position < self.test_fraction + self.validation_fraction
@@ -103,7 +126,8 @@ class SplitRule(NamedTuple):
     def __str__(self) -> str:
         # repr: these very fractions again.
         shares = f"validation {self.validation_fraction!r}, test {self.test_fraction!r}"
-        return f"content, seed {self.seed}, {shares}"
+        given = f"; given {', '.join(self.given)}" if self.given else ""
+        return f"content, seed {self.seed}, {shares}{given}"
 
     @classmethod
     def parse(cls, text: str) -> SplitRule:
@@ -114,7 +138,8 @@ class SplitRule(NamedTuple):
         """
         if not (match := WRITTEN.fullmatch(text)):
             raise ValueError(f"{text!r} is no split by content.")
-        return cls(int(match[1]), float(match[2]), float(match[3]))
+        given = tuple(match[4].split(", ")) if match[4] else ()
+        return cls(int(match[1]), float(match[2]), float(match[3]), given)
 
 
 def shuffle_keys(digests: np.ndarray, seed: int) -> np.ndarray:
@@ -148,6 +173,12 @@ def _mix(values: np.ndarray) -> np.ndarray:
 def load_split(prepared: Path, name: str) -> np.memmap:
     """Load one split, memory-mapped: uint8 `(count, height, width, channels)`."""
     return np.load(prepared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def given_splits(prepared: Path) -> dict[str, str]:
+    """Read the digest of the splits that came with images, by the part of `data/` they are in."""
+    path = prepared / "dataset.json"
+    return dict(json.loads(path.read_text()).get("given", {})) if path.is_file() else {}
 
 
 def image_shape(prepared: Path) -> tuple[int, int, int]:

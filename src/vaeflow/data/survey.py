@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from vaeflow.common.files import atomic_file
-from vaeflow.common.pictures import grid, sections, write_png
+from vaeflow.common.pictures import grid, interleaved, sections, write_png
 from vaeflow.common.versioning import data_is_versioned, require_data
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
-from vaeflow.data.io.sources import Images, Reading, image_blocks, refuse
-from vaeflow.data.splits import SPLITS, SplitRule, digest_keys
+from vaeflow.data.io.reading import Images, Reading, refuse
+from vaeflow.data.io.rules import Rules, shared_rules
+from vaeflow.data.io.sources import image_blocks
+from vaeflow.data.similar import Fingerprints
+from vaeflow.data.splits import LEFT_OUT, SPLITS, SplitRule, digest_keys
 from vaeflow.errors import BadImageError, DataError, StageError
 
+RULES = "rules.json"  # of a part: how its files were read
 SHOWN_REJECTED = 5
 SHOWN_LABELS = 12
 LEVELS = 256
+USEFUL = 100  # images, of which each split can be expected to have some
+DIM = 64  # of 255: what no image goes beyond is likely of another range
 HEADER = (
     f"{'split':<11}{'images':>10}{'channel':>9}{'min':>5}{'max':>5}"
     f"{'mean':>8}{'std':>8}{'at 0':>8}{'at 255':>8}"
@@ -47,6 +55,24 @@ def data_blocks(
     yield from image_blocks(workspace.data, reading=reading_of(parameters, on_bad))
 
 
+def data_rules(workspace: Workspace) -> Rules:
+    """Return the rules by which the files of all parts of `data/` were read."""
+    found = []
+    for part in sorted(path for path in workspace.data.iterdir() if path.is_dir()):
+        path = part / RULES
+        if not path.is_file():
+            found.append(Rules())
+            continue
+        try:
+            found.append(Rules.model_validate_json(path.read_text(encoding="utf-8")))
+        except (ValueError, OSError):
+            raise DataError(
+                f"{path} is not what `vaeflow data add` wrote: it was changed or damaged. "
+                "Get the versioned one back: dvc checkout --force data.dvc"
+            ) from None
+    return shared_rules(found)
+
+
 class Survey:
     """Counts over the blocks of a data set.
 
@@ -56,6 +82,8 @@ class Survey:
         smallest, largest: pixel values.
         labels: images by label; those without one are left out.
         splits: images by split.
+        given: images whose split is not decided by their content.
+        left_out: images that are in no split, for they are too like some of two.
     """
 
     def __init__(self, parameters: Prepare) -> None:
@@ -64,6 +92,8 @@ class Survey:
         self.smallest, self.largest = 255, 0
         self.labels: Counter[str] = Counter()
         self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
+        self.given = 0
+        self.left_out = 0
         self._parameters = parameters
         self._keys: list[np.ndarray] = []
 
@@ -74,7 +104,7 @@ class Survey:
             images: of the same shape in every call.
 
         Returns:
-            The split of each image, `(count,)`.
+            The split of each image, or `LEFT_OUT`; `(count,)`.
 
         Raises:
             DataError: they are of another shape than those before.
@@ -85,15 +115,28 @@ class Survey:
                 f"{images.names[0]}: images of shape {shape} (height, width, channels) do not go "
                 f"with those of {self.image_shape}. Bring all to one: --size, --channels."
             )
-        splits = SplitRule.of(self._parameters).assign(images.digests)
+        splits = SplitRule.of(self._parameters).assign(images.digests, images.splits)
         self.count += len(splits)
+        self.left_out += int(np.count_nonzero(splits == LEFT_OUT))
+        self.given += sum(split is not None for split in images.splits)
         self.image_shape = shape
-        self.smallest = min(self.smallest, int(images.pixels.min()))
-        self.largest = max(self.largest, int(images.pixels.max()))
+        if self.smallest > 0:  # when both ends are known, nothing more is to be looked for
+            self.smallest = min(self.smallest, int(images.pixels.min()))
+        if self.largest < LEVELS - 1:
+            self.largest = max(self.largest, int(images.pixels.max()))
         self.labels.update(label for label in images.labels if label is not None)
         self.splits.update({name: int(np.count_nonzero(splits == name)) for name in SPLITS})
         self._keys.append(digest_keys(images.digests))
         return splits
+
+    def move(self, before: np.ndarray, changed: Mapping[int, str]) -> None:
+        """Count again images that got another split than they had, by their row numbers."""
+        for row, split in changed.items():
+            self.splits[str(before[row])] -= 1
+            if split == LEFT_OUT:
+                self.left_out += 1
+            else:
+                self.splits[split] += 1
 
     @property
     def duplicates(self) -> int:
@@ -111,11 +154,27 @@ class Survey:
         Raises:
             DataError: some split would have no image.
         """
-        if not all(self.splits.values()):
-            raise DataError(
-                f"too few images: {self.count} split into {dict(self.splits)}, and every split "
-                "needs at least one. Add images, or raise its fraction in params.yaml."
+        empty = [name for name in SPLITS if not self.splits[name]]
+        if not empty:
+            return
+        different = self.count - self.duplicates
+        of = f" ({different:,} different)" if different < self.count else ""
+        if self.given:
+            remedy = (
+                "The folders or the publisher say which image is in which split: add images to "
+                "that, or let the contents decide (--splits content)."
             )
+        else:
+            remedy = (
+                "An image's content decides its split, and copies stay together: the smallest set "
+                f"that is likely to fill all three has some {USEFUL} different images, and to "
+                "train a useful model takes some thousand. Add images, or raise the fraction in "
+                "params.yaml (prepare.validation_fraction, prepare.test_fraction)."
+            )
+        raise DataError(
+            f"too few images: of {self.count:,}{of} none is in {' or '.join(empty)}, and every "
+            f"split needs at least one. {remedy}"
+        )
 
 
 @dataclass
@@ -125,12 +184,12 @@ class Report:
     Attributes:
         survey: of the images that can be used.
         rejected: files and rows that cannot.
-        ignored: files that are no images.
+        ignored: names of files that are no images.
     """
 
     survey: Survey
     rejected: list[BadImageError] = field(default_factory=list)
-    ignored: list[object] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Report what was found, a fact a line."""
@@ -146,11 +205,18 @@ class Report:
             f"split: {splits}",
             f"exact copies of other images: {survey.duplicates:,}",
         ]
+        if survey.left_out:
+            lines.append(f"in no split, for they are too like images of two: {survey.left_out:,}")
         if survey.labels:
             lines.append(f"labels: {_counts(survey.labels)}")
-        if self.ignored:
-            lines.append(f"no images, and left alone: {len(self.ignored):,}")
-        return lines + self._rejections()
+            if len(survey.labels) == 1:
+                lines.append("note: all images have one label, so it tells nothing of any")
+        if survey.largest < DIM:
+            lines.append(
+                f"note: no pixel is brighter than {survey.largest} of 255; if that is white, name "
+                "the range: --range"
+            )
+        return lines + left_alone(self.ignored) + self._rejections()
 
     def _rejections(self) -> list[str]:
         if not self.rejected:
@@ -159,6 +225,15 @@ class Report:
         more = len(self.rejected) - len(shown)
         lines = [f"rejected: {len(self.rejected):,}", *shown]
         return [*lines, f"  and {more:,} more"] if more else lines
+
+
+def left_alone(names: Iterable[str]) -> list[str]:
+    """Report files that are no images, by ending."""
+    endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
+    if not endings:
+        return []
+    listed = ", ".join(f"{ending} ({count:,})" for ending, count in endings.most_common())
+    return [f"no images, and left alone: {sum(endings.values()):,}: {listed}"]
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -262,9 +337,61 @@ def show(workspace: Workspace, parameters: Prepare, out: Path, shown: int, seed:
         f"{name}: {len(glance.images)} of {glance.count:,}": grid(glance.images)
         for name, glance in glances.items()
     }
+    _write_sheet(out, sections(sheets))
+    return [HEADER, *(line for name, glance in glances.items() for line in glance.lines(name))]
+
+
+def show_near_duplicates(
+    workspace: Workspace, parameters: Prepare, out: Path, shown: int
+) -> list[str]:
+    """Write pairs of near-duplicates in `data/` as a PNG, the earlier above the later.
+
+    Args:
+        workspace: whose `data/`.
+        parameters: of `prepare`, which decide the splits.
+        out: the file to write.
+        shown: pairs at most; exact copies are counted, not shown.
+
+    Returns:
+        What was found, and the names of the pairs shown, line by line.
+    """
+    survey = Survey(parameters)
+    names: list[str] = []
+    with (
+        TemporaryDirectory() as scratch,
+        closing(Fingerprints(Path(scratch) / "cells")) as fingerprints,
+    ):
+        for block in data_blocks(workspace, parameters):
+            fingerprints.add(block, survey.add(block))
+            names += [name.removeprefix(f"{workspace.data}/") for name in block.names]
+        pairs, splits = fingerprints.pairs(), fingerprints.splits
+    chosen = [names_of for names_of in pairs if not fingerprints.same(names_of)]
+    straddling = sum(splits[earlier] != splits[later] for earlier, later in pairs)
+    lines = [
+        f"exact copies: {len(pairs) - len(chosen):,}; near-duplicates: {len(chosen):,} pairs; "
+        f"in two splits: {straddling:,} pairs"
+    ]
+    if not chosen:
+        return [*lines, "no picture is written"]
+    chosen = chosen[:shown]
+    wanted = {row for pair in chosen for row in pair}
+    pixels: dict[int, np.ndarray] = {}
+    first = 0
+    for block in data_blocks(workspace, parameters):
+        here = range(first, first + len(block.pixels))
+        pixels |= {row: block.pixels[row - first] for row in wanted if row in here}
+        first += len(block.pixels)
+    earlier, later = (np.stack([pixels[pair[side]] for pair in chosen]) for side in (0, 1))
+    _write_sheet(out, interleaved(earlier, later))
+    return [
+        *lines,
+        *(f"{names[a]} ({splits[a]}) | {names[b]} ({splits[b]})" for a, b in chosen),
+    ]
+
+
+def _write_sheet(out: Path, sheet: np.ndarray) -> None:
     try:
         with atomic_file(out) as fresh:
-            write_png(fresh, sections(sheets))
+            write_png(fresh, sheet)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}") from None
-    return [HEADER, *(line for name, glance in glances.items() for line in glance.lines(name))]

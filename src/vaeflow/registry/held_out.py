@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vaeflow.data.splits import SplitRule, digest_keys, shuffle_keys
+from vaeflow.data.splits import SplitRule, digest_keys, given_splits, shuffle_keys
 from vaeflow.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -35,22 +35,38 @@ class HeldOut(NamedTuple):
     Attributes:
         digests: of their pixels, uint8 `(count, 32)`, in the order of `test.npy`.
         labels: text, or None, `(count,)`.
+        given: for images whose split was given, the digest of all that were given with theirs;
+            None for the others, `(count,)`.
+        all_given: those digests of the whole data set.
     """
 
     digests: np.ndarray
     labels: np.ndarray
+    given: np.ndarray | None = None
+    all_given: frozenset[str] = frozenset()
 
 
 def read_held_out(prepared: Path) -> HeldOut:
     """Read the test split of the prepared images."""
     import pyarrow.parquet
 
+    by_part = given_splits(prepared)
+    columns = ["label", "sha256", *(["given"] if by_part else ())]
     table = pyarrow.parquet.read_table(
-        prepared / "index.parquet", columns=["label", "sha256"], filters=[("split", "=", "test")]
+        prepared / "index.parquet", columns=columns, filters=[("split", "=", "test")]
     )
+    given = None
+    if by_part:
+        parts = table["given"].to_pylist()
+        given = np.array([part and by_part[part] for part in parts], dtype=object)
     digests = bytes.fromhex("".join(table["sha256"].to_pylist()))
     labels = np.array(table["label"].to_pylist(), dtype=object)
-    return HeldOut(np.frombuffer(digests, np.uint8).reshape(-1, 32), labels)
+    return HeldOut(
+        np.frombuffer(digests, np.uint8).reshape(-1, 32),
+        labels,
+        given,
+        frozenset(by_part.values()),
+    )
 
 
 def unseen_images(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
@@ -75,7 +91,15 @@ def unseen_images(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
                 f"which images {model} was trained on is not known (its split is "
                 f"{text or 'not recorded'}), so that no image is sure to be new to it"
             ) from None
-        unseen &= rule.assign(split.digests) == "test"
+        if gone := set(rule.given) - split.all_given:
+            raise RegistryError(
+                f"which images {model} was trained on is not known: the splits that came with some "
+                f"of them ({', '.join(sorted(gone))}) are not in data/ any more"
+            )
+        in_test = rule.assign(split.digests) == "test"
+        if split.given is not None:
+            in_test |= np.isin(split.given.astype(str), list(rule.given))
+        unseen &= in_test
     # Where both were split alike, all are new, however few they are.
     if (left := np.count_nonzero(unseen)) < LEAST_IMAGES and left < len(unseen):
         named = "; ".join(f"{model}: {text}" for model, text in rules.items())

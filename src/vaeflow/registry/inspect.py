@@ -191,7 +191,14 @@ def _parameters(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str,
 
 def _split(workspace: Workspace | None, tags: dict[str, str]) -> tuple[str, str]:
     rule = tags.get(SPLIT_TAG, UNKNOWN)
-    return rule, _compared(workspace, lambda now: str(SplitRule.of(now.prepare)) == rule)
+    return rule, _compared(workspace, lambda now: _without_given(rule) == SplitRule.of(now.prepare))
+
+
+def _without_given(text: str) -> SplitRule | None:
+    try:
+        return SplitRule.parse(text)._replace(given=())
+    except ValueError:
+        return None
 
 
 def _compared(workspace: Workspace | None, is_same: Callable[[Parameters], bool]) -> str:

@@ -3,48 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from vaeflow.data.io.conversion import MODES, Conversion
-from vaeflow.data.io.sources import (
-    COUNTS,
-    Images,
-    Reading,
-    count_images,
-    image_blocks,
-    joined,
-    known_blocks,
-    refuse,
-)
+from vaeflow.bundle.manifest import ImageSpec
+from vaeflow.config.schema import Limits
+from vaeflow.data.io.conversion import Conversion
+from vaeflow.data.io.known import COUNTS, known_blocks
+from vaeflow.data.io.listing import STANDARD_INPUT
+from vaeflow.data.io.reading import Images, Reading, joined, refuse
+from vaeflow.data.io.rules import CHANNELS, Range, Rules, parse_layout, parse_range
+from vaeflow.data.io.sources import count_images, image_blocks
 from vaeflow.errors import BadImageError
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a person says of the files to read; None: as those of the model's data were.
+
+    Attributes:
+        resize: how other sizes and colours are brought to the model's: `crop`, `fit` or `exact`.
+        key: which array of several in a file, or which column.
+        layout: which axis of an array is which.
+        value_range: which numbers are black and white.
+        pages: `all`, or `first`.
+        max_pixels: of one image.
+    """
+
+    resize: str | None = None
+    key: str | None = None
+    layout: str | None = None
+    value_range: str | None = None
+    pages: str | None = None
+    max_pixels: int | None = None
+
+
 def reading_for(
-    shape: tuple[int, int, int],
-    resize: str | None = None,
-    key: str | None = None,
+    image: ImageSpec,
+    asked: Asked | None = None,
     on_bad: Callable[[BadImageError], object] = refuse,
+    on_other: Callable[[str], object] = lambda name: None,
 ) -> Reading:
-    """Return how sources are read for a model.
+    """Return how sources are read for a model: by the rules of the data it was trained on.
 
     Args:
-        shape: what it takes, `(height, width, channels)`.
-        resize: how other sizes and colours are brought to that: `crop`, `fit` or `exact` (see
-            `Conversion`); None refuses them.
-        key: which array of an `.npz`.
+        image: what it takes, and those rules.
+        asked: what goes before them.
         on_bad: called with each file or row that cannot be used.
+        on_other: called with the name of each file that is no image, and is left alone.
     """
-    height, width, channels = shape
-    conversion = Conversion()
-    if resize is not None:
-        conversion = Conversion((width, height), resize, channels if channels in MODES else None)
+    asked = asked or Asked()
+    rules = image.reading or Rules()
+    shape = image.shape
+    given = None if asked.value_range is None else parse_range(asked.value_range)
+    every = (asked.pages or rules.pages) == "all"
+    limits = Limits() if asked.max_pixels is None else Limits(max_pixels=asked.max_pixels)
     return Reading(
-        conversion=conversion,
-        key=key,
+        conversion=_conversion(shape, rules, asked.resize, given),
+        limits=limits,
+        key=asked.key,
+        layout=None if asked.layout is None else parse_layout(asked.layout),
+        usual_layout=rules.layout,
+        every_page=every,
         shape=shape,
         shape_of="the model's",
         remedy="--resize crop|fit|exact",
         on_bad=on_bad,
+        on_other=on_other,
     )
+
+
+def _conversion(
+    shape: tuple[int, int, int], rules: Rules, resize: str | None, given: Range | None
+) -> Conversion:
+    height, width, channels = shape
+    conversion = Conversion.by(rules)
+    if given is not None:
+        conversion = replace(conversion, pictures=given, integers=given, floats=given)
+    if channels == CHANNELS[-1]:
+        return replace(conversion, channels=channels, size=None)
+    if resize is not None or conversion.size is not None:
+        resize = conversion.resize if resize is None else resize
+        size = (width, height) if channels in CHANNELS else None
+        return replace(conversion, size=size, resize=resize, channels=channels)
+    return conversion
 
 
 def blocks(sources: Sequence[str], reading: Reading) -> Iterator[Images]:
@@ -62,7 +103,7 @@ def blocks(sources: Sequence[str], reading: Reading) -> Iterator[Images]:
 
 def count(sources: Sequence[str], reading: Reading) -> int:
     """Count the images in sources; the bad ones count too."""
-    paths = [source for source in sources if source not in COUNTS]
+    paths = [source for source in sources if source not in {*COUNTS, STANDARD_INPUT}]
     known = sum(COUNTS[source] for source in sources if source in COUNTS)
     return known + count_images(*paths, reading=reading)
 
@@ -86,6 +127,6 @@ def in_shards(blocks: Iterator[Images], size: int) -> Iterator[Images]:
 
 
 def _cut(images: Images, start: int, stop: int | None) -> Images:
-    pixels, digests, names, labels = images
+    pixels, digests, names, labels, splits = images
     part = slice(start, stop)
-    return Images(pixels[part], digests[part], names[part], labels[part])
+    return Images(pixels[part], digests[part], names[part], labels[part], splits[part])

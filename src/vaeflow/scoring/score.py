@@ -22,10 +22,11 @@ from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
 from vaeflow.common import code
 from vaeflow.common.processes import cores
 from vaeflow.common.progress import Progress
-from vaeflow.data.io.sources import Images, refuse
+from vaeflow.data.io.reading import Images, refuse
+from vaeflow.data.survey import left_alone
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.registry.model import Model, locate
-from vaeflow.scoring.images import blocks, count, in_shards, reading_for
+from vaeflow.scoring.images import Asked, blocks, count, in_shards, reading_for
 from vaeflow.scoring.outputs import Columns, Parts, Table, kind_of, parts_beside
 
 BLOCKS_PER_SHARD = 64
@@ -42,8 +43,7 @@ class Batch:
         model: a bundle's folder, or an address in the registry, which is resolved once.
         out: the file to write; `.parquet`, `.csv`, or `.npy` for the scores alone.
         latents: whether the posterior means are written too.
-        resize: how images of other sizes are brought to the model's; see `reading_for`.
-        key: which array of an `.npz`.
+        asked: what is said of the files; see `reading_for`.
         skip_bad: go on without what cannot be used; otherwise the first such file ends it.
     """
 
@@ -51,8 +51,7 @@ class Batch:
     model: str
     out: Path
     latents: bool = False
-    resize: str | None = None
-    key: str | None = None
+    asked: Asked = field(default_factory=Asked)
     skip_bad: bool = False
 
 
@@ -67,6 +66,7 @@ class Scored:
         count: images.
         resumed: how many of them an earlier run had scored.
         rejected: files and rows that could not be used.
+        ignored: names of files that are no images.
     """
 
     out: Path
@@ -75,6 +75,7 @@ class Scored:
     count: int = 0
     resumed: int = 0
     rejected: list[BadImageError] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Report what a person wants to know of it, a fact a line."""
@@ -82,6 +83,7 @@ class Scored:
         lines = [f"{self.out}: {self.count:,} images, scored by {name} version {version}"]
         if self.resumed:
             lines.append(f"scored before by a run that did not end: {self.resumed:,}")
+        lines += left_alone(self.ignored)
         if self.rejected:
             lines.append(f"rejected: {len(self.rejected):,}")
             lines += [f"  {error}" for error in self.rejected[:SHOWN_REJECTED]]
@@ -126,7 +128,8 @@ def _versions() -> dict[str, str]:
 def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scored) -> None:
     """Write the rows of all images."""
     on_bad = scored.rejected.append if batch.skip_bad else refuse
-    reading = reading_for(bundle.image_shape, batch.resize, batch.key, on_bad)
+    image = bundle.manifest.image
+    reading = reading_for(image, batch.asked, on_bad, scored.ignored.append)
     total = count(batch.sources, reading)
     size = BLOCKS_PER_SHARD * bundle.images_at_once(SCORE_SAMPLES)
     shards = in_shards(blocks(batch.sources, reading), size)
@@ -138,6 +141,7 @@ def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scor
             table.write(_columns(bundle, shard.names, shard.numbers))
             scored.count += len(shard.names)
             scored.resumed += shard.resumed * len(shard.names)
+            progress.total = max(total, scored.count)  # of a tar archive nobody knows it before
             progress.advance(len(shard.names))
     if not scored.count:
         reasons = "\n".join(scored.lines()[1:])

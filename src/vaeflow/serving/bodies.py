@@ -9,7 +9,7 @@ import asyncio
 import io
 import math
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ from vaeflow.bundle.runtime import Bundle
 from vaeflow.config.schema import Limits
 from vaeflow.data.io.arrays import read_npy_header
 from vaeflow.data.io.conversion import Conversion
-from vaeflow.data.io.decoding import decode
+from vaeflow.data.io.decoding import Picture, decode
+from vaeflow.data.io.rules import BYTE, UNIT, Rules, outside, to_bytes
 from vaeflow.errors import BadImageError, DataError, VaeflowError
 
 PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 NPY = "application/x-npy"
 JSON = "application/json"
+LIMITS = Limits(max_pixels=2**24)  # of a picture that is to be resized: many come at once
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
@@ -103,7 +105,21 @@ def images_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
     kind = media_type(content_type)
     if kind in PICTURES:
         return _picture(body, kind, bundle)
-    return checked(bundle.as_pixels, array_of(body, kind, "images"), "images")
+    return pixels_of(array_of(body, kind, "images"), bundle, "images")
+
+
+def pixels_of(array: np.ndarray, bundle: Bundle, field: str) -> np.ndarray:
+    """Check images, and read their numbers by the range of those that the model was trained on.
+
+    Returns:
+        As `Bundle.as_pixels`.
+    """
+    of = Conversion.by(bundle.manifest.image.reading or Rules()).range_of_array(array.dtype)
+    if array.ndim and of is not None and of != (BYTE if array.dtype == np.uint8 else UNIT):
+        for index, fault in outside(array, of).items():
+            raise RefusedError(422, f"{field}: image {index} has {fault}.", field)
+        array = to_bytes(array, of)
+    return checked(bundle.as_pixels, array, field)
 
 
 def latents_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
@@ -199,17 +215,19 @@ def _picture(body: bytes, kind: str, bundle: Bundle) -> np.ndarray:
     if channels not in (1, 3):
         raise RefusedError(415, f"images of {channels} channels: send {NPY} or {JSON}.", "images")
 
-    def same_shape(path: Path, shape: tuple[int, int, int]) -> None:
+    def same_shape(name: str, shape: tuple[int, int, int]) -> None:
         if shape != bundle.image_shape:
             raise BadImageError(
-                path,
+                name,
                 f"an image of {shape[1]}x{shape[0]} pixels (width x height); "
                 f"this model takes {width}x{height}.",
             )
 
-    conversion = Conversion(channels=channels)
+    rules = Conversion.by(bundle.manifest.image.reading or Rules())
+    size = None if rules.size is None else (width, height)
+    conversion = replace(rules, size=size, channels=channels)
     try:
-        pixels = decode(Path("images"), conversion, Limits(), same_shape, io.BytesIO(body))
+        pixels = decode(Picture("images", body), conversion, LIMITS, same_shape)
     except BadImageError as error:
         raise RefusedError(422, str(error), "images") from None
     return pixels[np.newaxis]

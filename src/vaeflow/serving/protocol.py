@@ -223,8 +223,10 @@ def _rows(tensor: _Tensor, binary: memoryview, model: Model) -> np.ndarray:
             raise RefusedError(
                 422, f"inputs.0.data: {array.size} numbers; the shape has {count}.", "inputs.0.data"
             )
-    check = model.bundle.as_pixels if tensor.name == "images" else model.bundle.as_latents
-    return bodies.checked(check, array.reshape(tensor.shape), f"inputs.0 ({tensor.name})")
+    array, field = array.reshape(tensor.shape), f"inputs.0 ({tensor.name})"
+    if tensor.name == "images":
+        return bodies.pixels_of(array, model.bundle, field)
+    return bodies.checked(model.bundle.as_latents, array, field)
 
 
 async def _compute(

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from vaeflow.common.versioning import data_md5
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Parameters
-from vaeflow.data.splits import SplitRule
+from vaeflow.data.splits import SplitRule, given_splits
 
 PACKAGES = ("vaeflow", "tensorflow", "keras", "numpy", "mlflow", "dvc", "prefect")
 # In a model's tags by digests of their own; the first runs of new images and parameters, and those
@@ -36,7 +36,7 @@ def collect_lineage(workspace: Workspace, parameters: Parameters) -> dict[str, s
         "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
         "data_md5": data_md5(workspace) or UNKNOWN,
         "parameters_sha256": parameters.sha256(),
-        SPLIT_TAG: str(SplitRule.of(parameters.prepare)),
+        SPLIT_TAG: str(SplitRule.of(parameters.prepare, given_splits(workspace.prepared).values())),
         **{f"version_{name}": _version(name) for name in PACKAGES},
     }
 

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vaeflow.data.io.conversion import Conversion, parse_size
-from vaeflow.data.io.sources import Reading, image_blocks
+from vaeflow.data.io.reading import Reading
+from vaeflow.data.io.sources import image_blocks
 from vaeflow.errors import DataError
 
 
@@ -115,11 +116,12 @@ def test_a_large_picture_comes_out_nearly_as_filtered_whole():
 
 def test_other_numbers_of_channels_stay_as_they_are_or_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (2, 9, 9, 5), np.uint8))
-    (block,) = image_blocks(tmp_path)
+    (block,) = image_blocks(tmp_path, reading=Reading(layout="NHWC"))
     assert block.pixels.shape == (2, 9, 9, 5)
     for how in ({"size": (4, 4)}, {"channels": 1}):
+        reading = Reading(layout="NHWC", conversion=Conversion(**how))
         with pytest.raises(DataError, match="images of 5 channels can be neither"):
-            list(image_blocks(tmp_path, reading=Reading(conversion=Conversion(**how))))
+            list(image_blocks(tmp_path, reading=reading))
 
 
 @pytest.mark.parametrize("text", ["", "32", "32x", "x32", "0x8", "8x0", "-1x8", "8x8x8", "5000x8"])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from helpers import MNIST
 
-from vaeflow.data.io import sources
+from vaeflow.data.io import known
 from vaeflow.data.io.conversion import Conversion
-from vaeflow.data.io.sources import FILES, IDX_SETS, IdxSet, Reading, known_blocks
+from vaeflow.data.io.known import FILES, IDX_SETS, IdxSet, known_blocks
+from vaeflow.data.io.reading import Reading
 from vaeflow.errors import DataError
 
 
@@ -115,7 +116,7 @@ def test_digits_too_are_checked():
 def test_every_set_has_four_digests():
     for name in ("mnist", "fashion-mnist", "kmnist"):
         digests = IDX_SETS[name].sha256
-        assert tuple(digests) == sources.FILES
+        assert tuple(digests) == known.FILES
         assert len({*digests.values()}) == 4
         assert all(len(digest) == 64 and int(digest, 16) for digest in digests.values())
 

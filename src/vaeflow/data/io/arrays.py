@@ -1,16 +1,11 @@
-"""Read arrays of images on disk, in blocks (NPY, NPZ, IDX; plain or gzipped), and their labels.
+"""Read arrays on disk in blocks: NumPy's `.npy` and `.npz`, IDX, CIFAR's `.bin`.
 
 A header is read first and compared with the size of its file, so that a short file that declares a
 large array is refused before anything is allocated. Nothing is ever unpickled: it could run code.
-
-`vaeflow data add` writes `index.csv` beside `images.npy`, with the columns `source` and `label`.
-Arrays from elsewhere have their labels in a second array: `labels.npy` beside `images.npy`, or the
-IDX file of labels beside that of images (`train-labels-idx1-ubyte` for `train-images-idx3-ubyte`).
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import math
@@ -18,16 +13,14 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from vaeflow.config.schema import Limits
 from vaeflow.errors import BadImageError, DataError
 
 BYTES_PER_BLOCK = 4 << 20
@@ -39,15 +32,24 @@ IDX_NAME = re.compile(r"(^|[-._])idx[1-9]([-._]|$)|\.idx(\.gz)?$", re.IGNORECASE
 # The magic number is two zeros, the type and the number of dimensions; then each dimension, as
 # four bytes. All is big-endian (http://yann.lecun.com/exdb/mnist).
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-IMAGES = "images.npy"
-LABELS = "labels.npy"
-INDEX = "index.csv"
-COLUMNS = ["source", "label"]
+USUAL_LABELS = ("labels", "label", "y", "Y", "targets", "target", "classes")
 
 
-def is_array(path: Path) -> bool:
-    """Return whether a name is an array's: .npy, .npz, or IDX such as train-images-idx3-ubyte."""
-    return path.suffix.lower() in {".npy", ".npz"} or bool(IDX_NAME.search(path.name))
+# Krizhevsky 2009: a byte or two of labels an image, then its red, green and blue.
+CIFAR_NAME = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin", re.IGNORECASE)
+CIFAR_SHAPE = (3, 32, 32)
+SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+WORD = re.compile(r"[A-Za-z]+")
+
+
+class Values(Protocol):
+    """What can be indexed like an array, and is read when it is."""
+
+    def __getitem__(self, key: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -55,25 +57,59 @@ class ArrayFile:
     """An open array whose header has been read.
 
     Attributes:
-        shape: as declared; the first axis counts the rows.
+        path: the file.
+        shape: as declared.
         dtype: as declared.
+        values: of the array; None: they come from `stream` alone, in C order.
+        stream: at the first number.
         packed: whether it is compressed, so that damage shows only when all of it was read.
+        member: its name, where a file has several.
+        labels: of the images, where the same file has them, `(count,)`.
+        split: that its publisher has put all of it in.
+        layout: of its axes, where the format lays it down.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype
-    stream: IO[bytes]
+    stream: IO[bytes] | None = None
+    values: Values | None = None
     packed: bool = False
+    member: str | None = None
+    labels: np.ndarray | None = None
+    split: str | None = None
+    layout: str | None = None
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield the rows in order, some megabytes at a time; to be called once.
+    @property
+    def name(self) -> str:
+        """The file, and the array in it where there are several."""
+        return str(self.path) if self.member is None else f"{self.path}#{self.member}"
+
+    def blocks(self, axis: int = 0) -> Iterator[np.ndarray]:
+        """Yield the array in parts along one axis, some megabytes at a time; to be called once.
 
         Raises:
             DataError: the file is damaged, shorter or longer than its header says.
         """
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        at_once = max(1, BYTES_PER_BLOCK // max(1, row_bytes))
+        count = self.shape[axis]
+        item_bytes = math.prod(self.shape) // max(1, count) * self.dtype.itemsize
+        at_once = max(1, BYTES_PER_BLOCK // max(1, item_bytes))
+        if self.values is None and axis == 0:
+            yield from self._in_turn(at_once, item_bytes)
+            return
+        values = self.values if self.values is not None else self._whole()
+        for start in range(0, count, at_once):
+            part = slice(start, start + at_once)
+            with clear_errors(self.path):
+                block = np.asarray(values[(slice(None),) * axis + (part,)])
+            yield block
+
+    def whole(self) -> np.ndarray:
+        """Return all of it."""
+        with clear_errors(self.path):
+            return np.asarray(self._whole() if self.values is None else self.values[...])
+
+    def _in_turn(self, at_once: int, row_bytes: int) -> Iterator[np.ndarray]:
         for start in range(0, self.shape[0], at_once):
             rows = min(at_once, self.shape[0] - start)
             content = self._read(rows * row_bytes)
@@ -84,47 +120,29 @@ class ArrayFile:
                     f"cut off after row {complete} of {self.shape[0]}. Fetch the file again.",
                 )
             yield np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
+        self._check_end()
+
+    def _whole(self) -> np.ndarray:
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if len(content := self._read(size)) < size:
+            raise BadImageError(self.path, "cut off. Fetch the file again.")
+        self._check_end()
+        return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+    def _check_end(self) -> None:
         # Reading on to the end is also what makes gzip and zip compare their checksums.
         if self._read(1):
             raise BadImageError(self.path, f"goes on after the {self.shape[0]} rows it declares.")
 
     def _read(self, size: int) -> bytes:
-        with _clear_errors(self.path):
+        assert self.stream is not None  # where there are no values
+        with clear_errors(self.path):
             return self.stream.read(size)
 
 
 @contextmanager
-def open_array(
-    path: Path, key: str | None = None, limits: Limits | None = None
-) -> Iterator[ArrayFile]:
-    """Open an array and read its header.
-
-    Args:
-        path: `.npy`, `.npz`, or IDX, plain or gzipped.
-        key: which array of an `.npz`; may be left out when it holds one.
-        limits: how far a packed array may expand.
-
-    Raises:
-        DataError: the file is missing or damaged, its header declares more than the file can hold,
-            or an `.npz` has no such key.
-    """
-    expansion = (limits or Limits()).max_expansion
-    with ExitStack() as stack:
-        with _clear_errors(path):
-            file = stack.enter_context(path.open("rb"))
-            size = os.fstat(file.fileno()).st_size
-            match path.suffix.lower():
-                case ".npy":
-                    opened = _npy(path, file, size)
-                case ".npz":
-                    opened = _npz(path, file, key, expansion, stack)
-                case _:
-                    opened = _idx(path, file, size, expansion, stack)
-        yield opened
-
-
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes of the parsers into a BadImageError."""
     try:
         yield
     except DataError:
@@ -176,38 +194,158 @@ def read_npy_header(stream: IO[bytes], size: int) -> NpyHeader:
     return NpyHeader(*read(header), offset=len(start) + width + length)
 
 
-def _npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
+def open_npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
     """Read the header of an NPY file, or of a member of an NPZ file, that is `size` bytes long."""
     shape, fortran_order, dtype, offset = read_npy_header(stream, size)
     if dtype.hasobject:
         raise BadImageError(path, "holds pickled Python objects, which are never opened.")
-    if fortran_order and len(shape) > 1:
-        raise BadImageError(
-            path,
-            "stored column by column (Fortran order). "
-            "Save it again: numpy.save(path, numpy.ascontiguousarray(array))",
-        )
     _check_size(path, shape, dtype, size - offset)
-    return ArrayFile(path, shape, dtype, stream)
+    if not fortran_order or len(shape) < 2:
+        return ArrayFile(path, shape, dtype, stream)
+    # Column by column: what is first on disk is last in the array.
+    if path.suffix.lower() == ".npy" and 0 not in shape:
+        return ArrayFile(
+            path, shape, dtype, values=np.memmap(path, dtype, "r", offset, shape, order="F")
+        )
+    reverse = ArrayFile(path, shape[::-1], dtype, stream)
+    return ArrayFile(path, shape, dtype, values=reverse.whole().T)
 
 
-def _npz(
-    path: Path, file: IO[bytes], key: str | None, expansion: int, stack: ExitStack
-) -> ArrayFile:
+def open_npz(
+    path: Path,
+    file: IO[bytes],
+    key: str | None,
+    label_key: str | None,
+    expansion: int,
+    stack: ExitStack,
+) -> list[ArrayFile]:
+    """Open the arrays of an NPZ file; see `vaeflow.data.io.rows.open_arrays`."""
     archive = stack.enter_context(zipfile.ZipFile(file))
-    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    if key is None and len(members) == 1:
-        key = next(iter(members))
-    if key not in members:
-        asked = f"no array {key!r} in it" if key else "holds several arrays; name one (--key)"
-        raise BadImageError(path, f"{asked}. It has: {', '.join(sorted(members)) or 'none'}.")
-    member = members[key]
-    _check_expansion(path, member.file_size, member.compress_size, expansion)
-    array = _npy(path, stack.enter_context(archive.open(member)), member.file_size)
-    return replace(array, packed=True)
+    infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+    def open_member(name: str) -> ArrayFile:
+        info = infos[name]
+        check_expansion(path, info.file_size, info.compress_size, expansion)
+        array = open_npy(path, stack.enter_context(archive.open(info)), info.file_size)
+        return replace(array, packed=True, member=name if len(infos) > 1 else None)
+
+    def shape_of(name: str) -> tuple[int, ...]:
+        if not infos[name].filename.endswith(".npy"):
+            return ()  # something else, which is in the way only when it is asked for
+        with archive.open(infos[name]) as stream:
+            return read_npy_header(stream, infos[name].file_size).shape
+
+    return Members(path, {name: shape_of(name) for name in infos}, open_member).open(key, label_key)
 
 
-def _idx(path: Path, file: IO[bytes], size: int, expansion: int, stack: ExitStack) -> ArrayFile:
+@dataclass(frozen=True)
+class Members:
+    """The arrays of a file that has several.
+
+    Attributes:
+        path: the file.
+        shapes: of each, by its name.
+        open_member: opens one.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    open_member: Callable[[str], ArrayFile]
+
+    def open(self, key: str | None, label_key: str | None) -> list[ArrayFile]:
+        """Open those that hold images, with their labels.
+
+        Raises:
+            BadImageError: there is none of that name, or several may be meant.
+        """
+        keys = [key] if key is not None else self._images()
+        for each in (*keys, *([label_key] if label_key else ())):
+            if each not in self.shapes:
+                raise BadImageError(
+                    self.path, f"no array {each!r} in it. It has: {self._listed()}."
+                )
+        return [self._with_labels(each, label_key, len(keys) > 1) for each in keys]
+
+    def _images(self) -> list[str]:
+        if len(self.shapes) == 1:
+            return list(self.shapes)
+        found = [name for name, shape in self.shapes.items() if len(shape) in (3, 4)]
+        if len(found) > 1 and len({split_named(name) for name in found} - {None}) == len(found):
+            return found
+        if len(found) != 1:
+            raise BadImageError(
+                self.path, f"holds several arrays; name one (--key). It has: {self._listed()}."
+            )
+        return found
+
+    def _with_labels(self, key: str, label_key: str | None, of_several: bool) -> ArrayFile:
+        array = self.open_member(key)
+        if label_key is None:
+            names = (*label_names(key), *(USUAL_LABELS if not of_several else ()))
+            label_key = next((name for name in names if name in self.shapes), None)
+        labels = None
+        if label_key is not None and label_key != key:
+            labels = as_labels(self.open_member(label_key).whole())
+        split = split_named(key) if of_several else None
+        return replace(array, labels=labels, split=split)
+
+    def _listed(self) -> str:
+        return ", ".join(f"{name} {shape}" for name, shape in sorted(self.shapes.items())) or "none"
+
+
+def split_named(key: str) -> str | None:
+    """Return the split that a name such as x_train or val_images says."""
+    words = [SPLIT_OF[word] for word in WORD.findall(key.lower()) if word in SPLIT_OF]
+    return words[0] if len(words) == 1 else None
+
+
+def label_names(images: str) -> list[str]:
+    """Return what the labels of an array of images are usually called, by its name."""
+    names = [
+        re.sub(r"(?<![A-Za-z])(images|imgs|data)(?![A-Za-z])", "labels", images),
+        re.sub(r"(?<![A-Za-z])x(?![A-Za-z])", "y", images),
+        re.sub(r"(?<![A-Za-z])X(?![A-Za-z])", "y", images),
+    ]
+    return [name for name in names if name != images]
+
+
+def as_labels(values: np.ndarray) -> np.ndarray | None:
+    """Return labels as text, `(count,)`; None for what has several an image."""
+    values = values.reshape(-1) if values.size == max(values.shape, default=0) else values
+    if values.ndim != 1:
+        return None
+    if values.dtype.kind == "f" and (values == np.rint(values)).all():
+        values = values.astype(np.int64)  # as MATLAB has them
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "replace")
+    return values.astype(str) if values.dtype.kind in "iuU" else None
+
+
+def cifar_split(path: Path) -> str:
+    """Return which split the publisher has put a batch in."""
+    return split_named(path.name) or "train"
+
+
+def open_cifar(path: Path, size: int) -> ArrayFile:
+    """Open a batch of CIFAR-10 or of CIFAR-100, whose last label is the finer one."""
+    pixels = math.prod(CIFAR_SHAPE)
+    labels = 2 if CIFAR_NAME.fullmatch(path.name)[1].lower() in {"train", "test"} else 1  # type: ignore[index]
+    if not size or size % (labels + pixels):
+        raise ValueError(f"{size} bytes, which are no whole images of {labels + pixels} bytes")
+    rows = np.memmap(path, np.uint8, "r").reshape(-1, labels + pixels)
+    return ArrayFile(
+        path,
+        (len(rows), *CIFAR_SHAPE),
+        rows.dtype,
+        values=rows[:, labels:].reshape(-1, *CIFAR_SHAPE),
+        labels=as_labels(np.asarray(rows[:, labels - 1])),
+        split=cifar_split(path),
+        layout="NCHW",
+    )
+
+
+def open_idx(path: Path, file: IO[bytes], size: int, expansion: int, stack: ExitStack) -> ArrayFile:
+    """Read the header of an IDX file, plain or gzipped, that is `size` bytes long."""
     packed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     stream = file
@@ -221,10 +359,11 @@ def _idx(path: Path, file: IO[bytes], size: int, expansion: int, stack: ExitStac
     shape = struct.unpack(f">{start[3]}I", declared)
     pixels = math.prod(shape) * dtype.itemsize
     if packed:
-        _check_expansion(path, pixels, size, expansion)
+        check_expansion(path, pixels, size, expansion)
     else:
         _check_size(path, shape, dtype, size - len(start) - len(declared))
-    return ArrayFile(path, shape, dtype, stream, packed)
+    layout = "NHW" if len(shape) == 3 else None
+    return ArrayFile(path, shape, dtype, stream, packed=packed, layout=layout)
 
 
 def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype, available: int) -> None:
@@ -237,7 +376,8 @@ def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype, available: 
         )
 
 
-def _check_expansion(path: Path, unpacked: int, packed: int, largest: int) -> None:
+def check_expansion(path: Path, unpacked: int, packed: int, largest: int) -> None:
+    """Refuse what would be more than `largest` times as large as it is packed."""
     if unpacked > largest * max(1, packed):
         raise BadImageError(
             path,
@@ -285,98 +425,11 @@ class ArrayWriter:
         return self._file.tell()
 
 
-class Rows:
-    """The rows of one array in order, a block at a time.
-
-    Args:
-        path: the array of images.
-        count: how many rows it has.
-
-    Raises:
-        DataError: the index or the labels beside it are damaged, or not as many as the images.
-    """
-
-    def __init__(self, path: Path, count: int) -> None:
-        self.path = path
-        self.count = count
-        self.done = 0
-        self._stack = ExitStack()
-        self._index = self._open_index()
-        self._labels = None if self._index else read_labels(path, count)
-
-    def __enter__(self) -> Rows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def take(self, count: int) -> tuple[list[str], Sequence[str | None]]:
-        """Return names and labels of the next `count` rows."""
-        start, self.done = self.done, self.done + count
-        if self._index is None:
-            prefix = f"{self.path}#"
-            names = [f"{prefix}{row}" for row in range(start, self.done)]
-            if self._labels is None:
-                return names, [None] * count
-            return names, self._labels[start : self.done].astype(str).tolist()
-        rows = list(islice(self._index, count))
-        last = self.done == self.count
-        if len(rows) < count or (last and next(self._index, None) is not None):
-            raise self._damaged(f"has not as many rows as {IMAGES} ({self.count})")
-        if any(len(row) != len(COLUMNS) for row in rows):
-            raise self._damaged("has a row that is not a source and a label")
-        prefix = f"{self.path.parent}/"
-        return [prefix + source for source, _ in rows], [label or None for _, label in rows]
-
-    def _open_index(self) -> Iterator[list[str]] | None:
-        path = self.path.with_name(INDEX)
-        if self.path.name != IMAGES or not path.is_file():
-            return None
-        file = self._stack.enter_context(path.open(newline="", encoding="utf-8"))
-        reader = csv.reader(file)
-        # Another header is somebody else's file of that name.
-        return reader if next(reader, None) == COLUMNS else None
-
-    def _damaged(self, fault: str) -> DataError:
-        return DataError(
-            f"{self.path.with_name(INDEX)} {fault}: it was changed or damaged. "
-            "Get the versioned one back: dvc checkout --force data.dvc"
-        )
-
-
-def labels_path(images: Path) -> Path | None:
-    """Return the file that holds an array's labels, if there is one."""
-    if images.name == IMAGES:
-        candidates = [images.with_name(LABELS)]
-    elif IDX_NAME.search(images.name):
-        plain = images.name.removesuffix(".gz").replace("images", "labels")
-        plain = re.sub(r"idx\d", "idx1", plain)
-        candidates = [images.with_name(plain), images.with_name(f"{plain}.gz")]
-    else:
-        return None
-    return next((path for path in candidates if path != images and path.is_file()), None)
-
-
-def read_labels(images: Path, count: int) -> np.ndarray | None:
-    """Read the integer labels of an array's rows, `(count,)`; None where there are none.
-
-    Raises:
-        BadImageError: they are damaged, no integers, or not as many as the images.
-    """
-    path = labels_path(images)
-    if path is None:
-        return None
-    with open_array(path) as array:
-        if len(array.shape) != 1 or array.dtype.kind not in "iu":
-            raise BadImageError(
-                path,
-                f"an array of {array.dtype}, shape {array.shape}; "
-                "expected integers, shape (count,).",
-            )
-        if array.shape[0] != count:
-            raise BadImageError(
-                path,
-                f"holds {array.shape[0]} labels for the {count} images of {images.name}; "
-                "expected one for each, in the same order.",
-            )
-        return np.concatenate([*array.blocks(), np.empty(0, array.dtype)])
+def as_text(name: str) -> str:
+    """Return a path as text: bytes that are no UTF-8, and control characters, by escapes."""
+    try:
+        if min(name.encode(), default=32) >= 32:
+            return name
+    except UnicodeEncodeError:
+        name = os.fsencode(name).decode(errors="backslashreplace")
+    return "".join(c if ord(c) >= 32 else f"\\x{ord(c):02x}" for c in name)
