@@ -124,6 +124,8 @@ class SplitWriter:
 
     def _parts_of_given(self, images: Images) -> list[str | None]:
         """Return the part of each image whose split was given, and note which split that is."""
+        if not any(images.splits):
+            return [None] * len(images.splits)
         parts: list[str | None] = []
         for name, split, digest in zip(images.names, images.splits, images.digests, strict=True):
             part = None

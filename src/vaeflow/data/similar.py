@@ -7,11 +7,12 @@ the cells are compared. Small pictures full of detail that were reduced and enla
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +21,14 @@ from vaeflow.data.splits import LEFT_OUT, OTHERS_BY_CONTENT, SPLITS, digest_keys
 
 EDGE = 16  # cells
 BITS, BANDS = 64, 4
-MOST_BITS_APART = 16
+MOST_BITS_APART = 10
 # Of the cells of two pictures. Two different digits of MNIST reach 0.9951, two of scikit-learn's
 # 0.993; a digit and its JPEG of quality 50 have 0.997 or more.
 LEAST_CORRELATION = 0.996
 LARGEST_BUCKET, NEIGHBOURS = 1_000, 100
 PAIRS_AT_ONCE = 1 << 16
-VALUES_AT_ONCE = 1 << 19
+VALUES_AT_ONCE, IMAGES_AT_ONCE = 1 << 19, 1 << 11
+PLACES = np.sort([*SPLITS, LEFT_OUT])
 _MAY_BE = {given: {SPLITS[0], split} for split, given in OTHERS_BY_CONTENT.items()}
 
 
@@ -53,26 +55,31 @@ class Fingerprints:
         self._file = path.open("wb")
         self._hashes: list[np.ndarray] = []
         self._keys: list[np.ndarray] = []
-        self._splits: list[np.ndarray] = []
+        self._splits: list[np.ndarray] = []  # places in `PLACES`: a byte an image
 
     def add(self, images: Images, splits: np.ndarray) -> None:
         """Add images, with the split of each."""
-        cells = _cells(images.pixels)
-        self._hashes.append(_hashes(cells))
-        self._keys.append(digest_keys(images.digests))
-        self._splits.append(np.asarray(splits, "U10"))
-        largest = np.abs(cells).max(axis=1, keepdims=True)
-        self._file.write(np.rint(127 * cells / largest).astype("i1").data)
+        # Few at once stay in the processor's cache; of tiny images there may be many in a block.
+        at_once = max(1, min(IMAGES_AT_ONCE, VALUES_AT_ONCE // images.pixels[0].size))
+        for start in range(0, len(images.pixels), at_once):
+            cells = _cells(images.pixels[start : start + at_once])
+            self._hashes.append(_hashes(cells))
+            largest = np.abs(cells).max(axis=1, keepdims=True)
+            self._file.write(np.rint(127 * cells / largest).astype("i1").data)
+        # Half of a key: of a million images no two share it by chance.
+        self._keys.append(digest_keys(images.digests).view(np.uint64)[::2].copy())
+        self._splits.append(np.searchsorted(PLACES, splits).astype(np.uint8))
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """Half of each digest, `(count,)`; to be asked for when all were added."""
+        """A number of each digest, `(count,)`; to be asked for when all were added."""
         return np.concatenate(self._keys)
 
-    @property
-    def splits(self) -> np.ndarray:
-        """The split of each image, `(count,)`."""
-        return np.concatenate(self._splits) if self._splits else np.empty(0, "U10")
+    @cached_property
+    def splits(self) -> Sequence[str]:
+        """The split of each image as it was added; to be asked for when all were."""
+        places = np.concatenate(self._splits) if self._splits else np.empty(0, np.uint8)
+        return _Splits(places)
 
     def pairs(self) -> list[Pair]:
         """Return the pairs of near-duplicates, exact copies among them, in order of the later."""
@@ -82,10 +89,10 @@ class Fingerprints:
             return []
         cells = np.memmap(self._path, "i1", "r", shape=(len(hashes), EDGE * EDGE))
         copy_of = _first_of_equals(self.keys)
-        copies = np.flatnonzero(copy_of != np.arange(len(copy_of)))
+        copies = np.flatnonzero(copy_of != np.arange(len(copy_of), dtype=np.int32))
         found = {Pair(int(copy_of[row]), int(row)) for row in copies}
         # A copy is as near to others as its original is.
-        originals = np.unique(copy_of)
+        originals = np.flatnonzero(copy_of == np.arange(len(copy_of), dtype=np.int32))
         for rows in _candidates(hashes[originals]):
             left, right = originals[rows[:, 0]], originals[rows[:, 1]]
             near = _correlation(cells[left], cells[right]) >= LEAST_CORRELATION
@@ -102,6 +109,19 @@ class Fingerprints:
         self._one_thread.restore_original_limits()
         self._file.close()
         os.unlink(self._path)  # noqa: PTH108
+
+
+class _Splits(Sequence[str]):
+    """Names of splits, of which each takes a byte."""
+
+    def __init__(self, places: np.ndarray) -> None:
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, row: Any) -> Any:
+        return str(PLACES[self._places[row]])
 
 
 class Joined(NamedTuple):
@@ -134,18 +154,16 @@ def join_splits(
     Returns:
         What has changed.
     """
-    before = fingerprints.splits
-    splits = before.copy()
+    splits, changed = fingerprints.splits, dict[int, str]()
     near: dict[int, set[int]] = {}
     alike: set[int] = set()
     for pair in fingerprints.pairs():
         near.setdefault(pair.later, set()).add(pair.earlier)
         if pair.later >= held and not fingerprints.same(pair):
             alike.add(pair.later)
-    changed: dict[int, str] = {}
     straddling = 0
     for row, others in sorted(near.items()):
-        found = {str(splits[other]) for other in others} - {LEFT_OUT}
+        found = {changed.get(other, splits[other]) for other in others} - {LEFT_OUT}
         if row < held:
             continue
         if published and (own := given[row - held]) is not None:
@@ -156,40 +174,42 @@ def join_splits(
             continue
         wanted = found.pop() if len(found) == 1 else LEFT_OUT
         if wanted != splits[row]:
-            splits[row] = changed[row] = wanted
+            changed[row] = wanted
     left_out = sum(split == LEFT_OUT for split in changed.values())
     return Joined(changed, len(alike), left_out, straddling)
 
 
 def _first_of_equals(keys: np.ndarray) -> np.ndarray:
     """Return the first row with the same key, for each row."""
-    if len(np.unique(keys.view(np.uint64)[::2])) == len(keys):
-        return np.arange(len(keys))  # the common case, sooner known
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return np.asarray(first[inverse])
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    new = np.r_[True, keys[order[1:]] != keys[order[:-1]]]
+    first = np.empty(len(keys), np.int32)
+    first[order] = order[np.flatnonzero(new)[np.cumsum(new) - 1]]
+    return first
 
 
 def _candidates(hashes: np.ndarray) -> Iterator[np.ndarray]:
     """Yield pairs of rows that share a quarter of their hash, `(count, 2)`."""
     bands = hashes.view(np.uint16).reshape(-1, BANDS)
     for band in range(BANDS):
-        order = np.lexsort((hashes, bands[:, band]))
+        order = np.lexsort((hashes, bands[:, band])).astype(np.int32)
         values = bands[order, band]
         starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-        sizes = np.diff(np.r_[starts, len(values)])
-        # Of images next to each other, then of the second next, and so on, all buckets at once.
-        place = np.arange(len(values)) - np.repeat(starts, sizes)
-        size = np.repeat(sizes, sizes)
-        reach = np.where(size > LARGEST_BUCKET, NEIGHBOURS, size)
-        for step in range(1, int(min(reach.max(), size.max() - 1)) + 1 if len(size) else 0):
-            left = np.flatnonzero((place + step < size) & (step <= reach))
+        sizes = np.diff(np.r_[starts, len(values)]).astype(np.int32)
+        # How many of its bucket come after each, as far as they are compared.
+        after = np.repeat(starts + sizes, sizes).astype(np.int32)
+        after -= np.arange(1, len(values) + 1, dtype=np.int32)
+        np.minimum(after, NEIGHBOURS, where=np.repeat(sizes > LARGEST_BUCKET, sizes), out=after)
+        # Images next to each other, then the second next, and so on, all buckets at once.
+        for step in itertools.count(1):
+            left = np.flatnonzero(after >= step)
             if not len(left):
                 break
-            rows = np.column_stack([order[left], order[left + step]])
-            apart = np.bitwise_count(hashes[rows[:, 0]] ^ hashes[rows[:, 1]])
-            rows = rows[apart <= MOST_BITS_APART]
-            for start in range(0, len(rows), PAIRS_AT_ONCE):
-                yield rows[start : start + PAIRS_AT_ONCE]
+            for start in range(0, len(left), PAIRS_AT_ONCE):
+                here = left[start : start + PAIRS_AT_ONCE]
+                rows = np.column_stack([order[here], order[here + step]])
+                apart = np.bitwise_count(hashes[rows[:, 0]] ^ hashes[rows[:, 1]])
+                yield rows[apart <= MOST_BITS_APART]
 
 
 def _correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -200,10 +220,7 @@ def _correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _cells(pixels: np.ndarray) -> np.ndarray:
     """Reduce images to cells of grey about their mean, float32 `(count, 256)`."""
-    # So many at once stay in the processor's cache.
-    at_once = max(1, VALUES_AT_ONCE // pixels[0].size)
-    parts = (pixels[start : start + at_once] for start in range(0, len(pixels), at_once))
-    cells = np.concatenate([_averaged(part) for part in parts])
+    cells = _averaged(pixels)
     cells -= cells.mean(axis=1, keepdims=True)
     cells[:, 0] += 1e-6 * (np.abs(cells).max(axis=1) == 0)  # of one colour: no division by 0
     return cells

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -118,7 +118,7 @@ class Survey:
         splits = SplitRule.of(self._parameters).assign(images.digests, images.splits)
         self.count += len(splits)
         self.left_out += int(np.count_nonzero(splits == LEFT_OUT))
-        self.given += sum(split is not None for split in images.splits)
+        self.given += len(splits) - list(images.splits).count(None)
         self.image_shape = shape
         if self.smallest > 0:  # when both ends are known, nothing more is to be looked for
             self.smallest = min(self.smallest, int(images.pixels.min()))
@@ -129,10 +129,10 @@ class Survey:
         self._keys.append(digest_keys(images.digests))
         return splits
 
-    def move(self, before: np.ndarray, changed: Mapping[int, str]) -> None:
+    def move(self, before: Sequence[str], changed: Mapping[int, str]) -> None:
         """Count again images that got another split than they had, by their row numbers."""
         for row, split in changed.items():
-            self.splits[str(before[row])] -= 1
+            self.splits[before[row]] -= 1
             if split == LEFT_OUT:
                 self.left_out += 1
             else:
