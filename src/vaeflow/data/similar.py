@@ -8,6 +8,7 @@ the cells are compared. Small pictures full of detail that were reduced and enla
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
@@ -26,7 +27,8 @@ MOST_BITS_APART = 10
 # 0.993; a digit and its JPEG of quality 50 have 0.997 or more.
 LEAST_CORRELATION = 0.996
 LARGEST_BUCKET, NEIGHBOURS = 1_000, 100
-PAIRS_AT_ONCE = 1 << 16
+PAIRS_AT_ONCE, CELLS_AT_ONCE = 1 << 16, 1 << 12
+LARGEST_MAPPED = 64 << 20  # bytes
 VALUES_AT_ONCE, IMAGES_AT_ONCE = 1 << 19, 1 << 11
 PLACES = np.sort([*SPLITS, LEFT_OUT])
 _MAY_BE = {given: {SPLITS[0], split} for split, given in OTHERS_BY_CONTENT.items()}
@@ -87,7 +89,9 @@ class Fingerprints:
         hashes = np.concatenate(self._hashes) if self._hashes else np.empty(0, np.uint64)
         if not len(hashes):
             return []
-        cells = np.memmap(self._path, "i1", "r", shape=(len(hashes), EDGE * EDGE))
+        with self._path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        cells = np.frombuffer(mapped, "i1").reshape(-1, EDGE * EDGE)
         copy_of = _first_of_equals(self.keys)
         copies = np.flatnonzero(copy_of != np.arange(len(copy_of), dtype=np.int32))
         found = {Pair(int(copy_of[row]), int(row)) for row in copies}
@@ -98,6 +102,9 @@ class Fingerprints:
             near = _correlation(cells[left], cells[right]) >= LEAST_CORRELATION
             pairs = np.sort(np.column_stack([left[near], right[near]]), axis=1)
             found.update(Pair(*pair) for pair in pairs.tolist())
+            # What was touched of a mapped file counts as memory until it is given back.
+            if len(mapped) > LARGEST_MAPPED:
+                mapped.madvise(mmap.MADV_DONTNEED)
         return sorted(found, key=lambda pair: (pair.later, pair.earlier))
 
     def same(self, pair: Pair) -> bool:
@@ -209,7 +216,9 @@ def _candidates(hashes: np.ndarray) -> Iterator[np.ndarray]:
                 here = left[start : start + PAIRS_AT_ONCE]
                 rows = np.column_stack([order[here], order[here + step]])
                 apart = np.bitwise_count(hashes[rows[:, 0]] ^ hashes[rows[:, 1]])
-                yield rows[apart <= MOST_BITS_APART]
+                rows = rows[apart <= MOST_BITS_APART]
+                for first in range(0, len(rows), CELLS_AT_ONCE):
+                    yield rows[first : first + CELLS_AT_ONCE]
 
 
 def _correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
