@@ -198,7 +198,11 @@ def open_npy(path: Path, stream: IO[bytes], size: int) -> ArrayFile:
     """Read the header of an NPY file, or of a member of an NPZ file, that is `size` bytes long."""
     shape, fortran_order, dtype, offset = read_npy_header(stream, size)
     if dtype.hasobject:
-        raise BadImageError(path, "holds pickled Python objects, which are never opened.")
+        raise BadImageError(
+            path,
+            "holds pickled Python objects, which are never opened. Where you trust them, save "
+            "them as one array: numpy.save(path, numpy.stack(list_of_images))",
+        )
     _check_size(path, shape, dtype, size - offset)
     if not fortran_order or len(shape) < 2:
         return ArrayFile(path, shape, dtype, stream)
