@@ -134,6 +134,13 @@ def test_labels_that_are_not_as_many_as_the_images_are_refused(tmp_path):
         read_images(tmp_path / "a.npz")
 
 
+def test_labels_of_which_there_are_several_an_image_are_left_out_and_said(tmp_path):
+    np.savez(tmp_path / "a.npz", images=GREY, labels=np.zeros((60, 14), np.uint8))
+    reading = Reading()
+    assert read_images(tmp_path / "a.npz", reading=reading).labels == [None] * 60
+    assert "without labels, for labels has several an image: 60" in reading.seen.lines()[0]
+
+
 def test_several_arrays_among_files_of_one_image_are_read_as_well(tmp_path):
     for number in range(3):
         np.save(tmp_path / f"{number}.npy", GREY[number])

@@ -32,7 +32,7 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
 }
 ENDINGS = (".zip", ".parquet", *OPENERS)
 # Of one image file, packed as it is: raw pixels of 16 bits with alpha are no larger.
-BYTES_PER_PIXEL = 8
+BYTES_PER_PIXEL_IN_FILE = 8
 SLACK = 64 << 20  # that an archive may expand to before the ratio counts
 ROWS_AT_ONCE = 256
 BLOCK = 512  # of a tar archive, which ends with some that are zero
@@ -176,7 +176,7 @@ def _fault(name: str, size: int, limits: Limits) -> str:
     path = name.replace("\\", "/")  # a path object would cost as much as the header
     if path.startswith("/") or path[1:2] == ":" or ".." in path.split("/"):
         return "a path that leads out of its archive."
-    if size > limits.max_pixels * BYTES_PER_PIXEL:
+    if size > limits.max_pixels * BYTES_PER_PIXEL_IN_FILE:
         return f"declares {size} bytes, more than an image may have ({limits.raised_by})."
     return ""
 

@@ -65,6 +65,7 @@ class ArrayFile:
         packed: whether it is compressed, so that damage shows only when all of it was read.
         member: its name, where a file has several.
         labels: of the images, where the same file has them, `(count,)`.
+        unread_labels: the name of an array of labels that has several an image.
         split: that its publisher has put all of it in.
         layout: of its axes, where the format lays it down.
     """
@@ -77,6 +78,7 @@ class ArrayFile:
     packed: bool = False
     member: str | None = None
     labels: np.ndarray | None = None
+    unread_labels: str | None = None
     split: str | None = None
     layout: str | None = None
 
@@ -287,11 +289,12 @@ class Members:
         if label_key is None:
             names = (*label_names(key), *(USUAL_LABELS if not of_several else ()))
             label_key = next((name for name in names if name in self.shapes), None)
-        labels = None
+        labels, unread = None, None
         if label_key is not None and label_key != key:
             labels = as_labels(self.open_member(label_key).whole())
+            unread = label_key if labels is None else None
         split = split_named(key) if of_several else None
-        return replace(array, labels=labels, split=split)
+        return replace(array, labels=labels, unread_labels=unread, split=split)
 
     def _listed(self) -> str:
         return ", ".join(f"{name} {shape}" for name, shape in sorted(self.shapes.items())) or "none"

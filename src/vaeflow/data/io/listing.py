@@ -13,6 +13,7 @@ from vaeflow.data.io import archives, tables
 from vaeflow.data.io.arrays import (
     CIFAR_NAME,
     SPLIT_OF,
+    WORD,
     as_text,
     cifar_split,
 )
@@ -39,7 +40,6 @@ CONVERT_PICKLE = (
     "n.savez('{0}.npz', images=d['data'].reshape(-1, 3, 32, 32), labels=d['labels'])\""
 )
 HIDDEN = re.compile(r"\.[^.]|__MACOSX$")  # what systems and editors keep beside a person's files
-FIRST_WORD = re.compile(r"[A-Za-z]+")
 
 
 @dataclass
@@ -212,7 +212,7 @@ class Folders:
 
 def _first_split(path: PurePosixPath) -> str | None:
     """Return the split that the first part of a path names, as in train/ or test-00000.parquet."""
-    word = FIRST_WORD.match(path.parts[0]) if path.parts else None
+    word = WORD.match(path.parts[0]) if path.parts else None
     return SPLIT_OF.get(word[0].lower()) if word else None
 
 

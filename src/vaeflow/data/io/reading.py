@@ -47,7 +47,7 @@ class Seen:
         ranges: images by the range of their array's numbers.
         integers, floats: the ranges of arrays of these types.
         pictures: images in files by what is worth saying of them.
-        notes: what else is.
+        notes: images by what else is.
     """
 
     layouts: Counter[str] = field(default_factory=Counter)

@@ -335,6 +335,9 @@ def _file_blocks(
             if given is None and array.split and reading.splits == "published":
                 given = or_others(array.split, present)
             arrangement = common.arrangement(array)
+            if array.unread_labels is not None:
+                note = f"without labels, for {array.unread_labels} has several an image"
+                reading.seen.notes[note] += arrangement.shape[0]
             # What `add` wrote is taken as it is.
             raw = ours and arrangement.shape[3] == CHANNELS[-1]
             with Rows(array, None if arrangement.one_image else arrangement.shape[0]) as rows:
