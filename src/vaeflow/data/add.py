@@ -253,21 +253,7 @@ def write_part(
         fingerprints: of the images before; are added to.
         seen: digests of the images before, where copies are left out.
     """
-    reading = reading_of(
-        parameters,
-        on_bad=report.rejected.append if addition.skip_bad else _stop,
-        on_other=report.ignored.append,
-        conversion=addition.conversion,
-        shape=report.survey.image_shape,
-        key=addition.key,
-        label_key=addition.label_key,
-        layout=addition.layout,
-        row_shape=addition.row_shape,
-        every_page=addition.pages == "all",
-        label_folders=addition.labels == "folders",
-        splits=addition.splits,
-        follow_links=False,
-    )
+    reading = _reading_for(addition, parameters, report)
     folder.mkdir()
     blocks, prefix = _blocks_of(addition, reading)
     held, dropped = report.survey.count, 0
@@ -294,6 +280,24 @@ def write_part(
     if report.rejected:
         _write_rejected(folder / REJECTED, report.rejected, prefix)
     return Written(dropped, reading.seen.lines(), near)
+
+
+def _reading_for(addition: Addition, parameters: Prepare, report: Report) -> Reading:
+    return reading_of(
+        parameters,
+        on_bad=report.rejected.append if addition.skip_bad else _stop,
+        on_other=report.ignored.append,
+        conversion=addition.conversion,
+        shape=report.survey.image_shape,
+        key=addition.key,
+        label_key=addition.label_key,
+        layout=addition.layout,
+        row_shape=addition.row_shape,
+        every_page=addition.pages == "all",
+        label_folders=addition.labels == "folders",
+        splits=addition.splits,
+        follow_links=False,
+    )
 
 
 def _refuse_zero_and_one(addition: Addition, reading: Reading, survey: Survey) -> None:

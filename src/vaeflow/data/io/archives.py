@@ -14,14 +14,14 @@ import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from vaeflow.config.schema import Limits
-from vaeflow.data.io.arrays import as_text, check_expansion
+from vaeflow.data.io.arrays import as_text, check_expansion, clear_errors
 from vaeflow.data.io.decoding import Picture
-from vaeflow.errors import BadImageError, DataError
+from vaeflow.errors import BadImageError
 
 OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".tar": lambda file: file,
@@ -71,18 +71,8 @@ def members(path: Path, limits: Limits) -> Iterator[Member]:
             yield from _tar(path, limits)
 
 
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (DataError, GeneratorExit):
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist.") from None
-    except Exception as error:  # whatever a damaged file makes of the parsers
-        raise BadImageError(
-            path, f"not a readable archive ({error or type(error).__name__}). Fetch it again."
-        ) from None
+def _clear_errors(path: Path) -> AbstractContextManager[None]:
+    return clear_errors(path, "archive", " Fetch it again.")
 
 
 def _zip(path: Path, limits: Limits) -> Iterator[Member]:

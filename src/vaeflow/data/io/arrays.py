@@ -143,18 +143,23 @@ class ArrayFile:
 
 
 @contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes of the parsers into a BadImageError."""
+def clear_errors(path: Path, what: str = "array", remedy: str = "") -> Iterator[None]:
+    """Turn whatever a damaged file makes of the parsers into a BadImageError.
+
+    Args:
+        path: of the file.
+        what: it should be.
+        remedy: a sentence for the error, after a space.
+    """
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
-    except Exception as error:  # whatever a damaged file makes of the parsers below
-        raise BadImageError(
-            path, f"not a readable array ({error or type(error).__name__})."
-        ) from None
+    except Exception as error:
+        reason = f"not a readable {what} ({error or type(error).__name__}).{remedy}"
+        raise BadImageError(path, reason) from None
 
 
 class NpyHeader(NamedTuple):
