@@ -66,7 +66,7 @@ def test_a_step_that_is_left_out_is_left_out_in_parts(digits):
 
 def test_adam_makes_the_steps_of_kerass(digits):
     def everything(kind):
-        optimizer = kind(0.01, use_ema=True, ema_momentum=0.7)
+        optimizer = kind(0.01)
         vae, _ = trained(digits[:24], optimizer=optimizer)
         return [*vae.get_weights(), *[variable.numpy() for variable in optimizer.variables]]
 
