@@ -1,4 +1,4 @@
-"""The runtime against Keras for every likelihood, on untrained models."""
+"""The runtime against Keras for every likelihood and prior, on untrained models."""
 
 import json
 
@@ -20,18 +20,26 @@ from vaeflow.model.vae import VAE
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=LIKELIHOODS)
+CASES = [*((name, "standard") for name in LIKELIHOODS), ("bernoulli", "flow")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=" ".join)
 def pair(request, tmp_path_factory):
     """A model, and the folder of a bundle of it."""
+    likelihood, prior = request.param
     keras.utils.set_random_seed(0)
-    vae = VAE(VAEConfig((9, 7, 3), 2, filters=(4,), hidden_units=8, likelihood=request.param))
-    folder = tmp_path_factory.mktemp(request.param)
+    sizes = {"filters": (4,), "hidden_units": 8}
+    vae = VAE(VAEConfig((9, 7, 3), 2, **sizes, likelihood=likelihood, prior=prior))
+    for variable in vae.prior.trainable_variables:
+        variable.assign(0.2 * keras.random.normal(variable.shape))
+    folder = tmp_path_factory.mktemp("bundle")
     export_onnx(folder, vae)
     manifest = Manifest(
         name="any",
         image=ImageSpec(height=9, width=7, channels=3),
         latent_dim=2,
-        likelihood=request.param,
+        likelihood=likelihood,
+        prior=prior,
         run_id="none",
         lineage={},
         metrics={},
@@ -63,11 +71,23 @@ def test_the_importance_weighted_bound_equals_keras(pair):
     noise = np.random.default_rng(4).standard_normal((6, 5, 2), dtype=np.float32).swapaxes(0, 1)
     latents = objective.reparameterise(mean, log_variance, noise)
     log_weights = objective.log_importance_weights(
-        vae.log_likelihood(scaled, latents), latents, mean, log_variance
+        vae.log_likelihood(scaled, latents),
+        latents,
+        mean,
+        log_variance,
+        prior_correction=vae.prior.correction(latents),
     )
     expected = logsumexp(log_weights, axis=0) - np.log(5)
     bound = Bundle(folder).importance_weighted_bound(images, samples=5, seed=4)
     np.testing.assert_allclose(bound, expected, rtol=1e-4)
+
+
+def test_samples_are_decoded_draws_of_the_prior(pair):
+    vae, folder = pair
+    noise = np.random.default_rng(4).standard_normal((5, 2), dtype=np.float32)
+    model = Bundle(folder)
+    np.testing.assert_allclose(model.sample(5, seed=4), vae.sample(noise), atol=1e-5)
+    assert np.allclose(model.draw(5, seed=4), noise) == (vae.config.prior == "standard")
 
 
 def test_a_decoder_of_another_likelihood_is_refused(pair):

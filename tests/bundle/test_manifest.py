@@ -80,7 +80,8 @@ def test_a_manifest_cannot_lead_outside(bundle, name):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": 3}, "format_version"),
+        ({"prior": "flow"}, "needs prior.onnx"),
         ({"surprise": 1}, "surprise"),
         ({"latent_dim": 0}, "latent_dim"),
         ({"likelihood": "poisson"}, "likelihood"),

@@ -62,7 +62,8 @@ def test_traversals_change_one_dimension_a_row(tmp_path):
     kernel = np.zeros((3, 8), np.float32)
     kernel[1] = 5
     hidden.set_weights([kernel, hidden.get_weights()[1]])
-    draw_traversals(tmp_path / "rows.png", vae, np.zeros(3), kl=np.array([3.0, 1.0, 2.0]))
+    kl = np.array([3.0, 1.0, 2.0])
+    draw_traversals(tmp_path / "rows.png", vae, np.zeros(3), kl, spread=np.ones(3))
     with Image.open(tmp_path / "rows.png") as picture:
         pixels = np.asarray(picture.convert("L"))
     tile = 48 + 2

@@ -24,7 +24,7 @@ def some():
     log_likelihood = rng.normal(-20, 3, 50)
     elbo = log_likelihood - kl.sum(axis=1)
     means = rng.normal(size=(50, 3)) * [1, 1, 0]
-    return Bounds(elbo, log_likelihood, kl.sum(axis=1), elbo + 0.5, kl, means)
+    return Bounds(elbo, log_likelihood, kl.sum(axis=1), elbo + 0.5, kl, means, np.zeros_like(means))
 
 
 def test_each_mean_has_its_standard_error(some, digits):
@@ -68,8 +68,18 @@ def test_a_collapsed_posterior_is_told(active, latent_dim, expected):
     assert reason is None if expected is None else expected in reason
 
 
+def test_under_a_learned_prior_a_dimension_is_active_by_its_own_scale(some, digits):
+    """Latents that are a hundred times as small carry as much information as before."""
+    small = some._replace(
+        means=some.means / 100, log_variances=some.log_variances - 2 * np.log(100)
+    )
+    assert summarise(some, small_vae(prior="flow"), digits[:50])["active_units"] == 2
+    assert summarise(small, small_vae(prior="flow"), digits[:50])["active_units"] == 2
+    assert summarise(small, small_vae(), digits[:50])["active_units"] == 0
+
+
 def test_the_table_of_dimensions(some, tmp_path):
-    write_dimensions(tmp_path / "dimensions.csv", some)
+    write_dimensions(tmp_path / "dimensions.csv", some, np.ones(3))
     rows = list(csv.DictReader((tmp_path / "dimensions.csv").read_text().splitlines()))
     assert [row["active"] for row in rows] == ["1", "1", "0"]
     np.testing.assert_allclose(

@@ -353,6 +353,8 @@ def test_config_holds_every_constructor_value():
         depth=2,
         gradient_limit=5.0,
         likelihood="gaussian",
+        prior="flow",
+        prior_couplings=2,
         objective="importance_weighted",
         samples=3,
         beta=0.5,
@@ -395,6 +397,20 @@ def test_a_saved_model_gives_the_same_numbers_in_a_fresh_process(images, tmp_pat
     results = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
     assert float(fresh["elbo"]) == pytest.approx(results["elbo"], rel=1e-6)
     assert int(fresh["steps"]) == 4  # the optimizer's state was saved too
+
+
+def test_a_learned_prior_comes_back_with_its_optimizer(images, tmp_path):
+    vae = small_vae(prior="flow")
+    vae.compile(optimizer="adam")
+    vae.fit(images, batch_size=64, verbose=0)
+    vae.save(tmp_path / "model.keras")
+    copy = load_vae(tmp_path / "model.keras")
+    assert np.abs(vae.prior.bias.numpy()).max() > 0
+    for ours, theirs in zip(copy.weights, vae.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert int(copy.optimizer.iterations) == 4
+    ours, theirs = (model.evaluate(images, batch_size=64, verbose=0) for model in (copy, vae))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 def test_what_is_no_vae_is_refused(tmp_path):

@@ -22,9 +22,10 @@ EXECUTIONS = 4 if ON_JAX else 3
 
 CASES = {
     "plain": {},
-    "averaged, binarised, with a finish": {
+    "averaged, binarised, with a flow and a finish": {
         "weight_average": 0.9,
         "binarize": "dynamic",
+        "prior": "flow",
         "learning_rate_schedule": "cosine",
         "kl_warmup_epochs": 2,
         "finish_epochs": 2,

@@ -66,6 +66,7 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
             latent_dim=vae.config.latent_dim,
             likelihood=vae.config.likelihood,
             binarize=vae.config.binarize,
+            prior=vae.config.prior,
             run_id=run["run_id"],
             lineage=run["lineage"],
             metrics=json.loads((evaluation / "metrics.json").read_text()),
@@ -84,17 +85,25 @@ def reading_rules(prepared: Path) -> Rules | None:
 
 
 def export_onnx(folder: Path, vae: VAE) -> None:
-    """Write `encoder.onnx` and `decoder.onnx`.
+    """Write `encoder.onnx` and `decoder.onnx`, and `prior.onnx` where the prior is learned.
 
-    Both are deterministic: the exporter writes an invalid file, without an error, for a graph that
+    All are deterministic: the exporter writes an invalid file, without an error, for a graph that
     draws random numbers. Noise is the caller's.
     """
     for network in (vae.encoder, vae.decoder):
         network.export(folder / f"{network.name}.onnx", format="onnx", verbose=False)
+    if vae.config.prior == "flow":
+        specs = {
+            name: keras.InputSpec(shape=(None, vae.config.latent_dim), dtype="float32", name=name)
+            for name in ("latents", "noise")
+        }
+        vae.prior.export(
+            folder / "prior.onnx", format="onnx", verbose=False, input_signature=[specs]
+        )
 
 
 def export_saved_model(folder: Path, vae: VAE) -> None:
-    """Write a SavedModel with the signatures encode, decode, reconstruct and score, and a warm-up.
+    """Write a SavedModel with a warm-up; its signatures are those of `_signatures`.
 
     Inputs are named `images`, `latents` and `noise`; `noise`, draws of N(0, I) of shape
     `(batch, latent_dim)`, is an input because a random generator inside would repeat the same
@@ -130,13 +139,18 @@ def _signatures(vae: VAE) -> dict[str, Callable[..., Any]]:
     def decode(latents: Any) -> dict[str, Any]:
         return {"reconstruction": vae.decode(latents)}
 
+    def sample(noise: Any) -> dict[str, Any]:
+        latents = vae.prior.sample(noise)
+        return {"latents": latents, "reconstruction": vae.decode(latents)}
+
     def reconstruct(images: Any) -> dict[str, Any]:
         return {"reconstruction": vae(images)["reconstruction"]}
 
     def score(images: Any, noise: Any) -> dict[str, Any]:
         return {"score": -vae.terms(images, noise[None]).elbo}
 
-    return {"encode": encode, "decode": decode, "reconstruct": reconstruct, "score": score}
+    functions = (encode, decode, sample, reconstruct, score)
+    return {function.__name__: function for function in functions}
 
 
 def _arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,10 +176,12 @@ def compare_exports(folder: Path, vae: VAE, images: np.ndarray) -> dict[str, flo
     expected = vae(images)
     latents = ops.convert_to_numpy(expected["mean"])
     decoded = vae.decoder(latents)
-    inputs = {"images": images, "latents": latents, "noise": _noise_like(latents)}
+    noise = _noise_like(latents)
+    inputs = {"images": images, "latents": latents, "noise": noise}
     differences = {
         "encoder.onnx": _difference(_run_onnx(folder / "encoder.onnx", images=images), expected),
         "decoder.onnx": _difference(_run_onnx(folder / "decoder.onnx", latents=latents), decoded),
+        **_prior_difference(folder / "prior.onnx", vae, latents, noise),
         "saved_model": _saved_model_difference(folder / "saved_model" / "1", vae, inputs),
         "model.keras": _difference(load_vae(folder / "model.keras")(images), expected),
     }
@@ -181,6 +197,18 @@ def compare_exports(folder: Path, vae: VAE, images: np.ndarray) -> dict[str, flo
 
 def _noise_like(latents: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(latents.shape, dtype=np.float32)
+
+
+def _prior_difference(
+    path: Path, vae: VAE, latents: np.ndarray, noise: np.ndarray
+) -> dict[str, float]:
+    if vae.config.prior == "standard":
+        return {}
+    inputs = {"latents": latents, "noise": noise}
+    # Batches of two sizes, as those who sample and those who score have them.
+    fewer = {"latents": latents[:1], "noise": noise}
+    found = [(_run_onnx(path, **some), vae.prior(some)) for some in (inputs, fewer)]
+    return {path.name: float(np.max([_difference(*pair) for pair in found]))}
 
 
 def _run_onnx(path: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:

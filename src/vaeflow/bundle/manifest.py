@@ -15,15 +15,16 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vaeflow.common.files import sha256_of
-from vaeflow.config.model import Binarize, Likelihood
+from vaeflow.config.model import Binarize, Likelihood, Prior
 from vaeflow.data.io.rules import Rules
 from vaeflow.errors import BundleError
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION: Final = 1
+# 1 knew one prior, N(0, I).
+FORMAT_VERSION: Final = 2
 REQUIRED = {"encoder.onnx", "decoder.onnx"}
 REFERENCE = "reference.npz"
 
@@ -59,7 +60,7 @@ class ImageSpec(_Part):
 class Manifest(_Part):
     """What a bundle is, where it came from, and every file in it."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     name: str
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     image: ImageSpec
@@ -67,6 +68,7 @@ class Manifest(_Part):
     likelihood: Likelihood = "bernoulli"
     # How the training images were made black and white; a service takes images as they come.
     binarize: Binarize = "none"
+    prior: Prior = "standard"
     run_id: str
     lineage: dict[str, str]
     # On the test split, as in metrics.json: nats per image, and counts.
@@ -97,6 +99,12 @@ class Manifest(_Part):
         if missing := sorted(REQUIRED - set(files)):
             raise ValueError(f"{' and '.join(missing)} must be among them")
         return files
+
+    @model_validator(mode="after")
+    def _have_a_prior(self) -> Manifest:
+        if self.prior == "flow" and "prior.onnx" not in self.files:
+            raise ValueError("a prior that was learned needs prior.onnx among the files")
+        return self
 
 
 def describe_files(folder: Path) -> dict[str, File]:

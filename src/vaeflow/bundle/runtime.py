@@ -122,6 +122,7 @@ class Bundle:
         self.manifest: Manifest = read_verified(folder)
         self._encoder = self._session(folder, "encoder.onnx")
         self._decoder = self._session(folder, "decoder.onnx")
+        self._prior = self._session(folder, "prior.onnx") if self.manifest.prior == "flow" else None
         self._likelihood = LIKELIHOODS[self.manifest.likelihood]
         given = {output.name for output in self._decoder.get_outputs()}
         if given != set(self._likelihood.parameters):
@@ -185,7 +186,10 @@ class Bundle:
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """Draw `count` latents from the prior: float32 `(count, latent_dim)`."""
-        return _draw("count", (count, self.latent_dim), seed)
+        noise = _draw("count", (count, self.latent_dim), seed)
+        if self._prior is None:
+            return noise
+        return self._run_prior("sample", noise=noise)
 
     def score(self, images: np.ndarray, samples: int = SCORE_SAMPLES, seed: int = 0) -> np.ndarray:
         """Score images by minus the ELBO, in nats per image. Larger is less like the training data.
@@ -257,6 +261,8 @@ class Bundle:
         mean, log_variance = self._encode(pixels)
         latents = mean + np.exp(0.5 * log_variance) * noise
         kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).sum(axis=-1)
+        if self._prior is not None:
+            kl -= self._prior_correction(latents).mean(axis=0)
         return kl - self._log_likelihood(pixels, latents).mean(axis=0)
 
     def _importance_weighted_bound(self, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -264,9 +270,25 @@ class Bundle:
         latents = mean + np.exp(0.5 * log_variance) * noise
         # log p(t) - log q(t|x), of which the constants cancel.
         log_ratio = 0.5 * (np.square(noise) + log_variance - np.square(latents)).sum(axis=-1)
+        if self._prior is not None:
+            log_ratio += self._prior_correction(latents)
         log_weights = self._log_likelihood(pixels, latents) + log_ratio
         largest = log_weights.max(axis=0)
         return largest + np.log(np.exp(log_weights - largest).mean(axis=0))
+
+    def _prior_correction(self, latents: np.ndarray) -> np.ndarray:
+        """Compute log p(t) - log N(t; 0, I) of latents `(samples, count, latent_dim)`."""
+        log_density = self._run_prior("log_density", latents=latents.reshape(-1, self.latent_dim))
+        normal = -0.5 * (np.square(latents) + LOG_2_PI).sum(axis=-1)
+        return log_density.reshape(latents.shape[:2]) - normal
+
+    def _run_prior(self, output: str, **given: np.ndarray) -> np.ndarray:
+        # ONNX Runtime wants all inputs of a graph, needed or not.
+        unused = np.zeros((1, self.latent_dim), np.float32)
+        inputs = {"latents": unused, "noise": unused, **given}
+        assert self._prior is not None
+        (values,) = self._prior.run([output], inputs)
+        return values
 
     def _log_likelihood(self, pixels: np.ndarray, latents: np.ndarray) -> np.ndarray:
         """Compute log p(x|t) of each draw `(samples, count, latent_dim)`: `(samples, count)`."""

@@ -13,11 +13,13 @@ Network = Literal["conv", "residual"]
 Likelihood = Literal["bernoulli", "gaussian", "discretized_logistic"]
 Binarize = Literal["none", "static", "dynamic"]
 Objective = Literal["elbo", "importance_weighted"]
+Prior = Literal["standard", "flow"]
 CHOICES = {
     "network": Network,
     "likelihood": Likelihood,
     "binarize": Binarize,
     "objective": Objective,
+    "prior": Prior,
 }
 
 
@@ -36,11 +38,15 @@ class VAEConfig:
         likelihood: p(x|t); see `vaeflow.model.likelihoods`.
         binarize: `dynamic` draws black and white training images anew in every step; `static` and
             `none` leave what is given as it is. Kept with the model, to evaluate it likewise.
+        prior: p(t), `standard` for N(0, I) or `flow`, learned; see `vaeflow.model.prior`.
+        prior_couplings: of the flow.
+        prior_hidden_units: of each of them.
         objective: `elbo`, or `importance_weighted` with the doubly reparameterised gradient.
         samples: draws of t per image in training and validation.
         beta: weight of the KL term.
         kl_warmup_steps: training steps over which that weight rises from 0.
-        free_bits: nats per image and latent dimension that cost nothing; for `elbo` only.
+        free_bits: nats per image and latent dimension that cost nothing, of the KL from N(0, 1);
+            for `elbo` only.
         gradient_clip: a gradient with a larger norm is scaled down to it, in the unit of
             `gradient_limit`; 0 for none.
         gradient_limit: a step is left out whose gradient has a norm larger than this, in nats per
@@ -60,6 +66,9 @@ class VAEConfig:
     depth: int = 1
     likelihood: Likelihood = "bernoulli"
     binarize: Binarize = "none"
+    prior: Prior = "standard"
+    prior_couplings: int = 8
+    prior_hidden_units: int = 128
     objective: Objective = "elbo"
     samples: int = 1
     beta: float = 1.0

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from vaeflow.config.model import Binarize, Likelihood, Network, Objective, VAEConfig
+from vaeflow.config.model import Binarize, Likelihood, Network, Objective, Prior, VAEConfig
 from vaeflow.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -72,6 +72,9 @@ class Train(_Section):
     hidden_units: Positive = VAEConfig.hidden_units
     likelihood: Likelihood = VAEConfig.likelihood
     binarize: Binarize = VAEConfig.binarize
+    prior: Prior = VAEConfig.prior
+    prior_couplings: Positive = VAEConfig.prior_couplings
+    prior_hidden_units: Positive = VAEConfig.prior_hidden_units
     objective: Objective = VAEConfig.objective
     samples: Positive = VAEConfig.samples
     beta: Annotated[float, Field(ge=0)] = VAEConfig.beta

@@ -35,7 +35,11 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
 class Bounds(NamedTuple):
-    """Per image: nats, `(images,)`; the last two `(images, latent_dim)`, the KL in nats."""
+    """Per image: nats, `(images,)`; the last three `(images, latent_dim)`.
+
+    `kl` is that from the prior; by dimension it is that from N(0, 1), in nats, whose sum it is
+    where this is the prior. `means` and `log_variances` are those of q(t|x).
+    """
 
     elbo: np.ndarray
     log_likelihood: np.ndarray
@@ -43,6 +47,7 @@ class Bounds(NamedTuple):
     importance_weighted_bound: np.ndarray
     kl_per_dimension: np.ndarray
     means: np.ndarray
+    log_variances: np.ndarray
 
 
 def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
@@ -115,14 +120,19 @@ def _compiled(vae: VAE) -> Callable[..., Any]:
     """Compile the costly part as one graph, traced once for blocks of all sizes.
 
     Takes images, the posterior and noise `(samples, batch, latent_dim)`; gives the sum of the log
-    likelihoods and the log of the sum of the weights over the samples, each `(batch,)`.
+    likelihoods, that of the prior's corrections and the log of the sum of the weights over the
+    samples, each `(batch,)`.
     """
 
     def decode(images: Any, mean: Any, log_variance: Any, noise: Any) -> Any:
         latents = objective.reparameterise(mean, log_variance, noise)
         log_likelihood = vae.log_likelihood(images, latents)
-        log_weights = objective.log_importance_weights(log_likelihood, latents, mean, log_variance)
-        return ops.sum(log_likelihood, axis=0), ops.logsumexp(log_weights, axis=0)
+        correction = vae.prior.correction(latents)
+        log_weights = objective.log_importance_weights(
+            log_likelihood, latents, mean, log_variance, prior_correction=correction
+        )
+        sums = ops.sum(log_likelihood, axis=0), ops.sum(correction, axis=0)
+        return *sums, ops.logsumexp(log_weights, axis=0)
 
     latent = (None, vae.config.latent_dim)
     shapes = ((None, *vae.config.image_shape), latent, latent, (None, *latent))
@@ -141,19 +151,22 @@ def _block(
     posterior = encode(images)
     mean, log_variance = posterior["mean"], posterior["log_variance"]
     # In double precision: thousands of terms are added up.
-    log_likelihood = np.zeros(len(images))
+    log_likelihood, correction = np.zeros(len(images)), np.zeros(len(images))
     log_sum = np.full(len(images), -np.inf)
     drawn = 0
     while drawn < samples:
         draws = next(noise)
-        added, log_added = map(ops.convert_to_numpy, decode(images, mean, log_variance, draws))
+        added, corrected, log_added = map(
+            ops.convert_to_numpy, decode(images, mean, log_variance, draws)
+        )
         log_likelihood += added
+        correction += corrected
         log_sum = np.logaddexp(log_sum, log_added)
         drawn += len(draws)
         progress.advance(len(draws) * len(images))
     log_likelihood /= samples
     kl_per_dimension = ops.convert_to_numpy(objective.kl_per_dimension(mean, log_variance))
-    kl = kl_per_dimension.sum(axis=1)
+    kl = kl_per_dimension.sum(axis=1) - correction / samples
     return Bounds(
         elbo=objective.elbo(log_likelihood, kl),
         log_likelihood=log_likelihood,
@@ -161,19 +174,32 @@ def _block(
         importance_weighted_bound=log_sum - math.log(samples),
         kl_per_dimension=kl_per_dimension,
         means=ops.convert_to_numpy(mean),
+        log_variances=ops.convert_to_numpy(log_variance),
     )
 
 
-def active_units(means: np.ndarray) -> np.ndarray:
+def active_units(means: np.ndarray, spread: np.ndarray | float = 1.0) -> np.ndarray:
     """Find latent dimensions that carry information: Var_x E_q[t] > 0.01 (Burda et al. 2016, 5.2).
 
     Args:
         means: posterior means, `(images, latent_dim)`.
+        spread: from `latent_spread`.
 
     Returns:
         Booleans, `(latent_dim,)`.
     """
-    return means.var(axis=0) > ACTIVE_VARIANCE
+    return means.var(axis=0) > ACTIVE_VARIANCE * np.square(spread)
+
+
+def latent_spread(vae: VAE, bounds: Bounds) -> np.ndarray:
+    """Return each latent dimension's standard deviation, `(latent_dim,)`.
+
+    One under N(0, I), as the prior has it. A learned prior follows whatever scale the latents have
+    come to: there it is that of the images' latents, Var_x E_q[t] + E_x Var_q[t], whose root it is.
+    """
+    if vae.config.prior == "standard":
+        return np.ones(vae.config.latent_dim)
+    return np.sqrt(bounds.means.var(axis=0) + np.exp(bounds.log_variances).mean(axis=0))
 
 
 def compute_scores(vae: VAE, images: Images) -> np.ndarray:

@@ -24,6 +24,7 @@ from vaeflow.evaluation.bounds import (
     compute_bounds,
     compute_scores,
     keep_reference,
+    latent_spread,
     quantiles,
 )
 from vaeflow.model.device import use_full_precision, use_gpu_if_any
@@ -75,7 +76,7 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
             scores["validation"],
             parameters.seed,
         )
-        write_dimensions(folder / "latent_dimensions.csv", bounds)
+        write_dimensions(folder / "latent_dimensions.csv", bounds, latent_spread(vae, bounds))
         figures.draw_training_curves(folder / "training_curves.png", model / "history.csv")
         figures.draw_scores(folder / "scores.png", scores, usual)
         _draw(folder, vae, images, bounds, read_labels(prepared, "test"), parameters.seed)
@@ -90,7 +91,8 @@ def _draw(
     kl = bounds.kl_per_dimension.mean(axis=0)
     figures.draw_reconstructions(folder / "reconstructions.png", vae, images)
     figures.draw_samples(folder / "samples.png", vae, seed)
-    figures.draw_traversals(folder / "traversals.png", vae, bounds.means[0], kl)
+    spread = latent_spread(vae, bounds)
+    figures.draw_traversals(folder / "traversals.png", vae, bounds.means[0], kl, spread)
     figures.draw_latent_map(folder / "latent_map.png", bounds.means, labels)
     figures.draw_latent_dimensions(folder / "latent_dimensions.png", kl)
 
@@ -130,7 +132,7 @@ def summarise(bounds: Bounds, vae: VAE, images: Images) -> dict[str, float]:
     metrics |= {
         "rate": metrics["kl"],
         "distortion": -metrics["log_likelihood"],
-        "active_units": int(np.count_nonzero(active_units(bounds.means))),
+        "active_units": int(active_units(bounds.means, latent_spread(vae, bounds)).sum()),
         "images": len(images),
         "proper_likelihood": int(is_proper(vae.config.likelihood, images)),
     }
@@ -161,17 +163,18 @@ def collapse_warning(active: int, latent_dim: int) -> str | None:
     return None
 
 
-def write_dimensions(path: Path, bounds: Bounds) -> None:
-    """Write a row a latent dimension: mean KL in nats, variance of the means, active or not.
+def write_dimensions(path: Path, bounds: Bounds, spread: np.ndarray) -> None:
+    """Write a row a latent dimension: mean KL from N(0, 1), variance of the means, active or not.
 
     Args:
         path: the CSV to write.
         bounds: of the images.
+        spread: from `latent_spread`.
     """
     columns = (
         bounds.kl_per_dimension.mean(axis=0),
         bounds.means.var(axis=0),
-        active_units(bounds.means).astype(int),
+        active_units(bounds.means, spread).astype(int),
     )
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

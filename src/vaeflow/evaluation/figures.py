@@ -31,8 +31,8 @@ def draw_reconstructions(path: Path, vae: VAE, images: Images) -> None:
 def draw_samples(path: Path, vae: VAE, seed: int) -> None:
     """Draw pixel means decoded from draws of the prior."""
     shape = (SHOWN_SAMPLES, vae.config.latent_dim)
-    latents = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    write_png(path, grid(ops.convert_to_numpy(vae.decode(latents))))
+    noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    write_png(path, grid(ops.convert_to_numpy(vae.sample(noise))))
 
 
 def draw_training_curves(path: Path, history: Path) -> None:
@@ -56,19 +56,24 @@ def draw_training_curves(path: Path, history: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_traversals(path: Path, vae: VAE, latent: np.ndarray, kl: np.ndarray) -> None:
+def draw_traversals(
+    path: Path, vae: VAE, latent: np.ndarray, kl: np.ndarray, spread: np.ndarray
+) -> None:
     """Draw a row a latent dimension, moved from -3 to 3 with all others held as they are.
+
+    That is in the unit of its spread: one, where the prior is N(0, I).
 
     Args:
         path: the PNG to write.
         vae: the model.
         latent: where to start from, `(latent_dim,)`.
         kl: mean KL of each dimension, `(latent_dim,)`; those with most are shown, most on top.
+        spread: of each dimension, `(latent_dim,)`.
     """
     shown = np.argsort(-kl, kind="stable")[:SHOWN_DIMENSIONS]
     latents = np.tile(np.float32(latent), (len(shown), len(STEPS), 1))
     for row, dimension in zip(latents, shown, strict=True):
-        row[:, dimension] = STEPS
+        row[:, dimension] = STEPS * spread[dimension]
     means = vae.decode(latents.reshape(-1, vae.config.latent_dim))
     write_png(path, grid(ops.convert_to_numpy(means), columns=len(STEPS)))
 

@@ -1,6 +1,7 @@
 """The lecture's objective, as pure functions of one mini-batch.
 
-For an image x and a latent t, with q(t|x) = N(m, exp v) and prior N(0, I):
+For an image x and a latent t, with q(t|x) = N(m, exp v) and prior N(0, I), or another that is
+learned (see `vaeflow.model.prior`):
 
     ELBO(x) = E_q[log p(x|t)] - KL(q(t|x) || N(0, I))          (Kingma & Welling 2014, eq. 3)
 
@@ -82,12 +83,14 @@ class Terms(NamedTuple):
     Attributes:
         log_likelihood: log p(x|t) of each draw, `(samples, batch)`.
         latents: the draws, `(samples, batch, latent_dim)`.
+        prior_correction: log p(t) - log N(t; 0, I) of each draw, `(samples, batch)`.
         mean: of q(t|x), `(batch, latent_dim)`.
         log_variance: the same shape.
     """
 
     log_likelihood: keras.KerasTensor
     latents: keras.KerasTensor
+    prior_correction: keras.KerasTensor
     mean: keras.KerasTensor
     log_variance: keras.KerasTensor
 
@@ -97,10 +100,19 @@ class Terms(NamedTuple):
         return ops.mean(self.log_likelihood, axis=0)
 
     @property
+    def mean_prior_correction(self) -> Tensor:
+        """E_q[log p(t) - log N(t; 0, I)], estimated from the draws: `(batch,)`."""
+        return ops.mean(self.prior_correction, axis=0)
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q(t|x) || p(t)), `(batch,)`: exact where p is N(0, I)."""
+        return kl_divergence(self.mean, self.log_variance) - self.mean_prior_correction
+
+    @property
     def elbo(self) -> Tensor:
         """The evidence lower bound, `(batch,)`."""
-        kl = kl_divergence(self.mean, self.log_variance)
-        return elbo(self.mean_log_likelihood, kl)
+        return elbo(self.mean_log_likelihood, self.kl)
 
 
 # === What training does with the KL term ===
@@ -129,7 +141,8 @@ def free_bits_kl(kl_of_dimensions: Tensor, free_bits: float) -> Tensor:
     objective depends on which images share one, and on how many devices share it. Here the floor is
     on every image's own KL: the mean over images is linear in them, and a mini-batch, or a part of
     one, estimates that of the whole data set without bias. With a floor other than 0 it is an
-    objective of its own, which no longer bounds log p(x).
+    objective of its own, which no longer bounds log p(x). Under a learned prior it is the KL from
+    N(0, 1) that has the floor; what the prior corrects is taken off whole.
 
     Args:
         kl_of_dimensions: from `kl_per_dimension`, `(batch, latent_dim)`.
@@ -146,6 +159,7 @@ def weighted_elbo(
     kl_of_dimensions: Tensor,
     weight: Tensor | float = 1.0,
     free_bits: float = 0.0,
+    prior_correction: Tensor | float = 0.0,
 ) -> Tensor:
     """Compute what training maximises under `objective: elbo`.
 
@@ -157,11 +171,13 @@ def weighted_elbo(
         kl_of_dimensions: `(batch, latent_dim)`.
         weight: from `kl_weight`.
         free_bits: nats per image and latent dimension.
+        prior_correction: mean over the draws, `(batch,)`.
 
     Returns:
         Nats per image, a scalar.
     """
-    return ops.mean(log_likelihood - weight * free_bits_kl(kl_of_dimensions, free_bits))
+    kl = free_bits_kl(kl_of_dimensions, free_bits) - prior_correction
+    return ops.mean(log_likelihood - weight * kl)
 
 
 # === The importance-weighted bound ===
@@ -179,6 +195,7 @@ def log_importance_weights(
     mean: Tensor,
     log_variance: Tensor,
     weight: Tensor | float = 1.0,
+    prior_correction: Tensor | float = 0.0,
 ) -> Tensor:
     """Compute log p(x|t) (p(t) / q(t|x))^weight of latents drawn from q (Burda 2016, eq. 7).
 
@@ -188,11 +205,12 @@ def log_importance_weights(
         mean: `(batch, latent_dim)`.
         log_variance: the same shape.
         weight: from `kl_weight`; 1 for the weights of the bound itself.
+        prior_correction: log p(t) - log N(t; 0, I), `(samples, batch)`.
 
     Returns:
         Nats, `(samples, batch)`.
     """
-    log_prior = gaussian_log_density(latents, 0.0, ops.zeros_like(log_variance))
+    log_prior = gaussian_log_density(latents, 0.0, ops.zeros_like(log_variance)) + prior_correction
     log_posterior = gaussian_log_density(latents, mean, log_variance)
     return log_likelihood + weight * (log_prior - log_posterior)
 

@@ -16,13 +16,14 @@ from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import build_decoder, build_encoder
 from vaeflow.model.objective import Tensor, Terms
+from vaeflow.model.prior import build_prior
 from vaeflow.model.steps import backend
 from vaeflow.model.steps.optimizer import Adam
 
 
 @keras.saving.register_keras_serializable(package="vaeflow")
 class VAE(keras.Model):
-    """Convolutional VAE with a Gaussian posterior and an N(0, I) prior.
+    """Convolutional VAE with a Gaussian posterior, and N(0, I) or a learned flow as its prior.
 
     Trains through `compile(optimizer=...)` and `fit`; needs no `loss`, since it maximises an
     objective of `vaeflow.model.objective`. Every metric is a mean per image, in nats: `loss` is
@@ -53,6 +54,7 @@ class VAE(keras.Model):
         self.pixels = LIKELIHOODS[config.likelihood]
         # The encoder first: gradients are put together in the order of `trainable_variables`.
         self.encoder, self.decoder = self.build_networks()
+        self.prior = build_prior(config)
 
         # === Noise, progress and metrics ===
         self.noise = keras.random.SeedGenerator(config.seed)
@@ -98,7 +100,11 @@ class VAE(keras.Model):
         """
         latents, posterior = self.draw(images, noise, training=training)
         log_likelihood = self.log_likelihood(images, latents, training=training)
-        return Terms(log_likelihood, latents, **posterior)
+        return Terms(log_likelihood, latents, self.prior.correction(latents), **posterior)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Decode draws of the prior made of draws of N(0, I), `(batch, latent_dim)`."""
+        return self.decode(self.prior.sample(noise))
 
     def draw(
         self, images: Tensor, noise: Tensor, training: bool = False
@@ -217,14 +223,23 @@ class VAE(keras.Model):
             return -ops.mean(objective.importance_weighted_bound(self.log_weights(terms, weight)))
         kl = objective.kl_per_dimension(terms.mean, terms.log_variance)
         return -objective.weighted_elbo(
-            terms.mean_log_likelihood, kl, weight, self.config.free_bits
+            terms.mean_log_likelihood,
+            kl,
+            weight,
+            self.config.free_bits,
+            terms.mean_prior_correction,
         )
 
     def log_weights(self, terms: Terms, weight: Tensor | float) -> Tensor:
         """Compute log importance weights, q's parameters held fixed for the gradient's estimate."""
         mean, log_variance = map(ops.stop_gradient, (terms.mean, terms.log_variance))
         return objective.log_importance_weights(
-            terms.log_likelihood, terms.latents, mean, log_variance, weight
+            terms.log_likelihood,
+            terms.latents,
+            mean,
+            log_variance,
+            weight,
+            terms.prior_correction,
         )
 
     def _draw_noise(self, images: Tensor, seed: Any) -> Tensor:
@@ -235,8 +250,7 @@ class VAE(keras.Model):
         self, terms: Terms, loss: Tensor, counted: Tensor | bool = True
     ) -> dict[str, Tensor]:
         """Add a batch to the means, unless it is not counted; return the means so far."""
-        log_likelihood = terms.mean_log_likelihood
-        kl = objective.kl_divergence(terms.mean, terms.log_variance)
+        log_likelihood, kl = terms.mean_log_likelihood, terms.kl
         values = {
             "loss": ops.broadcast_to(loss, ops.shape(kl)),
             "elbo": objective.elbo(log_likelihood, kl),
@@ -262,7 +276,8 @@ class VAE(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> VAE:
         """Make the model that `get_config` describes."""
-        own = {field.name: config[field.name] for field in fields(VAEConfig)}
+        # A file of an older version lacks what is new, which has the value that was the only one.
+        own = {f.name: config[f.name] for f in fields(VAEConfig) if f.name in config}
         others = {name: value for name, value in config.items() if name not in own}
         return cls(VAEConfig(**own), **others)
 

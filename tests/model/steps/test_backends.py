@@ -15,6 +15,13 @@ CASES = {
     "elbo": {"beta": 0.5, "kl_warmup_steps": 10, "free_bits": 0.1, "gradient_clip": 1e-3},
     "importance weighted": {"objective": "importance_weighted", "samples": 4},
     "residual and logistic": {"likelihood": "discretized_logistic", "network": "residual"},
+    "flow": {"prior": "flow", "prior_couplings": 3, "kl_warmup_steps": 10, "free_bits": 0.1},
+    "flow and importance weighted": {
+        "prior": "flow",
+        "objective": "importance_weighted",
+        "samples": 4,
+        "beta": 0.5,
+    },
     "left out": {"gradient_limit": 1e-9},
 }
 STEPS = """
@@ -92,13 +99,16 @@ def test_a_step_on_jax_is_the_step_on_tensorflow(stepped, case):
         np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-3 * longest)
 
 
-RESUMED = "test_ended_and_begun_again_it_ends_with_the_same_weights"
+RESUMED = (
+    "test_ended_and_begun_again_it_ends_with_the_same_weights"
+    "[averaged, binarised, with a flow and a finish]"
+)
 
 
 @pytest.mark.parametrize(
     ("tests", "passed"),
     [
-        (f"tests/training/test_resume.py::{RESUMED}[averaged, binarised, with a finish]", 1),
+        (f"tests/training/test_resume.py::{RESUMED}", 1),
         ("tests/model/steps/test_jax.py", 7),
         ("tests/model/test_precision.py", 2),
     ],

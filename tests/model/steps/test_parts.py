@@ -18,6 +18,7 @@ FREE_BITS = 0.3
 OBJECTIVES = {
     "elbo": {"binarize": "dynamic", "free_bits": FREE_BITS, "samples": 2},
     "importance_weighted": {"objective": "importance_weighted", "samples": 3, "beta": 0.5},
+    "a flow": {"prior": "flow", "samples": 2},
 }
 
 

@@ -75,7 +75,7 @@ def compiled(
         function: of arrays, which gives arrays.
         shapes: of its arguments, None for any size: JAX sees them by itself.
     """
-    variables = [*vae.encoder.variables, *vae.decoder.variables]
+    variables = [*vae.encoder.variables, *vae.decoder.variables, *vae.prior.variables]
 
     @jax.jit
     def with_values(values: Any, *arguments: Any) -> Any:
@@ -143,24 +143,26 @@ def importance_weighted_gradients(
             return vae.draw(images, noise, training=True)
 
     def loss_and_terms(values: Any, latents: Tensor) -> Any:
-        with _values_of(vae.decoder.trainable_variables, values):
+        with _values_of(generative, values):
             log_likelihood = vae.log_likelihood(images, latents, training=True)
-        terms = Terms(log_likelihood, latents, **posterior)
+            correction = vae.prior.correction(latents)
+        terms = Terms(log_likelihood, latents, correction, **posterior)
         log_weights = vae.log_weights(terms, weight)
         loss = -ops.mean(objective.importance_weighted_bound(log_weights))
         return loss, (terms, log_weights)
 
-    encoder, decoder = (
-        [variable.value for variable in network.trainable_variables]
-        for network in (vae.encoder, vae.decoder)
+    generative = [*vae.decoder.trainable_variables, *vae.prior.trainable_variables]
+    encoder, others = (
+        [variable.value for variable in variables]
+        for variables in (vae.encoder.trainable_variables, generative)
     )
     latents, pull_back, posterior = jax.vjp(latents_and_posterior, encoder, has_aux=True)
     find = jax.value_and_grad(loss_and_terms, argnums=(0, 1), has_aux=True)
-    (loss, (terms, log_weights)), (decoder, in_latents) = find(decoder, latents)
+    (loss, (terms, log_weights)), (others, in_latents) = find(others, latents)
     factor = objective.doubly_reparameterised_factor(log_weights, weight)[..., None]
     (encoder,) = pull_back(factor * in_latents)
     # In the order of `trainable_variables`: the encoder's come first.
-    return terms, loss, [*encoder, *decoder]
+    return terms, loss, [*encoder, *others]
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:

@@ -103,13 +103,14 @@ def _importance_weighted_gradients(
         log_weights = vae.log_weights(terms, weight)
         bound = ops.mean(objective.importance_weighted_bound(log_weights))
         loss = -bound * share
-    decoder, in_latents = tape.gradient(loss, [vae.decoder.trainable_variables, terms.latents])
+    generative = [*vae.decoder.trainable_variables, *vae.prior.trainable_variables]
+    others, in_latents = tape.gradient(loss, [generative, terms.latents])
     factor = objective.doubly_reparameterised_factor(log_weights, weight)[..., None]
     encoder = tape.gradient(
         terms.latents, vae.encoder.trainable_variables, output_gradients=factor * in_latents
     )
     # In the order of `trainable_variables`: the encoder's come first.
-    return terms, loss, [*encoder, *decoder]
+    return terms, loss, [*encoder, *others]
 
 
 def _in_parts(
@@ -157,11 +158,13 @@ def _join(parts: Any, count: Tensor) -> Terms:
     """Join the terms of the parts of a batch of `count` images."""
     if len(parts) == 1:
         return parts[0]
-    log_likelihood, *others = zip(*parts, strict=True)
-    return type(parts[0])(
-        tf.concat(log_likelihood, axis=-1)[..., :count],
-        *[tf.concat(values, axis=-2)[..., :count, :] for values in others],
-    )
+    joined = {}
+    for name, values in zip(parts[0]._fields, zip(*parts, strict=True), strict=True):
+        if name in ("log_likelihood", "prior_correction"):
+            joined[name] = tf.concat(values, axis=-1)[..., :count]
+        else:
+            joined[name] = tf.concat(values, axis=-2)[..., :count, :]
+    return type(parts[0])(**joined)
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
