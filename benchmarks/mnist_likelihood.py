@@ -1,28 +1,32 @@
-"""How likely test images are under models that were trained for the same time.
+"""How likely test images are under models that were trained with the same budget.
 
-    python benchmarks/mnist_likelihood.py NAME [NAME ...] [--data FOLDER] [--minutes 60]
-        [--samples 5000] [--images 10000] [--seed 0] [--evaluate-only] [--results FILE]
-        [--work FOLDER]
+    python benchmarks/mnist_likelihood.py NAME [NAME ...] [--data FOLDER] [--epochs E]
+        [--minutes M] [--samples 5000] [--images 10000] [--seed 0] [--evaluate-only]
+        [--results FILE] [--work FOLDER]
 
 Names:
 
-- `vaeflow-cpu`, `vaeflow-residual`: `presets/mnist.yaml` and `presets/mnist-residual.yaml`;
+- `vaeflow`, `vaeflow-flow`: `presets/mnist.yaml`, whose prior is N(0, I), and
+  `presets/mnist-flow.yaml`, whose prior is learned; `vaeflow-residual`:
+  `presets/mnist-residual.yaml`, for a GPU. Trained for the preset's epochs, or `--epochs`;
 - `keras-io-vae`, `pytorch-examples-vae`: the VAEs of keras.io's and PyTorch's examples, see
-  `benchmarks/peers.py`;
+  `benchmarks/peers.py`. Trained for 30 minutes of wall-clock time, or `--minutes`, the making of
+  the graph included: they are small, and epochs of theirs are short;
 - `colour`: crops of 32x32 from the two photographs that scikit-learn ships, in bits per dimension,
-  beside PNG and lossless WebP of the same test crops. Training crops come from the left of each
-  photograph and test crops from the right, so that they share no pixel.
+  beside PNG and lossless WebP of the same test crops, for 20 minutes. Training crops come from the
+  left of each photograph and test crops from the right, so that they share no pixel.
 
-The other four are trained on MNIST's 60,000 training images, drawn black and white anew in every
-step, and judged by the importance-weighted bound of its 10,000 test images, drawn once. All train
-for `--minutes` of wall-clock time, the making of the graph included. The preset's number of epochs
-gives way to that: its learning rate falls with the time used up, so that it has fallen to nothing
-when the time is over, however fast the machine. A preset with `finish_epochs` spends the last
-third of the time as it spends those.
+All but the last are trained on MNIST's 60,000 training images, drawn black and white anew in every
+step, and judged by the importance-weighted bound of its 10,000 test images, drawn once.
+
+A learning rate that falls has fallen to nothing at the end: of the epochs, or of the minutes,
+however fast the machine. Settings with `finish_epochs` spend the last third of the minutes as they
+spend those.
 
 Results go into `benchmarks/results/mnist_likelihood.json`, those of other names stay. The trained
 model and what has been evaluated so far are kept in `benchmarks/work/NAME`, until the same name has
-been trained again: an evaluation that was killed goes on there with `--evaluate-only`.
+been trained again. What was killed goes on where it was: a training of epochs when it is started
+again, an evaluation with `--evaluate-only`.
 """
 
 import vaeflow  # noqa: F401 - before Keras: chooses TensorFlow's kernels
@@ -32,6 +36,7 @@ import argparse
 import functools
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,14 +48,24 @@ import peers
 import tensorflow as tf
 from crops import bits_of_files, photograph_crops
 from kept_bounds import kept_bounds
-from machine import machine
+from machine import machine, matrix_gflops
 from mnist import mnist
 
 from vaeflow.common.files import atomic_directory, atomic_file, write_json
 from vaeflow.config.schema import Train, load_parameters
 from vaeflow.data.batches import Batches
-from vaeflow.model.device import choose_jit, layers_in, use_full_precision, use_gpu_if_any
+from vaeflow.data.images import Binarized
+from vaeflow.model.device import (
+    choose_jit,
+    layers_in,
+    share_cores,
+    use_full_precision,
+    use_gpu_if_any,
+)
+from vaeflow.model.likelihoods import DISCRETE
 from vaeflow.model.vae import VAE, load_vae
+from vaeflow.training.checkpoint import Checkpoints
+from vaeflow.training.loop import Training, make_compiled
 from vaeflow.training.setup import make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -58,7 +73,8 @@ PRESETS = REPOSITORY / "presets"
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "mnist_likelihood.json"
 WORK = REPOSITORY / "benchmarks" / "work"
-FINISH_SHARE = 1 / 3  # of the time, where the settings have `finish_epochs`
+WATCHED = 1_000  # training images, binarised once, whose bound is shown after each epoch
+FINISH_SHARE = 1 / 3  # of the minutes, where the settings have `finish_epochs`
 COLOUR = Train(
     latent_dim=128,
     filters=(32, 64, 128),
@@ -79,11 +95,13 @@ class Entry(NamedTuple):
         settings: of the training, and of the model unless `model` is a peer's.
         model: from the images' shape, the settings and the steps of an epoch to an untrained VAE.
         images: `(data folder, "train" or "test")` to uint8 images.
+        minutes: of training; None where the settings' epochs are the budget.
     """
 
     settings: Train
     model: Callable[[tuple[int, ...], Train, int], VAE]
     images: Callable[[Path, str], np.ndarray]
+    minutes: float | None = None
 
 
 def main() -> None:
@@ -93,7 +111,9 @@ def main() -> None:
     device = use_gpu_if_any()
     if not arguments.evaluate_only:
         for name in arguments.names:
-            train(name, entries[name], arguments, device)
+            entry = entries[name]
+            train = train_minutes if entry.minutes else train_epochs
+            train(name, entry, arguments, device)
     use_full_precision()
     for name in arguments.names:
         result = evaluate(name, entries[name], arguments)
@@ -107,7 +127,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--data", type=Path, default=MNIST, help="folder of MNIST's IDX files")
-    parser.add_argument("--minutes", type=float, default=60, help="of training, at most")
+    parser.add_argument("--epochs", type=int, help="of training, instead of the preset's")
+    parser.add_argument("--minutes", type=float, help="of training, where they are the budget")
     parser.add_argument("--samples", type=int, default=5_000, help="importance samples an image")
     parser.add_argument("--images", type=int, default=10_000, help="test images, the first ones")
     parser.add_argument("--seed", type=int, default=0, help="of the training and the evaluation")
@@ -126,15 +147,18 @@ def make_entries() -> dict[str, Entry]:
     presets = {
         name: load_parameters(PRESETS / file).train
         for name, file in (
-            ("vaeflow-cpu", "mnist.yaml"),
+            ("vaeflow", "mnist.yaml"),
+            ("vaeflow-flow", "mnist-flow.yaml"),
             ("vaeflow-residual", "mnist-residual.yaml"),
         )
     }
     return {
         **{name: Entry(settings, _own, mnist) for name, settings in presets.items()},
-        "keras-io-vae": Entry(peers.SETTINGS, peers.KerasIoVAE.of, mnist),
-        "pytorch-examples-vae": Entry(peers.SETTINGS, peers.PyTorchExamplesVAE.of, mnist),
-        "colour": Entry(COLOUR, _own, lambda _, split: photograph_crops(split)),
+        "keras-io-vae": Entry(peers.SETTINGS, peers.KerasIoVAE.of, mnist, minutes=30),
+        "pytorch-examples-vae": Entry(
+            peers.SETTINGS, peers.PyTorchExamplesVAE.of, mnist, minutes=30
+        ),
+        "colour": Entry(COLOUR, _own, lambda _, split: photograph_crops(split), minutes=20),
     }
 
 
@@ -186,9 +210,65 @@ class WithinTime(keras.callbacks.Callback):
         print(f"epoch {epoch + 1}, {self.share:.0%}: elbo {logs['elbo']:.2f} nats", flush=True)
 
 
-def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -> None:
-    """Train a model for the given time and keep it, with a record of how it was made."""
+def train_epochs(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -> None:
+    """Train a model for its settings' epochs as `vaeflow train` does, and keep it."""
+    settings = entry.settings.model_copy(update={"seed": arguments.seed})
+    if arguments.epochs:
+        settings = shortened(settings, arguments.epochs)
+    images = entry.images(arguments.data, "train")
+    keras.utils.set_random_seed(settings.seed)
+    parts = share_cores(settings.batch_size, choose_jit(settings.jit))
+    vae = make_compiled(images.shape[1:], len(images), settings)
+    vae.parts = parts
+    checkpoints = Checkpoints(arguments.work / f"{name}-unfinished")
+    # Seconds of the epochs that are behind it, in whichever process.
+    clock = checkpoints.folder / "seconds.json"
+    last = time.perf_counter()
+
+    def report(row):
+        nonlocal last
+        spent = json.loads(clock.read_text()) if clock.exists() else {}
+        now = time.perf_counter()
+        spent[str(row["epoch"])], last = round(now - last, 2), now
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(clock) as fresh:
+            write_json(fresh, spent)
+        print(
+            f"epoch {row['epoch']} of {settings.epochs}: elbo {row['elbo']:.2f} nats, of some "
+            f"images {row['validation_elbo']:.2f}, {sum(spent.values()) / 60:.1f} minutes",
+            flush=True,
+        )
+
+    watched = Binarized(images[:WATCHED], settings.seed)[:]
+    training = Training(vae, settings, images, watched, checkpoints, report, ())
+    going_on = training.resume()
+    print(f"training {name} on {device}{' from its checkpoint' * going_on}", flush=True)
+    with training.signals, training.progress_bar():
+        training.run()
+    seconds = sum(json.loads(clock.read_text()).values())
+    record = {
+        "train_seconds": round(seconds, 1),
+        "epochs": settings.epochs,
+        "train_images_per_second": round(settings.epochs * len(images) / seconds),
+        "minutes": round(seconds / 60, 1),
+    }
+    keep(name, vae, settings, record, arguments, device)
+    shutil.rmtree(checkpoints.folder)
+
+
+def shortened(settings: Train, epochs: int) -> Train:
+    """The settings with fewer epochs, the first and last ones of another kind in proportion."""
+    share = epochs / settings.epochs
+    fewer = {
+        key: round(share * getattr(settings, key)) for key in ("kl_warmup_epochs", "finish_epochs")
+    }
+    return settings.model_copy(update={"epochs": epochs, **fewer})
+
+
+def train_minutes(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -> None:
+    """Train a model for some minutes and keep it."""
     print(f"training {name} on {device}", flush=True)
+    minutes = arguments.minutes or entry.minutes
     settings = entry.settings.model_copy(update={"seed": arguments.seed})
     images = entry.images(arguments.data, "train")
     keras.utils.set_random_seed(settings.seed)
@@ -197,7 +277,7 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
     # The rate is the callback's to set; the schedule would need to know the number of steps.
     constant = settings.model_copy(update={"learning_rate_schedule": "constant"})
     vae.compile(optimizer=make_optimizer(constant, steps=1), jit_compile=choose_jit(settings.jit))
-    clock = WithinTime(60 * arguments.minutes, settings)
+    clock = WithinTime(60 * minutes, settings)
     fit = functools.partial(
         vae.fit,
         Batches(images, settings.batch_size, shuffle_seed=settings.seed).feed(),
@@ -213,14 +293,30 @@ def train(name: str, entry: Entry, arguments: argparse.Namespace, device: str) -
         clock.until = 1.0
     fit()
     seconds = time.perf_counter() - clock.start
+    seen = clock.steps * settings.batch_size
     record = {
         "train_seconds": round(seconds, 1),
-        "epochs": round(clock.steps * settings.batch_size / len(images), 2),
-        "train_images_per_second": round(clock.steps * settings.batch_size / seconds),
-        "parameters": vae.encoder.count_params() + vae.decoder.count_params(),
+        "epochs": round(seen / len(images), 2),
+        "train_images_per_second": round(seen / seconds),
+        "minutes": minutes,
+    }
+    keep(name, vae, settings, record, arguments, device)
+
+
+def keep(
+    name: str,
+    vae: VAE,
+    settings: Train,
+    record: dict[str, object],
+    arguments: argparse.Namespace,
+    device: str,
+) -> None:
+    """Write a trained model, and how it was made."""
+    record |= {
+        "parameters": vae.count_params(),
         "seed": settings.seed,
-        "minutes": arguments.minutes,
         **machine(device),
+        "matrix_gflops": matrix_gflops(),
         "tensorflow": tf.__version__,
         "settings": settings.model_dump(
             mode="json", exclude_unset=True, exclude={"epochs", "seed"}
@@ -252,7 +348,7 @@ def evaluate(name: str, entry: Entry, arguments: argparse.Namespace) -> dict[str
         "standard_error": round(float(nats.std(ddof=1) / math.sqrt(len(nats))), 4),
         "elbo": round(float(bounds["elbo"].mean()), 4),
         "kl": round(float(bounds["kl"].mean()), 4),
-        **(bits(nats, images) if entry.settings.likelihood == "discretized_logistic" else {}),
+        **(bits(nats, images) if entry.settings.likelihood in DISCRETE else {}),
         "importance_samples": arguments.samples,
         "images": len(images),
         "command": command(name, training, arguments),
@@ -269,8 +365,9 @@ def bits(nats: np.ndarray, images: np.ndarray) -> dict[str, object]:
 
 def command(name: str, training: dict, arguments: argparse.Namespace) -> str:
     """What to run for the same again."""
+    budget = "minutes" if make_entries()[name].minutes else "epochs"
     return (
-        f"python benchmarks/mnist_likelihood.py {name} --minutes {training['minutes']:g} "
+        f"python benchmarks/mnist_likelihood.py {name} --{budget} {training[budget]:g} "
         f"--samples {arguments.samples} --images {arguments.images} --seed {arguments.seed}"
     )
 

@@ -80,5 +80,5 @@ def test_the_documented_command(parameters, tmp_path):
 
 
 def test_a_preset_that_does_not_exist_is_answered_with_those_that_do(parameters, tmp_path):
-    with pytest.raises(ConfigError, match="There are: mnist, mnist-residual, digits"):
+    with pytest.raises(ConfigError, match="There are: mnist, mnist-flow, mnist-residual, digits"):
         apply_preset(parameters, REPOSITORY / "presets" / "mist.yaml")

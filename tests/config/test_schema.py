@@ -55,7 +55,7 @@ def test_the_first_sections_are_the_stages_of_dvc_yaml():
         ("train: {weight_average: 1.0}", "train.weight_average: Input should be less than 1"),
         ("train: {learning_rate_schedule: step}", "should be 'constant', 'cosine' or 'plateau'"),
         ("train: {depth: 0}", "train.depth: Input should be greater than or equal to 1"),
-        ("train: {likelihood: normal}", "should be 'bernoulli', 'gaussian' or 'discretized_log"),
+        ("train: {likelihood: normal}", "should be 'bernoulli', 'gaussian', 'discretized_log"),
         ("train: {binarize: once}", "should be 'none', 'static' or 'dynamic', found 'once'"),
         (
             "train: {likelihood: gaussian, binarize: dynamic}",

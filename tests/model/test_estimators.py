@@ -11,10 +11,11 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 from scipy import special, stats
 
 from vaeflow.model import objective
-from vaeflow.model.likelihoods import Bernoulli
+from vaeflow.model.likelihoods import Bernoulli, PixelSpec
 
 PIXELS = np.array([1.0, 0.0, 1.0])
 DRAWS = 40_000
@@ -85,7 +86,7 @@ def sampled(parameters, samples):
 def log_likelihood_of(copies, latents):
     logits = tf.einsum("npd,snd->snp", copies["matrix"], latents) + copies["bias"]
     images = tf.constant(PIXELS.reshape(1, 1, 3, 1), tf.float32)
-    return Bernoulli.log_likelihood(images, logits[:, :, None, :, None])
+    return Bernoulli(ops, PixelSpec(1)).log_likelihood(images, logits[:, :, None, :, None])
 
 
 def reparameterised(parameters, samples):

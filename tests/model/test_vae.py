@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from vaeflow.config.model import VAEConfig
 from vaeflow.errors import BundleError
+from vaeflow.model.likelihoods import LIKELIHOODS
 from vaeflow.model.networks import level_sizes
 from vaeflow.model.vae import VAE, load_vae
 
@@ -229,7 +230,7 @@ def test_what_does_not_exist_or_go_together_is_refused(options, expected):
         small_vae(**options)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretized_logistic"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_likelihood_is_learned_and_comes_back(likelihood, images, tmp_path):
     vae = small_vae(likelihood=likelihood, samples=2)
     vae.compile(optimizer=keras.optimizers.Adam(3e-3))

@@ -65,6 +65,8 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
             ),
             latent_dim=vae.config.latent_dim,
             likelihood=vae.config.likelihood,
+            levels=vae.config.levels,
+            mixtures=vae.config.mixtures,
             binarize=vae.config.binarize,
             prior=vae.config.prior,
             run_id=run["run_id"],

@@ -66,6 +66,8 @@ class Manifest(_Part):
     image: ImageSpec
     latent_dim: Annotated[int, Field(ge=1)]
     likelihood: Likelihood = "bernoulli"
+    levels: Annotated[int, Field(ge=2, le=256)] = 256
+    mixtures: Annotated[int, Field(ge=1)] = 5
     # How the training images were made black and white; a service takes images as they come.
     binarize: Binarize = "none"
     prior: Prior = "standard"

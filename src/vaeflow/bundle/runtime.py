@@ -1,7 +1,6 @@
 """Compute with a bundle, with numpy and onnxruntime alone.
 
-The likelihoods are the NumPy twins of `vaeflow.model.likelihoods`; a test holds them together.
-Parameters come as the decoder gives them; see there for shapes and units.
+The likelihoods are those of `vaeflow.model.likelihoods`, computed with NumPy.
 """
 
 from __future__ import annotations
@@ -16,79 +15,48 @@ import numpy as np
 from vaeflow.bundle.manifest import Manifest, read_file, read_verified
 from vaeflow.data.io.conversion import as_batch, check_range
 from vaeflow.errors import BundleError, DataError
+from vaeflow.model.likelihoods import LIKELIHOODS, LOG_2_PI, PixelSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
-HALF_LEVEL = np.float32(0.5 / 255)
-LOG_2_PI = np.float32(math.log(2 * math.pi))
-PIXEL_AXES = (-3, -2, -1)
+ERFINV_CENTRAL = (
+    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
+    *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
+)
+ERFINV_TAIL = (
+    *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
+    *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
+)
 # Pixel values worked on at once: bounds memory for any image size. More do not stay in the cache.
 VALUES_PER_BLOCK = 200_000
 SCORE_SAMPLES = 16
 
 
-class Likelihood(NamedTuple):
-    """`log_likelihood(images, **parameters)`, `mean(**parameters)`, and the parameters' names."""
+class NumpyOperations:
+    """What `vaeflow.model.likelihoods` computes with, in NumPy, under Keras's names."""
 
-    parameters: tuple[str, ...]
-    log_likelihood: Callable[..., np.ndarray]
-    mean: Callable[..., np.ndarray]
+    clip, cumsum, exp, expm1 = np.clip, np.cumsum, np.exp, np.expm1
+    log, max, round, square = np.log, np.max, np.round, np.square
+    stack, sum, where = np.stack, np.sum, np.where
 
+    @staticmethod
+    def softplus(values: np.ndarray) -> np.ndarray:
+        """Compute log(1 + exp(values)), forty times as fast as `np.logaddexp`."""
+        return np.maximum(values, 0) + np.log1p(np.exp(-np.abs(values)))
 
-def _softplus(values: np.ndarray) -> np.ndarray:
-    # Forty times as fast as np.logaddexp(0, values), which took longer than the decoder.
-    return np.maximum(values, 0) + np.log1p(np.exp(-np.abs(values)))
+    @classmethod
+    def sigmoid(cls, values: np.ndarray) -> np.ndarray:
+        """Compute 1 / (1 + exp(-values)) without an overflow on either side."""
+        return np.exp(-cls.softplus(-values))
 
-
-def _bernoulli_log_likelihood(images: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    return (images * logits - _softplus(logits)).sum(axis=PIXEL_AXES)
-
-
-def _bernoulli_mean(logits: np.ndarray) -> np.ndarray:
-    # Stable on both sides, where exp(-logits) would overflow for very negative ones.
-    return np.exp(-_softplus(-logits))
-
-
-def _gaussian_log_likelihood(
-    images: np.ndarray, mean: np.ndarray, log_scale: np.ndarray
-) -> np.ndarray:
-    standardised = (images - mean) * np.exp(-log_scale)
-    return -(0.5 * (LOG_2_PI + np.square(standardised)) + log_scale).sum(axis=PIXEL_AXES)
-
-
-def _gaussian_mean(mean: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
-    return mean
-
-
-def _logistic_log_likelihood(
-    images: np.ndarray, location: np.ndarray, log_scale: np.ndarray
-) -> np.ndarray:
-    precision = np.exp(-log_scale)
-    below_upper = -_softplus(-(images + HALF_LEVEL - location) * precision)
-    above_lower = -_softplus((images - HALF_LEVEL - location) * precision)
-    between = np.log(-np.expm1(-2 * HALF_LEVEL * precision))
-    levels = np.select(
-        [images < HALF_LEVEL, images > 1 - HALF_LEVEL],
-        [below_upper, above_lower],
-        below_upper + above_lower + between,
-    )
-    return levels.sum(axis=PIXEL_AXES)
-
-
-def _logistic_mean(location: np.ndarray, log_scale: np.ndarray) -> np.ndarray:
-    scale = np.exp(log_scale)
-    mean = scale * (_softplus(location / scale) - _softplus((location - 1) / scale))
-    return np.clip(mean, 0, 1)
-
-
-LIKELIHOODS = {
-    "bernoulli": Likelihood(("logits",), _bernoulli_log_likelihood, _bernoulli_mean),
-    "gaussian": Likelihood(("mean", "log_scale"), _gaussian_log_likelihood, _gaussian_mean),
-    "discretized_logistic": Likelihood(
-        ("location", "log_scale"), _logistic_log_likelihood, _logistic_mean
-    ),
-}
+    @staticmethod
+    def erfinv(values: np.ndarray) -> np.ndarray:
+        """Invert the error function, to single precision (Giles 2011)."""
+        w = -np.log((1 - values) * (1 + values))
+        central = np.polyval(ERFINV_CENTRAL, w - 2.5)
+        tail = np.polyval(ERFINV_TAIL, np.sqrt(np.maximum(w, 5)) - 3)
+        return np.where(w < 5, central, tail) * values
 
 
 class Posterior(NamedTuple):
@@ -123,7 +91,9 @@ class Bundle:
         self._encoder = self._session(folder, "encoder.onnx")
         self._decoder = self._session(folder, "decoder.onnx")
         self._prior = self._session(folder, "prior.onnx") if self.manifest.prior == "flow" else None
-        self._likelihood = LIKELIHOODS[self.manifest.likelihood]
+        manifest = self.manifest
+        spec = PixelSpec(manifest.image.channels, manifest.levels, manifest.mixtures)
+        self._likelihood = LIKELIHOODS[manifest.likelihood](NumpyOperations, spec)
         given = {output.name for output in self._decoder.get_outputs()}
         if given != set(self._likelihood.parameters):
             raise BundleError(
@@ -313,7 +283,7 @@ class Bundle:
         return self._encoder.run(["mean", "log_variance"], {"images": _scale(pixels)})
 
     def _decode(self, latents: np.ndarray) -> dict[str, np.ndarray]:
-        names = self._likelihood.parameters
+        names = list(self._likelihood.parameters)
         return dict(zip(names, self._decoder.run(names, {"latents": latents}), strict=True))
 
     def as_pixels(self, images: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
 Network = Literal["conv", "residual"]
-Likelihood = Literal["bernoulli", "gaussian", "discretized_logistic"]
+Likelihood = Literal["bernoulli", "gaussian", "discretized_logistic", "mixture_logistic"]
 Binarize = Literal["none", "static", "dynamic"]
 Objective = Literal["elbo", "importance_weighted"]
 Prior = Literal["standard", "flow"]
@@ -36,6 +36,8 @@ class VAEConfig:
         network: `conv` or `residual`; see `vaeflow.model.networks`.
         depth: convolutions or residual blocks at each level.
         likelihood: p(x|t); see `vaeflow.model.likelihoods`.
+        levels: values that a pixel may have, evenly spaced from 0 to 1; of the logistic ones.
+        mixtures: components of `mixture_logistic`.
         binarize: `dynamic` draws black and white training images anew in every step; `static` and
             `none` leave what is given as it is. Kept with the model, to evaluate it likewise.
         prior: p(t), `standard` for N(0, I) or `flow`, learned; see `vaeflow.model.prior`.
@@ -65,6 +67,8 @@ class VAEConfig:
     network: Network = "conv"
     depth: int = 1
     likelihood: Likelihood = "bernoulli"
+    levels: int = 256
+    mixtures: int = 5
     binarize: Binarize = "none"
     prior: Prior = "standard"
     prior_couplings: int = 8

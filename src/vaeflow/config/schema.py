@@ -71,6 +71,8 @@ class Train(_Section):
     depth: Positive = VAEConfig.depth
     hidden_units: Positive = VAEConfig.hidden_units
     likelihood: Likelihood = VAEConfig.likelihood
+    levels: Annotated[int, Field(ge=2, le=256)] = VAEConfig.levels
+    mixtures: Positive = VAEConfig.mixtures
     binarize: Binarize = VAEConfig.binarize
     prior: Prior = VAEConfig.prior
     prior_couplings: Positive = VAEConfig.prior_couplings

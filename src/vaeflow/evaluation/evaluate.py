@@ -28,7 +28,7 @@ from vaeflow.evaluation.bounds import (
     quantiles,
 )
 from vaeflow.model.device import use_full_precision, use_gpu_if_any
-from vaeflow.model.likelihoods import is_proper
+from vaeflow.model.likelihoods import DISCRETE, is_proper
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.tracking.runs import find_run
 
@@ -136,7 +136,7 @@ def summarise(bounds: Bounds, vae: VAE, images: Images) -> dict[str, float]:
         "images": len(images),
         "proper_likelihood": int(is_proper(vae.config.likelihood, images)),
     }
-    if vae.config.likelihood == "discretized_logistic":
+    if vae.config.likelihood in DISCRETE:
         nats = -metrics["importance_weighted_bound"]
         metrics["bits_per_dimension"] = nats / math.log(2) / math.prod(vae.config.image_shape)
     return metrics

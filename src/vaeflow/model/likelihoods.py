@@ -1,128 +1,342 @@
 """Likelihoods p(x|t) of an image's pixels, independent given the decoder's answer.
 
-Each says which parameters the decoder must give, the log probability of an image under them, and
-the image to show for them. `vaeflow.bundle.runtime` holds the same in NumPy, for serving.
+Each says which parameters the decoder must give, the log probability of an image under them, the
+image to show for them, and an image drawn from them. They compute with Keras's operations in
+training, and with NumPy's in `vaeflow.bundle.runtime`: what both have is enough, or is made of it.
 
-Pixels are in [0, 1]. Parameters are `(..., batch, height, width, channels)`, with any number of
+`draw` takes numbers that are uniform in (0, 1), `(..., height, width, 1 + channels)`, the first of
+each pixel to choose a component of a mixture by, and gives an image for each.
+
+Pixels are in [0, 1]. Parameters are `(..., batch, height, width, numbers)`, with any number of
 leading sample axes; those that are one number a channel have height and width 1. Log likelihoods
 are in nats per image, `(..., batch)`.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from vaeflow.data.images import Images
-from vaeflow.model.objective import LOG_2_PI, Tensor
 
-HALF_LEVEL = 0.5 / 255
+LOG_2_PI = math.log(2 * math.pi)
 PIXEL_AXES = (-3, -2, -1)
+Array = Any
 
 
 class Parameter(NamedTuple):
     """One output of the decoder.
 
     Attributes:
-        per: a number for every `pixel` and channel, depending on t, or one for each `channel`,
-            learned but independent of t.
-        bounds: what it stays between, smoothly; None for any value.
-        start: where it begins, before training.
+        numbers: how many a pixel, or a channel.
+        per: numbers for every `pixel`, depending on t, or for each `channel`, learned but
+            independent of t.
+        bounds: what they stay between, smoothly; None for any value.
+        start: where they begin, before training: one value for all, or one for each.
     """
 
+    numbers: int
     per: Literal["pixel", "channel"] = "pixel"
     bounds: tuple[float, float] | None = None
-    start: float = 0.0
+    start: tuple[float, ...] = (0.0,)
 
 
+class PixelSpec(NamedTuple):
+    """What a likelihood is made for.
+
+    Attributes:
+        channels: of the images.
+        levels: as many values, evenly spaced from 0 to 1, as a pixel may have.
+        mixtures: components of a mixture.
+    """
+
+    channels: int
+    levels: int = 256
+    mixtures: int = 5
+
+
+@dataclass(frozen=True)
 class Bernoulli:
-    """Binary pixels. For grey ones the value is a cross-entropy, no likelihood of the data."""
+    """Binary pixels. For grey ones the value is a cross-entropy, no likelihood of the data.
 
-    parameters: ClassVar = {"logits": Parameter()}
+    Args:
+        ops: the operations to compute with, Keras's or NumPy's; see `NumpyOperations`.
+        spec: what for.
+    """
 
-    @staticmethod
-    def log_likelihood(images: Tensor, logits: Tensor) -> Tensor:
+    ops: Any
+    spec: PixelSpec
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Logits."""
+        return {"logits": Parameter(self.spec.channels)}
+
+    def log_likelihood(self, images: Array, logits: Array) -> Array:
         """Compute log p(x|t) from logits."""
         # log p = x log sigmoid(l) + (1 - x) log sigmoid(-l) = x l - softplus(l)
-        return ops.sum(images * logits - ops.softplus(logits), axis=PIXEL_AXES)
+        return self.ops.sum(images * logits - self.ops.softplus(logits), axis=PIXEL_AXES)
 
-    @staticmethod
-    def mean(logits: Tensor) -> Tensor:
+    def mean(self, logits: Array) -> Array:
         """Return the probability of a white pixel."""
-        return ops.sigmoid(logits)
+        return self.ops.sigmoid(logits)
+
+    def draw(self, uniform: Array, logits: Array) -> Array:
+        """Draw images."""
+        return self.ops.where(uniform[..., 1:] < self.mean(logits), 1.0, 0.0)
 
 
+@dataclass(frozen=True)
 class Gaussian:
     """Real-valued pixels: a mean for each, and a learned scale for each channel.
 
     A density, not a probability: of pixels that can be predicted exactly it grows without bound as
     the scale shrinks. The scale stays above exp(-6), about half a grey level of 8 bits. (One
     learned scale, not one a pixel: Rybkin, Daniilidis and Levine 2021.)
+
+    Args:
+        ops, spec: as for `Bernoulli`.
     """
 
-    parameters: ClassVar = {
-        "mean": Parameter(bounds=(0.0, 1.0), start=0.5),
-        "log_scale": Parameter(per="channel", bounds=(-6.0, 1.0), start=-1.5),
-    }
+    ops: Any
+    spec: PixelSpec
 
-    @staticmethod
-    def log_likelihood(images: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Mean and logarithm of the scale."""
+        channels = self.spec.channels
+        return {
+            "mean": Parameter(channels, bounds=(0.0, 1.0), start=(0.5,)),
+            "log_scale": Parameter(channels, per="channel", bounds=(-6.0, 1.0), start=(-1.5,)),
+        }
+
+    def log_likelihood(self, images: Array, mean: Array, log_scale: Array) -> Array:
         """Compute the log density of the pixels in [0, 1]."""
-        standardised = (images - mean) * ops.exp(-log_scale)
-        return -ops.sum(0.5 * (LOG_2_PI + ops.square(standardised)) + log_scale, axis=PIXEL_AXES)
+        standardised = (images - mean) * self.ops.exp(-log_scale)
+        density = 0.5 * (LOG_2_PI + self.ops.square(standardised)) + log_scale
+        return -self.ops.sum(density, axis=PIXEL_AXES)
 
-    @staticmethod
-    def mean(mean: Tensor, log_scale: Tensor) -> Tensor:
+    def mean(self, mean: Array, log_scale: Array) -> Array:
         """Return the mean itself."""
         return mean
 
+    def draw(self, uniform: Array, mean: Array, log_scale: Array) -> Array:
+        """Draw images, and clip them to [0, 1]."""
+        normal = 2**0.5 * self.ops.erfinv(2 * uniform[..., 1:] - 1)
+        return self.ops.clip(mean + self.ops.exp(log_scale) * normal, 0.0, 1.0)
 
+
+@dataclass(frozen=True)
 class DiscretizedLogistic:
-    """8-bit pixels: the mass that a logistic distribution has within half a level of each.
+    """Pixels of some levels: the mass that a logistic distribution has within half a level of each.
 
-    A probability of the 256 levels; black and white take the tails (Kingma et al. 2016;
-    Salimans et al. 2017, sec. 2.1).
+    A probability of the levels; black and white take the tails (Kingma et al. 2016; Salimans et al.
+    2017, sec. 2.1).
+
+    Args:
+        ops, spec: as for `Bernoulli`.
     """
 
-    parameters: ClassVar = {
-        "location": Parameter(start=0.5),
-        "log_scale": Parameter(bounds=(-8.0, 1.0), start=-2.0),
-    }
+    ops: Any
+    spec: PixelSpec
 
-    @staticmethod
-    def log_likelihood(images: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
-        """Compute the log probability of the levels.
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Location and logarithm of the scale."""
+        channels = self.spec.channels
+        return {
+            "location": Parameter(channels, start=(0.5,)),
+            "log_scale": Parameter(channels, bounds=(-8.0, 1.0), start=(-2.0,)),
+        }
+
+    def log_likelihood(self, images: Array, location: Array, log_scale: Array) -> Array:
+        """Compute the log probability of the levels."""
+        masses = self.log_mass(self.at_levels(images), location, log_scale)
+        return self.ops.sum(masses, axis=PIXEL_AXES)
+
+    def log_mass(self, images: Array, location: Array, log_scale: Array) -> Array:
+        """Compute the log probability of each number by itself.
 
         With a and b the standardised upper and lower edge of a level, sigmoid(a) - sigmoid(b) =
         sigmoid(a) sigmoid(-b) (1 - exp(b - a)), whose logarithm loses no digits anywhere.
         """
+        ops, half = self.ops, 0.5 / (self.spec.levels - 1)
         precision = ops.exp(-log_scale)
-        below_upper = -ops.softplus(-(images + HALF_LEVEL - location) * precision)
-        above_lower = -ops.softplus((images - HALF_LEVEL - location) * precision)
-        between = ops.log(-ops.expm1(-2 * HALF_LEVEL * precision))
-        black, white = images < HALF_LEVEL, images > 1 - HALF_LEVEL
+        below_upper = -ops.softplus(-(images + half - location) * precision)
+        above_lower = -ops.softplus((images - half - location) * precision)
+        between = ops.log(-ops.expm1(-2 * half * precision))
+        black, white = images < half, images > 1 - half
         middle = below_upper + above_lower + between
-        levels = ops.where(black, below_upper, ops.where(white, above_lower, middle))
-        return ops.sum(levels, axis=PIXEL_AXES)
+        return ops.where(black, below_upper, ops.where(white, above_lower, middle))
 
-    @staticmethod
-    def mean(location: Tensor, log_scale: Tensor) -> Tensor:
+    def at_levels(self, images: Array) -> Array:
+        """Move pixels to the nearest level, where there are fewer than a byte's."""
+        if self.spec.levels == 256:
+            return images
+        steps = self.spec.levels - 1
+        return self.ops.round(images * steps) / steps
+
+    def mean(self, location: Array, log_scale: Array) -> Array:
         """Return the mean of the logistic cut off at 0 and 1: that of the levels, to half a level.
 
         It is the integral of sigmoid((location - u) / scale) over u from 0 to 1.
         """
-        scale = ops.exp(log_scale)
+        ops, scale = self.ops, self.ops.exp(log_scale)
         upper, lower = location / scale, (location - 1) / scale
         return ops.clip(scale * (ops.softplus(upper) - ops.softplus(lower)), 0.0, 1.0)
+
+    def draw(self, uniform: Array, location: Array, log_scale: Array) -> Array:
+        """Draw images."""
+        return self.level_at(uniform[..., 1:], location, log_scale)
+
+    def level_at(self, uniform: Array, location: Array, log_scale: Array) -> Array:
+        """Return the levels below whose upper edges a share `uniform` of the mass lies."""
+        ops, steps = self.ops, self.spec.levels - 1
+        value = location + ops.exp(log_scale) * (ops.log(uniform) - ops.log(1 - uniform))
+        return ops.round(ops.clip(value, 0.0, 1.0) * steps) / steps
+
+
+@dataclass(frozen=True)
+class MixtureLogistic:
+    """Pixels of some levels: a mixture of discretised logistics (Salimans et al. 2017, sec. 2.1).
+
+    A component is one of the whole pixel. Within it, the location of a channel moves linearly with
+    how far the channels before it are from theirs (sec. 2.2), so that it knows their correlation.
+
+    Args:
+        ops, spec: as for `Bernoulli`.
+    """
+
+    ops: Any
+    spec: PixelSpec
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Logits of the components; of each, its channels' parameters, one channel after another.
+
+        A coefficient is one of a pair of channels: of 1 after 0, 2 after 0, 2 after 1, and so on.
+        """
+        mixtures, channels = self.spec.mixtures, self.spec.channels
+        # Components that begin alike would stay so.
+        spread = tuple(np.linspace(0, 1, mixtures + 2)[1:-1].tolist())
+        needed = {
+            "logits": Parameter(mixtures),
+            "location": Parameter(channels * mixtures, start=spread * channels),
+            "log_scale": Parameter(channels * mixtures, bounds=(-8.0, 1.0), start=(-2.0,)),
+        }
+        if pairs := channels * (channels - 1) // 2:
+            needed["coefficient"] = Parameter(pairs * mixtures, bounds=(-2.0, 2.0))
+        return needed
+
+    @property
+    def _single(self) -> DiscretizedLogistic:
+        return DiscretizedLogistic(self.ops, self.spec)
+
+    def log_likelihood(self, images: Array, logits: Array, **parameters: Array) -> Array:
+        """Compute the log probability of the levels."""
+        pixels = self._split(self._single.at_levels(images))
+        masses = _log_softmax(self.ops, logits)
+        for pixel, location, log_scale in self._channels(pixels, **parameters):
+            masses = masses + self._single.log_mass(pixel, location, log_scale)
+        return self.ops.sum(_log_sum_exp(self.ops, masses)[..., 0], axis=(-2, -1))
+
+    def mean(self, logits: Array, **parameters: Array) -> Array:
+        """Return the mean of the levels: to half a level, as `DiscretizedLogistic.mean`.
+
+        Of a channel that depends on others, where these are at their locations and its scale is
+        that of all their spreads together, as if their sum were logistic too.
+        """
+        ops = self.ops
+        weights = ops.exp(_log_softmax(ops, logits))
+        variances: list[Array] = []
+        means = []
+        channels = self._split_parameters(**parameters)
+        for location, log_scale, coefficients in channels:
+            variance = ops.exp(2 * log_scale)
+            for coefficient, other in zip(coefficients, variances, strict=True):
+                variance = variance + ops.square(coefficient) * other
+            variances.append(variance)
+            mean = self._single.mean(location, 0.5 * ops.log(variance))
+            means.append(ops.sum(weights * mean, axis=-1))
+        return ops.stack(means, axis=-1)
+
+    def draw(self, uniform: Array, logits: Array, **parameters: Array) -> Array:
+        """Draw images."""
+        ops = self.ops
+        # The first component that the mass up to it is more than the uniform number.
+        shares = ops.cumsum(ops.exp(_log_softmax(ops, logits)), axis=-1)
+        passed = ops.where(uniform[..., :1] > shares[..., :-1], 1.0, 0.0)
+        chosen = ops.sum(passed, axis=-1)[..., None]
+        one = ops.where(chosen == np.arange(self.spec.mixtures, dtype=np.float32), 1.0, 0.0)
+        pixels: list[Array] = []
+        moved: list[Array] = []
+        for channel, (location, log_scale, coefficients) in enumerate(
+            self._split_parameters(**parameters)
+        ):
+            place = location
+            for coefficient, away in zip(coefficients, moved, strict=True):
+                place = place + coefficient * away
+            place, spread = (ops.sum(one * values, axis=-1) for values in (place, log_scale))
+            pixels.append(self._single.level_at(uniform[..., 1 + channel], place, spread))
+            moved.append(pixels[-1][..., None] - location)
+        return ops.stack(pixels, axis=-1)
+
+    def _channels(self, pixels: list[Array], **parameters: Array) -> Any:
+        """Yield of each channel its pixels, and the locations and scales that they have by then."""
+        moved: list[Array] = []
+        for pixel, (location, log_scale, coefficients) in zip(
+            pixels, self._split_parameters(**parameters), strict=True
+        ):
+            place = location
+            for coefficient, away in zip(coefficients, moved, strict=True):
+                place = place + coefficient * away
+            yield pixel, place, log_scale
+            moved.append(pixel - location)
+
+    def _split_parameters(
+        self, location: Array, log_scale: Array, coefficient: Array = None
+    ) -> list[tuple[Array, Array, list[Array]]]:
+        """Return location, scale and coefficients of each channel, `(..., mixtures)`."""
+        channels = self.spec.channels
+        pairs = iter(
+            self._split(coefficient, channels * (channels - 1) // 2) if channels > 1 else ()
+        )
+        return [
+            (place, scale, [next(pairs) for _ in range(index)])
+            for index, (place, scale) in enumerate(
+                zip(self._split(location), self._split(log_scale), strict=True)
+            )
+        ]
+
+    def _split(self, values: Array, parts: int | None = None) -> list[Array]:
+        """Cut the last axis into a part for each channel, or into `parts`."""
+        parts = parts or self.spec.channels
+        size = values.shape[-1] // parts
+        return [values[..., index * size : (index + 1) * size] for index in range(parts)]
+
+
+def _log_sum_exp(ops: Any, values: Array) -> Array:
+    """Compute log sum exp over the last axis, which stays."""
+    largest = ops.max(values, axis=-1, keepdims=True)
+    return largest + ops.log(ops.sum(ops.exp(values - largest), axis=-1, keepdims=True))
+
+
+def _log_softmax(ops: Any, logits: Array) -> Array:
+    return logits - _log_sum_exp(ops, logits)
 
 
 LIKELIHOODS: dict[str, Any] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
     "discretized_logistic": DiscretizedLogistic,
+    "mixture_logistic": MixtureLogistic,
 }
+# Those of which the bound is one of a probability: minus it, in bits, is the length of a code.
+DISCRETE = ("discretized_logistic", "mixture_logistic")
 
 
 def is_binary(images: Images, block: int = 4096) -> bool:
@@ -154,16 +368,16 @@ def likelihood_warning(likelihood: str, images: Images) -> str | None:
         return (
             "likelihood bernoulli on grey pixels: the bound is then a cross-entropy, good for "
             "comparing models on these images but no likelihood of them. Set train.binarize to "
-            "static or dynamic, or train.likelihood to discretized_logistic."
+            "static or dynamic, or train.likelihood to mixture_logistic."
         )
     if likelihood == "gaussian" and is_binary(images):
         return (
             "likelihood gaussian on pixels that are all black or white: their density grows "
             "without bound as the scale shrinks. Set train.likelihood to bernoulli."
         )
-    if likelihood == "discretized_logistic" and is_binary(images):
+    if likelihood in DISCRETE and is_binary(images):
         return (
-            "likelihood discretized_logistic on pixels that are all black or white: 254 of its 256 "
-            "levels never occur. Set train.likelihood to bernoulli."
+            f"likelihood {likelihood} on pixels that are all black or white: other levels never "
+            "occur. Set train.likelihood to bernoulli."
         )
     return None

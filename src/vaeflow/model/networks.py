@@ -165,7 +165,7 @@ def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]) -> ker
 
     Returns:
         A functional model, latents `(batch, latent_dim)` to a dict of those parameters,
-        `(batch, height, width, channels)`, or `(batch, 1, 1, channels)` for one number a channel.
+        `(batch, height, width, numbers)`, or `(batch, 1, 1, numbers)` for those a channel.
     """
     filters = config.filters
     height, width, _ = config.image_shape
@@ -187,31 +187,34 @@ def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]) -> ker
 def _head(x: Tensor, name: str, need: Parameter, image_shape: tuple[int, int, int]) -> Tensor:
     """Build one parameter of the likelihood from a feature map of the image's size or half of it.
 
-    From half, one convolution gives each place the four pixels it doubles to (sub-pixel
-    convolution, Shi et al. 2016): a layer of many channels and the image's size would cost as much
-    as all others together.
+    From half, one convolution gives each place what the four pixels need that it doubles to
+    (sub-pixel convolution, Shi et al. 2016): a layer of many channels and the image's size would
+    cost as much as all others together.
     """
-    height, width, channels = image_shape
+    height, width, _ = image_shape
     if need.per == "channel":
-        return PerChannel(channels, need.start, dtype="float32", name=name)(x)
+        return PerChannel(need.numbers, need.start[0], dtype="float32", name=name)(x)
     rows, columns = x.shape[1:3]
     doubled = (rows, columns) != (height, width)
-    filters = channels * (4 if doubled else 1)
+    pixels = 4 if doubled else 1
+    filters = need.numbers * pixels
     convolution = NarrowConv2D if filters <= NARROW else layers.Conv2D
+    start = need.start[0] if len(need.start) == 1 else list(need.start) * pixels
     outputs = convolution(
         filters,
         3,
         padding="same",
-        bias_initializer=keras.initializers.Constant(need.start),
+        bias_initializer=keras.initializers.Constant(start),
         dtype="float32",
         name=name,
     )(x)
     if not doubled:
         return outputs
+    split, whole = (rows, columns, 2, 2, need.numbers), (2 * rows, 2 * columns, need.numbers)
     for layer in (
-        layers.Reshape((rows, columns, 2, 2, channels), dtype="float32", name=f"{name}_pixels"),
+        layers.Reshape(split, dtype="float32", name=f"{name}_pixels"),
         layers.Permute((1, 3, 2, 4, 5), dtype="float32", name=f"{name}_interleave"),
-        layers.Reshape((2 * rows, 2 * columns, channels), dtype="float32", name=f"{name}_image"),
+        layers.Reshape(whole, dtype="float32", name=f"{name}_image"),
     ):
         outputs = layer(outputs)
     return _crop(outputs, (height, width), f"{name}_crop", dtype="float32")

@@ -15,17 +15,15 @@ Values are in nats. Axes are named in the order `(samples, batch, latent_dim)`.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple, TypeAlias
 
 import keras
 from keras import ops
 
+from vaeflow.model.likelihoods import LOG_2_PI
+
 # A tensor of whatever backend Keras has, or a symbolic one; Keras comes without types.
 Tensor: TypeAlias = Any
-
-LOG_2_PI = math.log(2.0 * math.pi)
-
 
 # === The two terms ===
 

@@ -13,7 +13,7 @@ from keras import ops
 from vaeflow.config.model import VAEConfig
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
-from vaeflow.model.likelihoods import LIKELIHOODS
+from vaeflow.model.likelihoods import LIKELIHOODS, PixelSpec
 from vaeflow.model.networks import build_decoder, build_encoder
 from vaeflow.model.objective import Tensor, Terms
 from vaeflow.model.prior import build_prior
@@ -51,7 +51,8 @@ class VAE(keras.Model):
         self.config = config
 
         # === Networks ===
-        self.pixels = LIKELIHOODS[config.likelihood]
+        spec = PixelSpec(config.image_shape[-1], config.levels, config.mixtures)
+        self.pixels = LIKELIHOODS[config.likelihood](ops, spec)
         # The encoder first: gradients are put together in the order of `trainable_variables`.
         self.encoder, self.decoder = self.build_networks()
         self.prior = build_prior(config)

@@ -15,6 +15,7 @@ CASES = {
     "elbo": {"beta": 0.5, "kl_warmup_steps": 10, "free_bits": 0.1, "gradient_clip": 1e-3},
     "importance weighted": {"objective": "importance_weighted", "samples": 4},
     "residual and logistic": {"likelihood": "discretized_logistic", "network": "residual"},
+    "mixture": {"likelihood": "mixture_logistic", "levels": 17, "mixtures": 2},
     "flow": {"prior": "flow", "prior_couplings": 3, "kl_warmup_steps": 10, "free_bits": 0.1},
     "flow and importance weighted": {
         "prior": "flow",
