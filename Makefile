@@ -10,8 +10,8 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro preset test test-kills test-servers test-backends test-fuzz test-load gpu \
-        test-all lint coverage docs release lock clean
+.PHONY: help setup repro preset test test-kills test-servers test-backends test-combinations \
+        test-fuzz test-load gpu test-all lint coverage docs release lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ test-servers: $(READY) ## PostgreSQL, tracking servers that stop, Prefect's work
 test-backends: $(READY) ## the same trainings on JAX and on several devices
 	$(PYTEST) -m backends
 
+test-combinations: $(READY) ## every combination of likelihood, binarize, prior, objective, network
+	$(PYTEST) -m combinations
+
 test-fuzz: $(READY) ## more than ten thousand generated requests to a server
 	VAEFLOW_FUZZ=12000 $(PYTEST) tests/serving/test_fuzz.py
 
@@ -54,7 +57,7 @@ gpu: $(READY) ## measure on a GPU in eight minutes, then the tests for one
 	  else echo "no GPU: nvidia-smi shows none, and nothing is measured"; fi
 	pytest -m gpu
 
-test-all: test test-kills test-servers test-backends test-fuzz test-load ## all of them
+test-all: test test-kills test-servers test-backends test-combinations test-fuzz test-load ## all of them
 
 lint: $(READY) ## linter, formatter check, and strict types
 	ruff check

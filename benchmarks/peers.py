@@ -17,7 +17,13 @@ from vaeflow.config.schema import Train
 from vaeflow.model.vae import VAE
 
 # What both examples train with.
-SETTINGS = Train(binarize="dynamic", batch_size=128, learning_rate=1e-3)
+SETTINGS = Train(
+    binarize="dynamic",
+    batch_size=128,
+    learning_rate=1e-3,
+    learning_rate_schedule="constant",
+    weight_average=0.0,
+)
 
 
 class Peer(VAE):

@@ -30,8 +30,25 @@ SAMPLE = Path(__file__).parent / "sample"
 # A copy of MNIST's files, where there is one: tests that use it are skipped elsewhere.
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 SCRATCH = Path(tempfile.mkdtemp(prefix="vaeflow-tests-"))
+# Settings of which none is `auto`, for tests of what is not about these.
+PLAIN = {
+    "latent_dim": 8,
+    "filters": [32, 64],
+    "depth": 1,
+    "hidden_units": 128,
+    "likelihood": "bernoulli",
+    "levels": 256,
+    "binarize": "none",
+    "kl_warmup_epochs": 0,
+    "epochs": 60,
+    "patience": 0,
+    "batch_size": 64,
+    "learning_rate": 0.003,
+    "learning_rate_schedule": "constant",
+    "weight_average": 0.0,
+}
 # A training of seconds, long enough that the latents carry something.
-SMALL = {"epochs": 3, "filters": [8, 16], "hidden_units": 32, "batch_size": 8}
+SMALL = {**PLAIN, "epochs": 3, "filters": [8, 16], "hidden_units": 32, "batch_size": 8}
 
 # How often a test kills what it starts, and the seed of when; `VAEFLOW_TEST_SEED=7 make test-kills`
 # tries other moments.

@@ -37,6 +37,7 @@ def test_splits_hold_every_image_once(place, digits):
     about = json.loads((place.prepared / "dataset.json").read_text())
     assert about == {
         "image_shape": [8, 8, 1],
+        "levels": 17,
         "images": counts,
         "duplicates": duplicates,
         "given": {},

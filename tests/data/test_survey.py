@@ -9,7 +9,7 @@ from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.io.reading import Images
 from vaeflow.data.splits import pixel_digests
-from vaeflow.data.survey import Report, Survey, check, show
+from vaeflow.data.survey import PixelLevels, Report, Survey, check, show
 from vaeflow.errors import BadImageError, DataError
 
 
@@ -139,3 +139,26 @@ def test_the_choice_of_shown_images_follows_the_seed(tmp_path, digits):
         return (tmp_path / "s.png").read_bytes()
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 16, 17, 33, 64])
+def test_evenly_spaced_levels_are_counted_however_they_were_rounded(levels):
+    exact = np.arange(levels) * 255 / (levels - 1)
+    for rounded in (np.floor(exact + 0.5), np.ceil(exact - 0.5)):
+        found = PixelLevels()
+        for block in np.array_split(np.uint8(rounded), 3):
+            found.add(block)
+        assert found.count == levels
+
+
+def test_other_bytes_have_as_many_levels_as_a_byte():
+    found = PixelLevels()
+    found.add(np.uint8([0, 255, 128]))
+    assert found.count == 3
+    found.add(np.uint8([1]))
+    assert found.count == 256
+    found.add(np.uint8([0]))
+    assert found.count == 256
+    dark = PixelLevels()
+    dark.add(np.zeros(9, np.uint8))
+    assert dark.count == 2

@@ -7,6 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from helpers import PLAIN
 
 from vaeflow.config.schema import Parameters
 from vaeflow.errors import TrainingError
@@ -56,6 +57,7 @@ def as_on_a_gpu(monkeypatch):
 
 def settings(**train):
     small = {
+        **PLAIN,
         "epochs": 6,
         "batch_size": 10,
         "filters": [4],

@@ -5,6 +5,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from helpers import PLAIN
 
 from vaeflow.config.schema import Parameters
 from vaeflow.data.batches import Batches
@@ -17,7 +18,7 @@ from vaeflow.training.setup import check_memory
 
 
 def settings(**train):
-    small = {"epochs": 2, "filters": [4], "hidden_units": 8, "latent_dim": 2, **train}
+    small = {**PLAIN, "epochs": 2, "filters": [4], "hidden_units": 8, "latent_dim": 2, **train}
     return Parameters.model_validate({"train": small})
 
 

@@ -69,6 +69,7 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
             mixtures=vae.config.mixtures,
             binarize=vae.config.binarize,
             prior=vae.config.prior,
+            chosen=run.get("chosen", {}),
             run_id=run["run_id"],
             lineage=run["lineage"],
             metrics=json.loads((evaluation / "metrics.json").read_text()),

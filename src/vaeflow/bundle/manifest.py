@@ -12,7 +12,7 @@ import io
 import os
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -71,6 +71,8 @@ class Manifest(_Part):
     # How the training images were made black and white; a service takes images as they come.
     binarize: Binarize = "none"
     prior: Prior = "standard"
+    # What `auto` stood for in its parameters.
+    chosen: dict[str, Any] = {}
     run_id: str
     lineage: dict[str, str]
     # On the test split, as in metrics.json: nats per image, and counts.

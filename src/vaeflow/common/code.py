@@ -15,10 +15,10 @@ from vaeflow.common.workspace import Workspace
 
 # Files and folders of the package. `dvc.yaml` has those of the stages among their `deps`.
 PREPARE = ("config/schema.py", "data")
-TRAIN = ("config/model.py", "config/schema.py", "data", "model", "training")
+TRAIN = ("config/auto.py", "config/model.py", "config/schema.py", "data", "model", "training")
 EVALUATE = ("bundle", "config/model.py", "config/schema.py", "data", "evaluation", "model")
 EXPORT = ("bundle", "config/model.py", "config/schema.py", "data", "model")
-SCORE = ("bundle", "data", "scoring")
+SCORE = ("bundle", "data", "model/likelihoods.py", "scoring")
 
 PACKAGE = Path(__file__).parents[1]
 # Where the deps of `dvc.yaml` look for the package.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -20,8 +21,33 @@ from pydantic_core import ErrorDetails
 from vaeflow.config.model import Binarize, Likelihood, Network, Objective, Prior, VAEConfig
 from vaeflow.errors import ConfigError
 
+AUTO: Any = "auto"
+
+
+class OrAuto:
+    """Allow `auto` in the place of a value, as `Annotated[type, OrAuto()]`.
+
+    The type is what the value is once `vaeflow.config.auto.resolve` has chosen one.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def choose(value: Any, validate: Any) -> Any:
+            return value if value == AUTO else validate(value)
+
+        plain = core_schema.plain_serializer_function_ser_schema(
+            lambda value: list(value) if isinstance(value, tuple) else value
+        )
+        inner = handler(source)
+        return core_schema.no_info_wrap_validator_function(choose, inner, serialization=plain)
+
+
 Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Filters = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=8)]
+Levels = Annotated[int, Field(ge=2, le=256)]
 
 
 class _Section(BaseModel):
@@ -60,41 +86,41 @@ class Prepare(Limits):
 class Train(_Section):
     """The model's sizes and how it is trained."""
 
-    # What of the model is here has its defaults and its meaning in `VAEConfig`.
+    # Where what is `auto` comes from: kept from the champion if there is one, or from the data.
+    auto: Literal["champion", "data"] = "champion"
+    # What of the model is here has its meaning in `VAEConfig`, and but for `auto` its defaults.
     seed: Seed = VAEConfig.seed
-    latent_dim: Positive = VAEConfig.latent_dim
+    latent_dim: Annotated[Positive, OrAuto()] = AUTO
     network: Network = VAEConfig.network
     # A YAML list arrives as a Python list: let that one become a tuple, and nothing else.
-    filters: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=8)] = (
-        VAEConfig.filters
-    )
-    depth: Positive = VAEConfig.depth
-    hidden_units: Positive = VAEConfig.hidden_units
-    likelihood: Likelihood = VAEConfig.likelihood
-    levels: Annotated[int, Field(ge=2, le=256)] = VAEConfig.levels
+    filters: Annotated[Filters, OrAuto()] = AUTO
+    depth: Annotated[Positive, OrAuto()] = AUTO
+    hidden_units: Annotated[Positive, OrAuto()] = AUTO
+    likelihood: Annotated[Likelihood, OrAuto()] = AUTO
+    levels: Annotated[Levels, OrAuto()] = AUTO
     mixtures: Positive = VAEConfig.mixtures
-    binarize: Binarize = VAEConfig.binarize
+    binarize: Annotated[Binarize, OrAuto()] = AUTO
     prior: Prior = VAEConfig.prior
     prior_couplings: Positive = VAEConfig.prior_couplings
     prior_hidden_units: Positive = VAEConfig.prior_hidden_units
     objective: Objective = VAEConfig.objective
     samples: Positive = VAEConfig.samples
     beta: Annotated[float, Field(ge=0)] = VAEConfig.beta
-    kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    kl_warmup_epochs: Annotated[Natural, OrAuto()] = AUTO
     free_bits: Annotated[float, Field(ge=0)] = VAEConfig.free_bits
     gradient_clip: Annotated[float, Field(ge=0)] = VAEConfig.gradient_clip
     gradient_limit: Annotated[float, Field(gt=0)] = VAEConfig.gradient_limit
-    epochs: Positive = 60
+    epochs: Annotated[Positive, OrAuto()] = AUTO
     finish_epochs: Annotated[int, Field(ge=0)] = 0
     finish_samples: Annotated[int, Field(ge=2)] = 8
-    patience: Annotated[int, Field(ge=0)] = 0
+    patience: Annotated[Natural, OrAuto()] = AUTO
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     jit: Literal["auto"] | bool = "auto"
-    batch_size: Positive = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 0.003
-    learning_rate_schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    batch_size: Annotated[Positive, OrAuto()] = AUTO
+    learning_rate: Annotated[float, Field(gt=0)] = 0.002
+    learning_rate_schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     plateau_epochs: Positive = 5
-    weight_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_average: Annotated[float, Field(ge=0, lt=1)] = 0.999
     skipped_steps_limit: Positive = 100
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
 
@@ -106,27 +132,49 @@ class Train(_Section):
             steps_per_epoch: by which the warm-up's epochs become steps.
 
         Raises:
-            ValueError: two keys do not go together.
+            ValueError: two keys do not go together, or one is still `auto`.
         """
         ours = {field.name for field in fields(VAEConfig)} & set(type(self).model_fields)
+        values = {name: getattr(self, name) for name in ours}
+        if left := [f"train.{name}" for name, value in values.items() if value == AUTO]:
+            raise ValueError(f"{', '.join(sorted(left))}: choose a value, none is auto any more")
         return VAEConfig(
             image_shape=image_shape,
             kl_warmup_steps=self.kl_warmup_epochs * steps_per_epoch,
-            **{name: getattr(self, name) for name in ours},
+            **values,
         )
+
+    @classmethod
+    def auto_keys(cls) -> list[str]:
+        """List the keys that may be `auto` until `vaeflow.config.auto` has chosen a value."""
+        return [key for key in cls.model_fields if _may_be_auto(cls, key)]
+
+    def with_values(self, changes: Mapping[str, Any]) -> Train:
+        """Return the section with other values.
+
+        Raises:
+            ConfigError: one is not allowed, or does not go with the others.
+        """
+        values = {**self.model_dump(), **changes}
+        return validate({"train": values}, "train, with what auto stands for").train
 
     @model_validator(mode="after")
     def _fit_together(self) -> Train:
-        self.model((1, 1, 1), 1)
+        set_ones = {
+            field.name: value
+            for field in fields(VAEConfig)
+            if (value := getattr(self, field.name, AUTO)) != AUTO
+        }
+        VAEConfig((1, 1, 1), **set_ones)
         if self.finish_epochs and (self.free_bits or self.objective != "elbo"):
             raise ValueError(
                 "finish_epochs must be 0 unless objective is elbo and free_bits is 0: it is from "
                 "there that they change to importance_weighted"
             )
-        if self.kl_warmup_epochs > self.epochs:
-            raise ValueError("kl_warmup_epochs must be at most epochs")
-        if self.finish_epochs > self.epochs:
-            raise ValueError("finish_epochs must be at most epochs")
+        for key in ("kl_warmup_epochs", "finish_epochs"):
+            value = getattr(self, key)
+            if AUTO not in (value, self.epochs) and value > self.epochs:
+                raise ValueError(f"{key} must be at most epochs")
         return self
 
 
@@ -243,7 +291,15 @@ def _explain(fault: ErrorDetails) -> str:
         return f"{key}: no such key; did you mean {candidates[nearest[0]]}?"
     shown = repr(fault["input"])
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return f"{key}: {fault['msg']}, found {shown}."
+    section = type(getattr(Parameters(), str(location[0]), None))
+    auto = ", or 'auto'" * (len(location) == 2 and _may_be_auto(section, str(location[1])))
+    return f"{key}: {fault['msg']}{auto}, found {shown}."
+
+
+def _may_be_auto(section: type, key: str) -> bool:
+    """Return whether a key of a section allows `auto`."""
+    field = getattr(section, "model_fields", {}).get(key)
+    return field is not None and any(isinstance(part, OrAuto) for part in field.metadata)
 
 
 def _keys_beside(location: tuple[Any, ...]) -> dict[str, str]:

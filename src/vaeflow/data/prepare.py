@@ -40,8 +40,8 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
       `label` (text, or null), `source` (where it came from), `sha256` (of its pixels), `given` (the
       part of `data/` that says its split, or null where its content does). The rows of one split
       are in the order of its array;
-    - `dataset.json`: image shape, images per split, duplicates, a digest of the given splits of
-      each part, and the rules by which the images' files were read.
+    - `dataset.json`: image shape, levels of the pixels, images per split, duplicates, a digest of
+      the given splits of each part, and the rules by which the images' files were read.
 
     Raises:
         DataError: the data are missing or refused, or a split would be empty.
@@ -53,6 +53,7 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
         assert survey.image_shape is not None  # `check_splits` found images
         about = {
             "image_shape": list(survey.image_shape),
+            "levels": survey.levels.count,
             **prepared._asdict(),
             "given": given,
             "reading": data_rules(workspace).model_dump(),

@@ -28,6 +28,8 @@ RULES = "rules.json"  # of a part: how its files were read
 SHOWN_REJECTED = 5
 SHOWN_LABELS = 12
 LEVELS = 256
+# Evenly spaced ones that are told from any bytes; more have steps of less than four.
+FEWEST_LEVELS, MOST_LEVELS = 2, 64
 USEFUL = 100  # images, of which each split can be expected to have some
 DIM = 64  # of 255: what no image goes beyond is likely of another range
 HEADER = (
@@ -73,6 +75,33 @@ def data_rules(workspace: Workspace) -> Rules:
     return shared_rules(found)
 
 
+class PixelLevels:
+    """How few evenly spaced values, from black to white, all pixels are among.
+
+    Seventeen are at 0, 16, 32, 48, 64, 80, 96, 112, 128, 143, ... of 255: whoever scaled them to
+    bytes rounded.
+    """
+
+    def __init__(self) -> None:
+        self._seen = np.zeros(LEVELS, bool)
+        self.count = FEWEST_LEVELS
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Count a block."""
+        if self.count == LEVELS:
+            return
+        self._seen[pixels.reshape(-1)] = True
+        values = np.flatnonzero(self._seen)
+        while self.count < LEVELS and not _are_among(values, self.count):
+            self.count = self.count + 1 if self.count < MOST_LEVELS else LEVELS
+
+
+def _are_among(values: np.ndarray, levels: int) -> bool:
+    """Return whether bytes are rounded ones, up or down, of as many evenly spaced levels."""
+    step = (LEVELS - 1) / (levels - 1)
+    return bool(np.all(np.abs(values - np.round(values / step) * step) <= 0.5))
+
+
 class Survey:
     """Counts over the blocks of a data set.
 
@@ -80,6 +109,7 @@ class Survey:
         count: images.
         image_shape: `(height, width, channels)`, or None before the first block.
         smallest, largest: pixel values.
+        levels: how many there are of these.
         labels: images by label; those without one are left out.
         splits: images by split.
         given: images whose split is not decided by their content.
@@ -90,6 +120,7 @@ class Survey:
         self.count = 0
         self.image_shape: tuple[int, ...] | None = None
         self.smallest, self.largest = 255, 0
+        self.levels = PixelLevels()
         self.labels: Counter[str] = Counter()
         self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
         self.given = 0
@@ -124,6 +155,7 @@ class Survey:
             self.smallest = min(self.smallest, int(images.pixels.min()))
         if self.largest < LEVELS - 1:
             self.largest = max(self.largest, int(images.pixels.max()))
+        self.levels.add(images.pixels)
         self.labels.update(label for label in images.labels if label is not None)
         self.splits.update({name: int(np.count_nonzero(splits == name)) for name in SPLITS})
         self._keys.append(digest_keys(images.digests))

@@ -133,7 +133,8 @@ class VAE(keras.Model):
             name: ops.reshape(values, (-1, ops.shape(images)[0], *values.shape[1:]))
             for name, values in self.decoder(flat, training=training).items()
         }
-        return self.pixels.log_likelihood(images, **parameters)
+        judge = self.pixels.log_likelihood
+        return (backend().fused(judge) if training else judge)(images, **parameters)
 
     def train_step(self, *arguments: Any) -> Any:
         """Make one step of stochastic gradient ascent; the backend finds the gradient."""

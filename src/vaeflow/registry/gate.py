@@ -17,6 +17,7 @@ from vaeflow.config.schema import Parameters, Registry, load_parameters
 from vaeflow.data.images import binarized
 from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, RegistryError
+from vaeflow.model.likelihoods import DISCRETE
 from vaeflow.registry.comparison import Decision, compare
 from vaeflow.registry.held_out import choose_images, count_try, read_held_out, unseen_images
 from vaeflow.registry.lock import hold_lock
@@ -204,4 +205,6 @@ def _measure(model: Bundle) -> str:
     # Static or dynamic, the test images are drawn alike.
     images = "images as they are" if manifest.binarize == "none" else "binarised images"
     size = " x ".join(map(str, model.image_shape))
-    return f"{images} of {size} under likelihood {manifest.likelihood}"
+    of_levels = manifest.likelihood in DISCRETE
+    judged = f"{manifest.levels} levels" if of_levels else f"likelihood {manifest.likelihood}"
+    return f"{images} of {size} under {'a probability of ' * of_levels}{judged}"

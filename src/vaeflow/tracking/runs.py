@@ -267,6 +267,29 @@ class Run:
             self.client.set_terminated(self.run_id, "FINISHED")
 
 
+def champion_parameters(workspace: Workspace, name: str) -> dict[str, str] | None:
+    """Return what the run of a model's champion recorded, by key; None without a champion.
+
+    Args:
+        workspace: whose registry.
+        name: of the registered model.
+
+    Raises:
+        RegistryError: the registry cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(workspace)
+    with registry_errors(client.tracking_uri):
+        try:
+            run_id = client.get_model_version_by_alias(name, "champion").run_id
+            return dict(client.get_run(run_id).data.params) if run_id else None
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+
+
 @contextmanager
 def start_run(
     workspace: Workspace,

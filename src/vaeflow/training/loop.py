@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from vaeflow.common.progress import Progress
+from vaeflow.config.auto import open_keys, read_facts, resolve
 from vaeflow.config.schema import Parameters, Train
 from vaeflow.data.batches import Batches
 from vaeflow.data.images import Images
@@ -65,12 +66,14 @@ def fit(
         callbacks: Keras's, for each epoch's steps.
 
     Raises:
-        ConfigError: the parameters ask for more memory than there is.
+        ConfigError: the parameters ask for more memory than there is, or do not go together.
         TrainingError: a checkpoint cannot be written.
         SystemExit: a signal ended it, with 128 + its number; where there are checkpoints, one of
             the last step has been written.
     """
     settings = parameters.train
+    if open_keys(settings):
+        settings, _ = resolve(settings, read_facts(prepared))
     parts = share_cores(settings.batch_size, choose_jit(settings.jit))
     check_devices(settings)
     keras.utils.set_random_seed(settings.seed)

@@ -9,17 +9,27 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from vaeflow.common.files import atomic_directory, atomic_file, write_json
 from vaeflow.common.workspace import Workspace
+from vaeflow.config.auto import (
+    SHAPE_KEY,
+    describe,
+    kept_values,
+    plain,
+    read_facts,
+    resolve,
+    small_data_warning,
+)
 from vaeflow.config.schema import Parameters
-from vaeflow.data.splits import load_split
+from vaeflow.data.splits import image_shape, load_split
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import use_gpu_if_any
 from vaeflow.tracking.lineage import collect_lineage
-from vaeflow.tracking.runs import start_run
+from vaeflow.tracking.runs import champion_parameters, start_run
 from vaeflow.training.callbacks import StopWhenSkipping
 from vaeflow.training.checkpoint import Checkpoints, training_key
 from vaeflow.training.history import EpochReport, write_history
@@ -30,8 +40,9 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     """Train on `outputs/prepared` and write `outputs/model`.
 
     Writes `model.keras`, `history.csv` (one row an epoch, nats per image) and `run.json` (the
-    MLflow run's id and the lineage), so that a model from DVC's cache still leads to its run. A
-    training of the same parameters and images that was killed is gone on with, in the same run.
+    MLflow run's id, the lineage and what `auto` stood for), so that a model from DVC's cache still
+    leads to its run. A training of the same parameters and images that was killed is gone on with,
+    in the same run.
 
     Returns:
         The last epoch's metrics.
@@ -41,11 +52,11 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     """
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     print(f"training on {use_gpu_if_any()}", flush=True)
-
     lineage = collect_lineage(workspace, parameters)
+    parameters, chosen = choose_parameters(workspace, prepared, parameters)
     kept = workspace.checkpoints / training_key(prepared, parameters.train)
     with lock_training(kept):
-        rows = _train(workspace, prepared, parameters, lineage, kept)
+        rows = _train(workspace, prepared, parameters, chosen, lineage, kept)
         shutil.rmtree(kept)
     return rows[-1]
 
@@ -54,6 +65,7 @@ def _train(
     workspace: Workspace,
     prepared: Path,
     parameters: Parameters,
+    chosen: Mapping[str, Any],
     lineage: Mapping[str, str],
     kept: Path,
 ) -> list[Row]:
@@ -64,7 +76,7 @@ def _train(
         start_run(
             workspace,
             os.environ.get("DVC_EXP_NAME") or run_name(parameters, lineage["data_md5"]),
-            parameters.flat(),
+            {**parameters.flat(), SHAPE_KEY: str(list(image_shape(prepared)))},
             lineage,
             again=run_file.read_text() if run_file.exists() else None,
         ) as run,
@@ -85,9 +97,33 @@ def _train(
         )
         vae.save(folder / "model.keras")
         write_history(folder / "history.csv", report.rows)
-        write_json(folder / "run.json", {"run_id": run.run_id, "lineage": lineage})
+        about = {"run_id": run.run_id, "lineage": lineage, "chosen": chosen}
+        write_json(folder / "run.json", about)
         report.close(folder / "history.csv")
     return report.rows
+
+
+def choose_parameters(
+    workspace: Workspace, prepared: Path, parameters: Parameters
+) -> tuple[Parameters, Mapping[str, Any]]:
+    """Replace every `auto`, print what it stands for, and return what was chosen.
+
+    A champion's values are kept, unless `train.auto` is `data` or its images had another shape: the
+    gate could not compare models of other likelihoods, and one odd image would shut it for ever.
+    """
+    facts = read_facts(prepared)
+    kept = None
+    if parameters.train.auto == "champion":
+        champion = champion_parameters(workspace, parameters.export.name)
+        kept = kept_values(parameters.train, facts, champion)
+    settings, chosen = resolve(parameters.train, facts, kept)
+    if chosen:
+        listed = ", ".join(f"{key} {plain(value)}" for key, value in chosen.items())
+        why = "the champion's" if kept else f"chosen for {describe(facts)}"
+        print(f"auto is {listed}; {why}", flush=True)
+    if reason := small_data_warning(facts):
+        print(f"warning: {reason}", flush=True)
+    return parameters.model_copy(update={"train": settings}), chosen
 
 
 def run_name(parameters: Parameters, data: str) -> str:

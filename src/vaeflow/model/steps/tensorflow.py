@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 from vaeflow.model import objective
+from vaeflow.model.device import has_gpu
 from vaeflow.model.objective import Tensor, Terms
 
 
@@ -57,6 +58,16 @@ def add_bias(outputs: Tensor, bias: Tensor) -> Any:
         return upstream, tf.cast(total, upstream.dtype)
 
     return tf.nn.bias_add(outputs, bias), gradients
+
+
+def fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile many small operations, and their gradient, into few passes over the memory.
+
+    On CPUs: on a GPU the whole step is compiled.
+    """
+    if has_gpu() or replicas() > 1:
+        return function
+    return tf.function(function, autograph=False, jit_compile=True)
 
 
 def terms(vae: keras.Model, images: Tensor, noise: Tensor) -> Terms:
