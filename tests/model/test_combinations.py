@@ -13,17 +13,18 @@ import pytest
 from vaeflow.bundle.export import export_onnx
 from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.config.model import CHOICES, VAEConfig
+from vaeflow.config.model import CHOICES, Network, VAEConfig
 from vaeflow.config.schema import validate
 from vaeflow.errors import ConfigError
 from vaeflow.model.steps.optimizer import Adam
 from vaeflow.model.vae import VAE
 
 KEYS = ("likelihood", "binarize", "prior", "objective", "network")
+KINDS = [*(CHOICES[key] for key in KEYS[:-1]), Network]
 SHAPE = (9, 7, 3)
 ALL = [
     dict(zip(KEYS, values, strict=True))
-    for values in itertools.product(*(typing.get_args(CHOICES[key]) for key in KEYS))
+    for values in itertools.product(*(typing.get_args(kind) for kind in KINDS))
 ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vaeflow.common.files import sha256_of
 from vaeflow.common.workspace import Workspace
+from vaeflow.errors import WorkspaceError
 
 # Files and folders of the package. `dvc.yaml` has those of the stages among their `deps`.
 PREPARE = ("config/schema.py", "data")
@@ -23,6 +24,8 @@ SCORE = ("bundle", "data", "model/likelihoods.py", "scoring")
 PACKAGE = Path(__file__).parents[1]
 # Where the deps of `dvc.yaml` look for the package.
 IN_WORKSPACE = Path("src") / "vaeflow"
+# Networks of the user's own, which DVC watches too.
+OWN_NETWORKS = Path("src") / "networks"
 
 
 @cache
@@ -40,14 +43,26 @@ def link(workspace: Workspace) -> None:
     """Let DVC find the package in a workspace that does not hold its source.
 
     `src/vaeflow` becomes a link to where the package is installed, so that another version of it
-    makes outputs out of date.
+    makes outputs out of date. `src/networks`, which is watched too, is made if it is missing.
     """
+    own = workspace.root / OWN_NETWORKS
+    if not own.exists():
+        own.mkdir(parents=True)
+        (own / "__init__.py").touch()
     place = workspace.root / IN_WORKSPACE
     if place.exists():
         return
     place.parent.mkdir(exist_ok=True)
     place.unlink(missing_ok=True)  # a link to an environment that is gone
     place.symlink_to(PACKAGE)
+
+
+def own_networks() -> Path | None:
+    """Return the folder of the networks of one's own; None outside of a workspace."""
+    try:
+        return Workspace.find().root / OWN_NETWORKS
+    except WorkspaceError:
+        return None
 
 
 def package_version() -> str:

@@ -6,16 +6,18 @@ keeps them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
+# Or a function of one's own, by its address; see `vaeflow.model.own`.
 Network = Literal["conv", "residual"]
+OWN_NETWORK = re.compile(r"networks(\.\w+)*:[A-Za-z_]\w*")
 Likelihood = Literal["bernoulli", "gaussian", "discretized_logistic", "mixture_logistic"]
 Binarize = Literal["none", "static", "dynamic"]
 Objective = Literal["elbo", "importance_weighted"]
 Prior = Literal["standard", "flow"]
 CHOICES = {
-    "network": Network,
     "likelihood": Likelihood,
     "binarize": Binarize,
     "objective": Objective,
@@ -33,7 +35,8 @@ class VAEConfig:
         filters: channels of each level of the encoder, which halves the image; the decoder mirrors
             them.
         hidden_units: width of the dense layer between convolutions and latent, on both sides.
-        network: `conv` or `residual`; see `vaeflow.model.networks`.
+        network: `conv` or `residual`, see `vaeflow.model.networks`; or `networks.module:function`,
+            of one's own, which `filters`, `depth` and `hidden_units` mean nothing to.
         depth: convolutions or residual blocks at each level.
         likelihood: p(x|t); see `vaeflow.model.likelihoods`.
         levels: values that a pixel may have, evenly spaced from 0 to 1; of the logistic ones.
@@ -64,7 +67,7 @@ class VAEConfig:
     filters: tuple[int, ...] = (32, 64)
     hidden_units: int = 128
     _: KW_ONLY
-    network: Network = "conv"
+    network: str = "conv"
     depth: int = 1
     likelihood: Likelihood = "bernoulli"
     levels: int = 256
@@ -86,10 +89,12 @@ class VAEConfig:
         # A file has lists where there were tuples.
         object.__setattr__(self, "image_shape", tuple(self.image_shape))
         object.__setattr__(self, "filters", tuple(self.filters))
+        check_network(self.network)
         for name, choices in CHOICES.items():
             value, allowed = getattr(self, name), get_args(choices)
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
+                own = ", or networks.module:function, of your own" * (name == "network")
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}{own}.")
         if self.binarize != "none" and self.likelihood != "bernoulli":
             raise ValueError(
                 f"binarize must be none with likelihood {self.likelihood}; "
@@ -100,3 +105,17 @@ class VAEConfig:
                 f"free_bits must be 0 with objective {self.objective}, which has no KL term to "
                 "floor; or choose objective: elbo"
             )
+
+
+def check_network(network: str) -> str:
+    """Return the name or address of a network.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if network not in get_args(Network) and not OWN_NETWORK.fullmatch(network):
+        raise ValueError(
+            f"expected one of {', '.join(get_args(Network))}, or networks.module:function, of your "
+            "own, in src/networks"
+        )
+    return network

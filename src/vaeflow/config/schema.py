@@ -15,10 +15,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from vaeflow.config.model import Binarize, Likelihood, Network, Objective, Prior, VAEConfig
+from vaeflow.config.model import Binarize, Likelihood, Objective, Prior, VAEConfig, check_network
 from vaeflow.errors import ConfigError
 
 AUTO: Any = "auto"
@@ -91,7 +91,7 @@ class Train(_Section):
     # What of the model is here has its meaning in `VAEConfig`, and but for `auto` its defaults.
     seed: Seed = VAEConfig.seed
     latent_dim: Annotated[Positive, OrAuto()] = AUTO
-    network: Network = VAEConfig.network
+    network: Annotated[str, AfterValidator(check_network)] = VAEConfig.network
     # A YAML list arrives as a Python list: let that one become a tuple, and nothing else.
     filters: Annotated[Filters, OrAuto()] = AUTO
     depth: Annotated[Positive, OrAuto()] = AUTO

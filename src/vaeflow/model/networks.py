@@ -1,6 +1,6 @@
 """Encoders and decoders, convolutional, for images of any height, width and channels.
 
-`conv` is small and fast; `residual` is deeper, and pays on a GPU.
+`conv` is small and fast; `residual` is deeper, and pays on a GPU. Others are the user's own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from vaeflow.config.model import VAEConfig
+from vaeflow.model import own
 from vaeflow.model.device import has_gpu
 from vaeflow.model.likelihoods import Parameter
 from vaeflow.model.objective import Tensor
@@ -147,6 +149,12 @@ def build_encoder(config: VAEConfig) -> keras.Model:
         no step can make a posterior whose density overflows.
     """
     images = keras.Input(config.image_shape, name="images")
+    if ":" in config.network:
+        shape = (config.latent_dim,)
+        given = own.apply(config.network, images, {"mean": shape, "log_variance": shape})
+        bounded = soft_bound(given["log_variance"], *LOG_VARIANCE_BOUNDS)
+        outputs = {"mean": given["mean"], "log_variance": bounded}
+        return keras.Model(images, outputs, name="encoder")
     x = NETWORKS[config.network].down(images, config.filters, config.depth)
     x = layers.Flatten(name="flatten")(x)
     x = Dense(config.hidden_units, activation=silu, name="hidden")(x)
@@ -172,16 +180,45 @@ def build_decoder(config: VAEConfig, parameters: Mapping[str, Parameter]) -> ker
     heights, widths = level_sizes(height, len(filters)), level_sizes(width, len(filters))
     deepest = (heights[-1], widths[-1], filters[-1])
     latents = keras.Input((config.latent_dim,), name="latents")
+    if ":" in config.network:
+        outputs = _own_outputs(latents, config, parameters)
+        return keras.Model(latents, _bounded(outputs, parameters), name="decoder")
     x = Dense(config.hidden_units, activation=silu, name="hidden")(latents)
     x = Dense(math.prod(deepest), activation=silu, name="unflatten")(x)
     x = layers.Reshape(deepest, name="feature_map")(x)
     sizes = list(zip(heights, widths, strict=True))
     x = NETWORKS[config.network].up(x, sizes, filters, config.depth)
     outputs = {name: _head(x, name, need, config.image_shape) for name, need in parameters.items()}
+    return keras.Model(latents, _bounded(outputs, parameters), name="decoder")
+
+
+def _bounded(outputs: Mapping[str, Tensor], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Keep each output within what its parameter may be."""
+    return {
+        name: soft_bound(values, *need.bounds) if (need := parameters[name]).bounds else values
+        for name, values in outputs.items()
+    }
+
+
+def _own_outputs(
+    latents: Tensor, config: VAEConfig, parameters: Mapping[str, Parameter]
+) -> dict[str, Any]:
+    """Have the user's network give what depends on the latent, about where it is to begin."""
+    height, width, _ = config.image_shape
+    shapes = {
+        name: (height, width, need.numbers)
+        for name, need in parameters.items()
+        if need.per == "pixel"
+    }
+    outputs = own.apply(config.network, latents, shapes)
     for name, need in parameters.items():
-        if need.bounds:
-            outputs[name] = soft_bound(outputs[name], *need.bounds)
-    return keras.Model(latents, outputs, name="decoder")
+        if need.per == "channel":
+            map_of_one = layers.Reshape((1, 1, -1), dtype="float32", name=f"{name}_map")(latents)
+            numbers = PerChannel(need.numbers, need.start[0], dtype="float32", name=name)
+            outputs[name] = numbers(map_of_one)
+        else:
+            outputs[name] = outputs[name] + np.array(need.start, np.float32)
+    return outputs
 
 
 def _head(x: Tensor, name: str, need: Parameter, image_shape: tuple[int, int, int]) -> Tensor:

@@ -20,6 +20,9 @@ from vaeflow.common.progress import BAR, RELAYED
 KEPT_LOGS = 20
 SECONDS_BETWEEN_LINES = 5.0
 
+# What a stage prints that is shown while it is at work.
+SHOWN = ("warning: ", "auto is ")
+
 _open: Console | None = None
 
 
@@ -125,7 +128,7 @@ class Stage:
                 _open.show(_row(self.name, line.removeprefix(BAR)))
             return False
         self._last = line.strip() or self._last
-        if line.startswith("warning: ") and _open:
+        if line.startswith(SHOWN) and _open:
             _open.say(_row(self.name, line))
         return True
 

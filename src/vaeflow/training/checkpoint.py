@@ -39,7 +39,13 @@ def training_key(prepared: Path, settings: Train) -> str:
     The images go in by `index.parquet`, which has the digest of each, and its split.
     """
     name = keras.backend.backend()
-    program = {"code": code.digest(code.TRAIN), **{part: version(part) for part in ("keras", name)}}
+    own = code.own_networks() if ":" in settings.network else None
+    written = {"networks": code.digest((".",), own)} if own else {}
+    program = {
+        "code": code.digest(code.TRAIN),
+        **written,
+        **{part: version(part) for part in ("keras", name)},
+    }
     about = {"train": settings.model_dump(mode="json", exclude=NOT_IN_KEY), "program": program}
     images = (prepared / "index.parquet").read_bytes()
     return sha256_of(json.dumps(about, sort_keys=True).encode() + images)[:16]
