@@ -45,7 +45,7 @@ def test_the_first_sections_are_the_stages_of_dvc_yaml():
         ("train: {latent_size: 3}", "did you mean train.latent_dim?"),
         ("trian: {epochs: 3}", "trian: no such key; did you mean train?"),
         ("epochs: 3", "epochs: no such key; did you mean train.epochs?"),
-        ("evaluate: {samples: 3}", "did you mean evaluate.importance_samples?"),
+        ("evaluate: {importance: 3}", "did you mean evaluate.importance_samples?"),
         (
             "train: {epochs: '3'}",
             "train.epochs: Input should be a valid integer, or 'auto', found '3'.",

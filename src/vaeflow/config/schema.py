@@ -183,6 +183,7 @@ class Evaluate(_Section):
 
     seed: Seed = 0
     importance_samples: Annotated[int, Field(ge=1, le=5000)] = 200
+    estimated_samples: Annotated[int, Field(ge=0, le=5000)] = 0
 
 
 class Export(_Section):

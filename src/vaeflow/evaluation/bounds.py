@@ -30,6 +30,9 @@ IMAGES_PER_BLOCK = 64
 # not fill: bounds memory whatever the size of the images, the network and the number of samples.
 VALUES_PER_BLOCK, VALUES_PER_BLOCK_ON_GPU = 8_000_000, 128_000_000
 ACTIVE_VARIANCE = 0.01
+# Of the draws that an estimate stands for, all images get one in so many, and one in so many is
+# made in the mean.
+FIRST_SHARE, DRAWN_SHARE = 12, 4
 REFERENCE_IMAGES = 5_000
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -50,6 +53,20 @@ class Bounds(NamedTuple):
     log_variances: np.ndarray
 
 
+class Estimate(NamedTuple):
+    """An estimate of the mean over images of the bound from many draws, in nats per image.
+
+    Attributes:
+        mean: of the bound over the images.
+        standard_error: how far it may be from that over all images of the kind.
+        draws: how many were made, of all images together.
+    """
+
+    mean: float
+    standard_error: float
+    draws: int
+
+
 def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
     """Estimate both bounds of each image from the same posterior draws, in bounded memory.
 
@@ -62,6 +79,82 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
             bound (Burda et al. 2016) the log of their mean weight.
         seed: of the draws.
     """
+    sums = _sum(vae, images, samples, seed, "bounds")
+    log_likelihood = sums.log_likelihood / samples
+    kl_per_dimension = ops.convert_to_numpy(
+        objective.kl_per_dimension(sums.means, sums.log_variances)
+    )
+    kl = kl_per_dimension.sum(axis=1) - sums.correction / samples
+    return Bounds(
+        elbo=objective.elbo(log_likelihood, kl),
+        log_likelihood=log_likelihood,
+        kl=kl,
+        importance_weighted_bound=sums.log_weights - math.log(samples),
+        kl_per_dimension=kl_per_dimension,
+        means=sums.means,
+        log_variances=sums.log_variances,
+    )
+
+
+def estimate_bound(vae: VAE, images: Images, samples: int, seed: int) -> Estimate:
+    """Estimate the mean importance-weighted bound from `samples` draws an image, with a quarter.
+
+    All images get a twelfth of the draws. The others are made for some images, chosen at random,
+    with a probability that is larger where the weights still vary; what they add there is divided
+    by that probability, and so stands for the images that were not chosen. That is unbiased for
+    what `compute_bounds` would give in the mean (the estimator of Horvitz & Thompson 1952). To stop
+    where the weights seem to have settled would not be: a large one may only not have been drawn.
+
+    Args:
+        vae, images, samples, seed: as for `compute_bounds`.
+    """
+    first = -(-samples // FIRST_SHARE)
+    rest = samples - first
+    some = _sum(vae, images, first, seed, "bounds")
+    few = some.log_weights - math.log(first)
+    # From 1, where one draw has all the weight, to `first`.
+    effective = np.exp(2 * some.log_weights - some.log_squared_weights)
+    wanted = max(0.0, (samples / DRAWN_SHARE - first) / max(1, rest))
+    probability = _with_mean(1 / np.sqrt(effective), wanted)
+    chosen = np.random.default_rng((seed, 1)).random(len(images)) < probability
+    values = few.copy()
+    if rest and chosen.any():
+        more = _sum(vae, np.asarray(images[chosen]), rest, seed + 1, "bounds, where needed")
+        many = np.logaddexp(some.log_weights[chosen], more.log_weights) - math.log(samples)
+        values[chosen] += (many - few[chosen]) / probability[chosen]
+    return Estimate(
+        mean=float(values.mean()),
+        standard_error=float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0,
+        draws=first * len(images) + rest * int(chosen.sum()),
+    )
+
+
+def _with_mean(shares: np.ndarray, mean: float) -> np.ndarray:
+    """Scale positive numbers so that, cut off at 1, they have this mean."""
+    if mean >= 1:
+        return np.ones_like(shares)
+    probability = shares * (mean / shares.mean())
+    while (over := probability > 1).any() and not over.all():
+        probability[over] = 1
+        free = probability < 1
+        wanted = mean * len(shares) - np.count_nonzero(~free)
+        probability[free] *= wanted / probability[free].sum()
+    return np.minimum(probability, 1)
+
+
+class _Sums(NamedTuple):
+    """Sums over the draws of each image, `(images,)`, and its posterior."""
+
+    log_likelihood: np.ndarray
+    correction: np.ndarray
+    log_weights: np.ndarray
+    log_squared_weights: np.ndarray
+    means: np.ndarray
+    log_variances: np.ndarray
+
+
+def _sum(vae: VAE, images: Images, samples: int, seed: int, what: str) -> _Sums:
+    """Decode as many draws of each image, block by block."""
     encode = backend().compiled(
         vae, lambda pixels: vae.encoder(pixels), [(None, *vae.config.image_shape)]
     )
@@ -76,12 +169,12 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
     ]
     blocks = []
     with (
-        Progress("bounds", len(images) * samples) as progress,
+        Progress(what, len(images) * samples) as progress,
         closing(_drawn_ahead(shapes, seed)) as noise,
     ):
         for pixels in scaled_blocks(images, size):
-            blocks.append(_block(encode, decode, pixels, samples, noise, progress))
-    return Bounds(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
+            blocks.append(_sum_block(encode, decode, pixels, samples, noise, progress))
+    return _Sums(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
 
 
 def _drawn_ahead(shapes: Sequence[tuple[int, ...]], seed: int) -> Generator[np.ndarray]:
@@ -119,9 +212,9 @@ def draws_at_once(vae: VAE) -> int:
 def _compiled(vae: VAE) -> Callable[..., Any]:
     """Compile the costly part as one graph, traced once for blocks of all sizes.
 
-    Takes images, the posterior and noise `(samples, batch, latent_dim)`; gives the sum of the log
-    likelihoods, that of the prior's corrections and the log of the sum of the weights over the
-    samples, each `(batch,)`.
+    Takes images, the posterior and noise `(samples, batch, latent_dim)`; gives the sum over the
+    samples of the log likelihoods and of the prior's corrections, and the log of the sum of the
+    weights and of their squares, each `(batch,)`.
     """
 
     def decode(images: Any, mean: Any, log_variance: Any, noise: Any) -> Any:
@@ -132,50 +225,40 @@ def _compiled(vae: VAE) -> Callable[..., Any]:
             log_likelihood, latents, mean, log_variance, prior_correction=correction
         )
         sums = ops.sum(log_likelihood, axis=0), ops.sum(correction, axis=0)
-        return *sums, ops.logsumexp(log_weights, axis=0)
+        return *sums, *(ops.logsumexp(power * log_weights, axis=0) for power in (1, 2))
 
     latent = (None, vae.config.latent_dim)
     shapes = ((None, *vae.config.image_shape), latent, latent, (None, *latent))
     return backend().compiled(vae, decode, shapes)
 
 
-def _block(
+def _sum_block(
     encode: Callable[..., Any],
     decode: Callable[..., Any],
     images: np.ndarray,
     samples: int,
     noise: Iterator[np.ndarray],
     progress: Progress,
-) -> Bounds:
-    """Compute both bounds of a block of images, as many samples at a time as come of the noise."""
+) -> _Sums:
+    """Add up the draws of a block of images, as many at a time as come of the noise."""
     posterior = encode(images)
     mean, log_variance = posterior["mean"], posterior["log_variance"]
     # In double precision: thousands of terms are added up.
     log_likelihood, correction = np.zeros(len(images)), np.zeros(len(images))
-    log_sum = np.full(len(images), -np.inf)
+    logs = np.full((2, len(images)), -np.inf)  # of the weights, and of their squares
     drawn = 0
     while drawn < samples:
         draws = next(noise)
-        added, corrected, log_added = map(
+        added, corrected, *logs_added = map(
             ops.convert_to_numpy, decode(images, mean, log_variance, draws)
         )
         log_likelihood += added
         correction += corrected
-        log_sum = np.logaddexp(log_sum, log_added)
+        logs = np.logaddexp(logs, logs_added)
         drawn += len(draws)
         progress.advance(len(draws) * len(images))
-    log_likelihood /= samples
-    kl_per_dimension = ops.convert_to_numpy(objective.kl_per_dimension(mean, log_variance))
-    kl = kl_per_dimension.sum(axis=1) - correction / samples
-    return Bounds(
-        elbo=objective.elbo(log_likelihood, kl),
-        log_likelihood=log_likelihood,
-        kl=kl,
-        importance_weighted_bound=log_sum - math.log(samples),
-        kl_per_dimension=kl_per_dimension,
-        means=ops.convert_to_numpy(mean),
-        log_variances=ops.convert_to_numpy(log_variance),
-    )
+    means, log_variances = map(ops.convert_to_numpy, (mean, log_variance))
+    return _Sums(log_likelihood, correction, logs[0], logs[1], means, log_variances)
 
 
 def active_units(means: np.ndarray, spread: np.ndarray | float = 1.0) -> np.ndarray:

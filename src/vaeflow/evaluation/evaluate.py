@@ -23,6 +23,7 @@ from vaeflow.evaluation.bounds import (
     active_units,
     compute_bounds,
     compute_scores,
+    estimate_bound,
     keep_reference,
     latent_spread,
     quantiles,
@@ -33,6 +34,7 @@ from vaeflow.model.vae import VAE, load_vae
 from vaeflow.tracking.runs import find_run
 
 MEANS = ("elbo", "log_likelihood", "kl", "importance_weighted_bound")
+ESTIMATE = "importance_weighted_bound_estimate"
 COLLAPSED_SHARE = 0.1
 
 
@@ -54,6 +56,11 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     images = binarized(load_split(prepared, "test"), vae.config.binarize, parameters.seed)
     bounds = compute_bounds(vae, images, parameters.importance_samples, parameters.seed)
     metrics = summarise(bounds, vae, images)
+    if parameters.estimated_samples:
+        estimate = estimate_bound(vae, images, parameters.estimated_samples, parameters.seed)
+        metrics[ESTIMATE] = estimate.mean
+        if len(images) > 1:
+            metrics[f"{ESTIMATE}_standard_error"] = estimate.standard_error
     scores = {
         split: compute_scores(vae, load_split(prepared, split)) for split in ("validation", "test")
     }
