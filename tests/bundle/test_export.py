@@ -51,7 +51,7 @@ def test_any_image_shape_network_and_likelihood_can_be_exported(tmp_path, networ
 def test_the_saved_model_answers_by_name_with_noise_as_an_input(finished, tmp_path):
     folder = shutil.copytree(finished / "outputs" / "bundle" / "saved_model" / "1", tmp_path / "1")
     loaded = tf.saved_model.load(str(folder))
-    assert set(loaded.signatures) >= {"encode", "decode", "sample", "reconstruct", "score"}
+    assert set(loaded.signatures) >= {"encode", "decode", "draw", "sample", "reconstruct", "score"}
     images = tf.zeros((3, 8, 8, 1))
     scores = [
         loaded.signatures["score"](images=images, noise=tf.fill((3, 8), value))["score"].numpy()

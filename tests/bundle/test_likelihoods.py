@@ -90,6 +90,20 @@ def test_samples_are_decoded_draws_of_the_prior(pair):
     assert np.allclose(model.draw(5, seed=4), noise) == (vae.config.prior == "standard")
 
 
+def test_pixels_are_drawn_as_keras_draws_them_and_scatter_about_their_means(pair):
+    vae, folder = pair
+    model = Bundle(folder)
+    latents = np.float32([[0.3, -0.2]])
+    uniform = np.random.default_rng((4, 1)).random((1, 9, 7, 4), dtype=np.float32)
+    drawn = model.draw_pixels(latents, seed=4)
+    differ = np.abs(drawn - vae.draw_pixels(latents, uniform)) > 1e-4
+    assert differ.mean() < 0.01  # a number at the edge of a level may round to either side
+    many = model.draw_pixels(np.repeat(latents, 4000, axis=0), seed=0)
+    assert many.dtype == np.float32
+    assert len(np.unique(many)) > 1
+    np.testing.assert_allclose(many.mean(axis=0), model.decode(latents)[0], atol=0.04)
+
+
 def test_a_decoder_of_another_likelihood_is_refused(pair):
     vae, folder = pair
     other = next(name for name in LIKELIHOODS if name != vae.config.likelihood)

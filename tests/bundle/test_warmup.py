@@ -26,7 +26,7 @@ def test_there_is_a_request_for_every_signature_which_can_run(tmp_path):
         }
         answer = loaded.signatures[signatures[-1]](**inputs)
         assert all(np.isfinite(values).all() for values in answer.values())
-    assert sorted(signatures) == ["decode", "encode", "reconstruct", "sample", "score"]
+    assert sorted(signatures) == ["decode", "draw", "encode", "reconstruct", "sample", "score"]
 
 
 @pytest.mark.slow

@@ -147,12 +147,36 @@ class Bundle:
         """Decode each image again from its posterior mean; as `decode`."""
         return self.decode(self.encode(images).mean)
 
-    def sample(self, count: int, seed: int) -> np.ndarray:
+    def sample(self, count: int, seed: int, pixels: bool = False) -> np.ndarray:
         """Decode `count` draws of the prior; as `decode`.
 
         The first images of a larger sample are those of a smaller one with the same seed.
+
+        Args:
+            count: how many.
+            seed: of the draws.
+            pixels: whether to draw the pixels, too, from p(x|t), instead of showing their means.
         """
-        return self.decode(self.draw(count, seed))
+        latents = self.draw(count, seed)
+        return self.draw_pixels(latents, seed) if pixels else self.decode(latents)
+
+    def draw_pixels(self, latents: np.ndarray, seed: int) -> np.ndarray:
+        """Draw an image from p(x|t) of each latent; as `decode`.
+
+        Args:
+            latents: `(count, latent_dim)`.
+            seed: of the draws.
+        """
+        generator = np.random.default_rng((seed, 1))
+        *size, channels = self.image_shape
+
+        def draw(t: np.ndarray) -> tuple[np.ndarray]:
+            uniform = generator.random((len(t), *size, 1 + channels), dtype=np.float32)
+            uniform = np.maximum(uniform, np.float32(2**-25))  # which is above 0, as it must be
+            return (self._likelihood.draw(uniform, **self._decode(t)).astype(np.float32),)
+
+        (images,) = self._in_blocks(draw, self.as_latents(latents))
+        return images
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """Draw `count` latents from the prior: float32 `(count, latent_dim)`."""

@@ -38,11 +38,14 @@ def sample(
     out: Out,
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
     seed: Seed = 0,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Draw the pixels, too, instead of showing their means.")
+    ] = False,
 ) -> None:
     """Draw new images from the model (.png or .npy)."""
     from vaeflow.scoring.outputs import write_images
 
-    images = _load(model).sample(count, seed)
+    images = _load(model).sample(count, seed, pixels)
     write_images(out, images)
     print(f"{out}: {count} images")
 

@@ -107,6 +107,15 @@ class VAE(keras.Model):
         """Decode draws of the prior made of draws of N(0, I), `(batch, latent_dim)`."""
         return self.decode(self.prior.sample(noise))
 
+    def draw_pixels(self, latents: Tensor, uniform: Tensor) -> Tensor:
+        """Draw an image from p(x|t) of each latent; as `decode`.
+
+        Args:
+            latents: `(batch, latent_dim)`.
+            uniform: draws from (0, 1), `(batch, height, width, 1 + channels)`.
+        """
+        return self.pixels.draw(uniform, **self.decoder(latents))
+
     def draw(
         self, images: Tensor, noise: Tensor, training: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
