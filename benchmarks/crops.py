@@ -16,8 +16,10 @@ FORMATS = {
 }
 
 
-def photograph_crops(split: str) -> np.ndarray:
-    """Crops for training or testing, uint8, `(count, 32, 32, 3)`; the two share no pixel.
+def photograph_crops(
+    split: str, edge: int = EDGE, count: int = TRAINING_CROPS, grey: bool = False
+) -> np.ndarray:
+    """Crops for training or testing, uint8, `(count, edge, edge, 3 or 1)`; the two share no pixel.
 
     Those to train on are taken anywhere in the left part of the photographs, and overlap; those to
     test on tile the right part, in an order in which the first few come from everywhere.
@@ -25,26 +27,29 @@ def photograph_crops(split: str) -> np.ndarray:
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images().images
+    if grey:
+        photographs = [np.asarray(Image.fromarray(photo).convert("L")) for photo in photographs]
+        photographs = [photo[..., None] for photo in photographs]
     generator = np.random.default_rng(0)
     if split == "test":
-        tiles = np.concatenate([_tiles(photo[:, -TEST_COLUMNS:]) for photo in photographs])
+        tiles = np.concatenate([_tiles(photo[:, -TEST_COLUMNS:], edge) for photo in photographs])
         return generator.permutation(tiles)
     left = [photo[:, :-TEST_COLUMNS] for photo in photographs]
-    return np.stack([_crop(left[n % len(left)], generator) for n in range(TRAINING_CROPS)])
+    return np.stack([_crop(left[n % len(left)], edge, generator) for n in range(count)])
 
 
-def _tiles(part: np.ndarray) -> np.ndarray:
+def _tiles(part: np.ndarray, edge: int) -> np.ndarray:
     """Crops side by side."""
-    rows, columns = part.shape[0] // EDGE, part.shape[1] // EDGE
-    whole = part[: rows * EDGE, : columns * EDGE]
-    grid = whole.reshape(rows, EDGE, columns, EDGE, 3).swapaxes(1, 2)
-    return grid.reshape(-1, EDGE, EDGE, 3)
+    rows, columns = part.shape[0] // edge, part.shape[1] // edge
+    whole = part[: rows * edge, : columns * edge]
+    grid = whole.reshape(rows, edge, columns, edge, -1).swapaxes(1, 2)
+    return grid.reshape(-1, edge, edge, part.shape[-1])
 
 
-def _crop(part: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _crop(part: np.ndarray, edge: int, generator: np.random.Generator) -> np.ndarray:
     """A crop from anywhere."""
-    top, left = (generator.integers(0, length - EDGE + 1) for length in part.shape[:2])
-    return part[top : top + EDGE, left : left + EDGE]
+    top, left = (generator.integers(0, length - edge + 1) for length in part.shape[:2])
+    return part[top : top + edge, left : left + edge]
 
 
 def bits_of_files(images: np.ndarray, name: str) -> dict[str, float]:
