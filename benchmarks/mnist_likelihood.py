@@ -50,6 +50,7 @@ from crops import bits_of_files, photograph_crops
 from kept_bounds import kept_bounds
 from machine import machine, matrix_gflops
 from mnist import mnist
+from pythae_peers import merge
 
 from vaeflow.common.files import atomic_directory, atomic_file, write_json
 from vaeflow.config.schema import Train, load_parameters
@@ -373,14 +374,6 @@ def command(name: str, training: dict, arguments: argparse.Namespace) -> str:
         f"python benchmarks/mnist_likelihood.py {name} --{budget} {training[budget]:g} "
         f"--samples {arguments.samples} --images {arguments.images} --seed {arguments.seed}"
     )
-
-
-def merge(path: Path, result: dict[str, object]) -> None:
-    """Put a result in the place of the one of the same name, or after the others."""
-    results = json.loads(path.read_text()) if path.exists() else []
-    by_name = {other["name"]: other for other in results} | {result["name"]: result}
-    with atomic_file(path) as fresh:
-        write_json(fresh, list(by_name.values()))
 
 
 if __name__ == "__main__":
