@@ -170,7 +170,7 @@ def _decide(
         RegistryError: they do not compare, or on too few images.
     """
     models = (challenger, champion)
-    ours, theirs = (_measure(model.bundle) for model in models)
+    ours, theirs = (measure(model.bundle) for model in models)
     if ours != theirs:
         raise RegistryError(f"its bound is of {ours}, and {champion.name}'s of {theirs}")
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
@@ -199,7 +199,7 @@ def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
     return Check(True, found)
 
 
-def _measure(model: Bundle) -> str:
+def measure(model: Bundle) -> str:
     """Say what a model's bound is of: only bounds of the same can be compared."""
     manifest = model.manifest
     # Static or dynamic, the test images are drawn alike.
