@@ -84,6 +84,7 @@ COLOUR = Train(
     likelihood="mixture_logistic",
     levels=256,
     binarize="none",
+    prior="flow",
     kl_warmup_epochs=1,
     batch_size=64,
     learning_rate=0.001,

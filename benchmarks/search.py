@@ -47,15 +47,11 @@ SAMPLES, JUDGED, HELD_BACK = 100, 1_000, 5_000
 OF_AUTO: list[dict[str, Any]] = [
     {},
     {"likelihood": "discretized_logistic"},
-    {"mixtures": 10},
     {"latent_dim": 0.5},  # of what auto chooses; so are the other numbers below
     {"latent_dim": 2},
-    {"filters": 0.5},
     {"filters": 2},
-    {"hidden_units": 0.5},
     {"hidden_units": 2},
     {"batch_size": 0.5},
-    {"batch_size": 2},
     {"depth": 2},
 ]
 TRIALS: dict[str, list[dict[str, Any]]] = {
