@@ -7,7 +7,7 @@ import pytest
 
 from vaeflow.common.workspace import Workspace
 from vaeflow.errors import RegistryError
-from vaeflow.tracking.runs import connect, find_run, start_run
+from vaeflow.tracking.runs import champion_parameters, connect, find_run, start_run
 
 RECORD = """
 import sys
@@ -124,3 +124,20 @@ def test_the_run_of_a_killed_process_is_closed_by_the_next_one(place):
     with start_run(place, None, {}, {}) as alive, start_run(place, None, {}, {}):
         assert client.get_run(killed.stdout.strip()).info.status == "KILLED"
         assert client.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_a_champions_run_says_by_which_parameters_it_was_trained(place):
+    assert champion_parameters(place, "digits-vae") is None  # no such model
+    with start_run(place, "first", {"train.latent_dim": 5}, {}) as run:
+        pass
+    client = run.client
+    client.create_registered_model("digits-vae")
+    assert champion_parameters(place, "digits-vae") is None  # no champion
+    version = client.create_model_version("digits-vae", "nowhere", run_id=run.run_id)
+    client.set_registered_model_alias("digits-vae", "champion", version.version)
+    assert champion_parameters(place, "digits-vae") == {"train.latent_dim": "5"}
+    client.delete_run(run.run_id)
+    assert champion_parameters(place, "digits-vae") == {"train.latent_dim": "5"}
+    other = client.create_model_version("digits-vae", "nowhere", run_id="gone")
+    client.set_registered_model_alias("digits-vae", "champion", other.version)
+    assert champion_parameters(place, "digits-vae") is None  # its run is elsewhere
