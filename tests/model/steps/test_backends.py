@@ -97,7 +97,10 @@ def test_a_step_on_jax_is_the_step_on_tensorflow(stepped, case):
     first, second = (np.load(stepped / f"{case}.{name}.npz") for name in ("tensorflow", "jax"))
     for name in first.files:
         longest = np.abs(first[name]).max()
-        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-3 * longest)
+        # A weight below 1 is itself rounded by that much, once in a step and once in its average.
+        rounding = 2 * np.finfo(np.float32).epsneg
+        allowed = 1e-3 * longest + rounding
+        np.testing.assert_allclose(first[name], second[name], rtol=0, atol=allowed)
 
 
 RESUMED = (
