@@ -60,8 +60,8 @@ class PixelSpec(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bernoulli:
-    """Binary pixels. For grey ones the value is a cross-entropy, no likelihood of the data.
+class _Likelihood:
+    """What each is made of.
 
     Args:
         ops: the operations to compute with, Keras's or NumPy's; see `NumpyOperations`.
@@ -70,6 +70,10 @@ class Bernoulli:
 
     ops: Any
     spec: PixelSpec
+
+
+class Bernoulli(_Likelihood):
+    """Binary pixels. For grey ones the value is a cross-entropy, no likelihood of the data."""
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -90,20 +94,13 @@ class Bernoulli:
         return self.ops.where(uniform[..., 1:] < self.mean(logits), 1.0, 0.0)
 
 
-@dataclass(frozen=True)
-class Gaussian:
+class Gaussian(_Likelihood):
     """Real-valued pixels: a mean for each, and a learned scale for each channel.
 
     A density, not a probability: of pixels that can be predicted exactly it grows without bound as
     the scale shrinks. The scale stays above exp(-6), about half a grey level of 8 bits. (One
     learned scale, not one a pixel: Rybkin, Daniilidis and Levine 2021.)
-
-    Args:
-        ops, spec: as for `Bernoulli`.
     """
-
-    ops: Any
-    spec: PixelSpec
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -130,19 +127,12 @@ class Gaussian:
         return self.ops.clip(mean + self.ops.exp(log_scale) * normal, 0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class DiscretizedLogistic:
+class DiscretizedLogistic(_Likelihood):
     """Pixels of some levels: the mass that a logistic distribution has within half a level of each.
 
     A probability of the levels; black and white take the tails (Kingma et al. 2016; Salimans et al.
     2017, sec. 2.1).
-
-    Args:
-        ops, spec: as for `Bernoulli`.
     """
-
-    ops: Any
-    spec: PixelSpec
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -200,19 +190,12 @@ class DiscretizedLogistic:
         return ops.round(ops.clip(value, 0.0, 1.0) * steps) / steps
 
 
-@dataclass(frozen=True)
-class MixtureLogistic:
+class MixtureLogistic(_Likelihood):
     """Pixels of some levels: a mixture of discretised logistics (Salimans et al. 2017, sec. 2.1).
 
     A component is one of the whole pixel. Within it, the location of a channel moves linearly with
     how far the channels before it are from theirs (sec. 2.2), so that it knows their correlation.
-
-    Args:
-        ops, spec: as for `Bernoulli`.
     """
-
-    ops: Any
-    spec: PixelSpec
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
