@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from model_bundles import write_bundle
 from scipy.special import logsumexp
 
-from vaeflow.bundle.export import export_onnx
-from vaeflow.bundle.manifest import MANIFEST, ImageSpec, Manifest, describe_files, write_manifest
+from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.config.model import VAEConfig
 from vaeflow.errors import BundleError
@@ -33,21 +33,7 @@ def pair(request, tmp_path_factory):
     for variable in vae.prior.trainable_variables:
         variable.assign(0.2 * keras.random.normal(variable.shape))
     folder = tmp_path_factory.mktemp("bundle")
-    export_onnx(folder, vae)
-    manifest = Manifest(
-        name="any",
-        image=ImageSpec(height=9, width=7, channels=3),
-        latent_dim=2,
-        likelihood=likelihood,
-        prior=prior,
-        run_id="none",
-        lineage={},
-        metrics={},
-        export_differences={},
-        files=describe_files(folder),
-    )
-    write_manifest(folder, manifest)
-    return vae, folder
+    return vae, write_bundle(folder, vae)
 
 
 def test_answers_equal_keras(pair):

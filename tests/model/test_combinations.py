@@ -9,9 +9,8 @@ import typing
 import keras
 import numpy as np
 import pytest
+from model_bundles import write_bundle
 
-from vaeflow.bundle.export import export_onnx
-from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.config.model import CHOICES, Network, VAEConfig
 from vaeflow.config.schema import validate
@@ -66,21 +65,7 @@ def trains_exports_and_answers(choice, folder):
     assert np.isfinite(history["loss"]).all()
     assert history["skipped_steps"] == [0]
 
-    export_onnx(folder, vae)
-    manifest = Manifest(
-        name="any",
-        image=ImageSpec(height=9, width=7, channels=3),
-        latent_dim=1,
-        **{key: choice[key] for key in ("likelihood", "binarize", "prior")},
-        mixtures=2,
-        run_id="none",
-        lineage={},
-        metrics={},
-        export_differences={},
-        files=describe_files(folder),
-    )
-    write_manifest(folder, manifest)
-    model = Bundle(folder)
+    model = Bundle(write_bundle(folder, vae))
     noise = np.random.default_rng(5).standard_normal((4, 1, 1), dtype=np.float32)
     elbo = keras.ops.convert_to_numpy(vae.terms(images / np.float32(255), noise).elbo)
     np.testing.assert_allclose(model.score(images, samples=4, seed=5), -elbo, rtol=2e-4)
