@@ -63,7 +63,9 @@ def score(
     """
     place = Workspace.find(workspace)
     thresholds = load_parameters(place.parameters).drift
-    batch = Batch(tuple(sources), model, Path(out), True, Asked(resize), skip_bad)
+    batch = Batch(
+        tuple(sources), model, Path(out), latents=True, asked=Asked(resize), skip_bad=skip_bad
+    )
     with chdir(place.root):
         scored = result_of(score_images(batch, return_state=True))
         report = result_of(compare(scored, thresholds, return_state=True))

@@ -7,13 +7,16 @@ import pytest
 from scipy import stats
 
 import vaeflow
+from vaeflow.bundle import runtime
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.common.files import sha256_of
 from vaeflow.common.workspace import Workspace
 from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, DataError
-from vaeflow.evaluation.bounds import compute_bounds
+from vaeflow.evaluation.anomalies import look
+from vaeflow.evaluation.bounds import compute_bounds, score_noise
+from vaeflow.evaluation.spoiling import spoil
 from vaeflow.model.vae import load_vae
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
@@ -45,6 +48,66 @@ def test_the_score_is_minus_the_elbo(model, vae, digits):
     images = digits[:50]
     elbo = compute_bounds(vae, images, samples=2000, seed=1).elbo
     np.testing.assert_allclose(model.score(images, samples=2000), -elbo, atol=0.15)
+
+
+def test_what_calibrates_is_what_is_served(model, vae, digits):
+    """`evaluate` looks at images with Keras, a service with ONNX and NumPy."""
+    images = digits[:200]
+    theirs, ours = look(vae, images), model._look(images, score_noise(vae))
+    for expected, found in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
+    found = model.detect(images, maps=True)
+    np.testing.assert_allclose(found.score, model.score(images), rtol=1e-6)
+    scaled = images.astype(np.float32) / 255
+    np.testing.assert_allclose(found.anomaly, model.measure.anomaly(scaled, theirs), rtol=2e-3)
+    np.testing.assert_allclose(found.maps, model.measure.map(scaled, theirs), atol=0.05)
+    assert found.maps.shape == images.shape[:3]
+
+
+def test_an_image_is_judged_alike_alone_and_among_others(model, digits, monkeypatch):
+    together = model.detect(digits[:50], maps=True)
+    alone = [model.detect(image[None], maps=True) for image in digits[:50]]
+    for all_of_them, *each in zip(together, *alone, strict=True):
+        np.testing.assert_allclose(np.concatenate(each), all_of_them, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(runtime, "VALUES_AT_ONCE", 64 * 7)
+    for cut, whole in zip(model.detect(digits[:50]), together, strict=False):
+        if cut is not None:
+            np.testing.assert_allclose(cut, whole, rtol=1e-4)
+
+
+def test_what_was_spoilt_raises_an_alarm(model, finished):
+    test = load_split(Workspace(finished).prepared, "test")
+    assert model.detect(test).anomalous.mean() < 0.1  # in the mean of all calibrations 0.01
+    for name in ("black", "white", "grey", "one_colour", "noise", "inverted", "shuffled_patches"):
+        found = model.detect(spoil(name, test, 0).images)
+        assert found.anomalous.mean() > 0.95, name
+        assert found.p_value.max() < 0.2
+    # Where it was spoilt the map is higher.
+    spoilt = spoil("occluded", test, 0)
+    maps = model.detect(spoilt.images, maps=True).maps
+    assert maps[spoilt.where].mean() > 3 * maps[~spoilt.where].mean()
+
+
+def test_the_threshold_is_that_of_the_rate(model):
+    alarm = model.manifest.anomaly
+    assert alarm.images == len(model.measure.calibration) >= 99
+    assert model.threshold() == pytest.approx(model.threshold(alarm.false_alarm_rate))
+    assert model.threshold(0.5) < model.threshold(0.1) < model.threshold(0.02)
+    with pytest.raises(DataError, match=r"cannot vouch for a false alarm rate of 0\.0001"):
+        model.detect(np.zeros((1, 8, 8), np.uint8), false_alarm_rate=1e-4)
+
+
+def test_without_a_measure_it_says_how_to_make_one(bundle):
+    content = json.loads((bundle / MANIFEST).read_text())
+    content["anomaly"] = None
+    del content["files"]["anomaly.npz"]
+    (bundle / "anomaly.npz").unlink()
+    (bundle / MANIFEST).write_text(json.dumps(content))
+    model = Bundle(bundle)
+    assert not model.detects
+    assert model.score(np.zeros((1, 8, 8), np.uint8)).shape == (1,)
+    with pytest.raises(BundleError, match=r"no anomaly measure.*dvc repro"):
+        model.detect(np.zeros((1, 8, 8), np.uint8))
 
 
 def test_scores_are_calibrated_on_the_validation_images(model, finished):

@@ -1,6 +1,7 @@
 """Adding images for real: DVC at work, files damaged on purpose, processes killed."""
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -22,6 +23,7 @@ from vaeflow.data.add import Addition, add
 from vaeflow.data.io.conversion import Conversion
 from vaeflow.data.io.sources import read_images
 from vaeflow.data.prepare import prepare
+from vaeflow.data.splits import load_split, read_labels
 from vaeflow.errors import DataError, WorkspaceError
 
 pytestmark = pytest.mark.slow
@@ -378,3 +380,57 @@ def test_a_signal_leaves_data_as_they_were(place, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert contents(place) == before
+
+
+# === Anomalies ===
+
+
+def test_anomalies_are_kept_apart_from_every_split(place, tmp_path):
+    before = prepare(place, Prepare())
+    odd = pictures(tmp_path / "odd" / "torn", 12)
+    more = pictures(tmp_path / "odd" / "burnt", 8, seed=2)
+    how = {"anomalies": True, "labels": "folders"}
+    added = add(place, Prepare(), Addition(str(tmp_path / "odd"), **how))
+    assert added.count == 20
+    assert "anomalies, kept apart: 20" in added.lines()
+    after = prepare(place, Prepare())
+    assert after.images == {**before.images, "anomaly": 20}
+    kept = load_split(place.prepared, "anomaly")[..., 0]
+    expected = np.concatenate([more, odd])  # burnt before torn
+    np.testing.assert_array_equal(kept, expected)
+    assert read_labels(place.prepared, "anomaly").tolist() == ["burnt"] * 8 + ["torn"] * 12
+    # What auto goes by is said of the others alone: the sample has 17 levels, noise has 256.
+    assert json.loads((place.prepared / "dataset.json").read_text())["levels"] == 17
+    # And they stay so whatever decides the splits of the others.
+    assert prepare(place, Prepare(seed=5)).images["anomaly"] == 20
+
+
+@pytest.mark.parametrize("first", ["anomalies", "others"])
+def test_an_anomaly_among_the_other_images_is_named(place, tmp_path, first):
+    pictures(tmp_path / "a", 12)
+    pictures(tmp_path / "b", 3, seed=2)
+    shutil.copy(tmp_path / "a" / "007.png", tmp_path / "b" / "same.png")
+    how = [{"append": True}, {"anomalies": True}]
+    one, two = how[::-1] if first == "anomalies" else how
+    add(place, Prepare(), Addition(str(tmp_path / "a"), **one))
+    before = contents(place)
+    with pytest.raises(DataError, match=r"same\.png: .* both among the anomalies and .* others"):
+        add(place, Prepare(), Addition(str(tmp_path / "b"), **two))
+    assert contents(place) == before
+
+
+def test_what_is_like_an_anomaly_goes_by_its_own_content(place, tmp_path):
+    """Near-duplicates join a split; they do not join the anomalies, nor take them with them."""
+    odd = pictures(tmp_path / "odd", 5, (32, 32))
+    base = np.kron(np.random.default_rng(3).integers(0, 256, (60, 4, 4)), np.ones((8, 8)))
+    (tmp_path / "usual").mkdir()
+    for number, image in enumerate(base.astype(np.uint8)):
+        Image.fromarray(image).save(tmp_path / "usual" / f"{number:03}.png")
+    near = np.clip(base[:5] + 1, 0, 255).astype(np.uint8)
+    for number, image in enumerate(near):
+        Image.fromarray(image).save(tmp_path / "odd" / f"near{number}.png")
+    add(place, THIRDS, Addition(str(tmp_path / "usual")))
+    add(place, THIRDS, Addition(str(tmp_path / "odd"), anomalies=True))
+    counts = prepare(place, THIRDS).images
+    assert counts["anomaly"] == len(odd) + 5
+    assert sum(counts.values()) == 60 + len(odd) + 5

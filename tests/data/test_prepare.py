@@ -17,8 +17,19 @@ from vaeflow.config.schema import Prepare
 from vaeflow.data.io import arrays
 from vaeflow.data.io.rules import Rules
 from vaeflow.data.prepare import prepare
-from vaeflow.data.splits import SPLITS, SplitRule, evenly, load_split, pixel_digests
+from vaeflow.data.splits import (
+    ANOMALY,
+    CALIBRATION,
+    SPLITS,
+    SplitRule,
+    evenly,
+    for_calibration,
+    load_split,
+    pixel_digests,
+)
 from vaeflow.errors import DataError
+
+ARRAYS = (*SPLITS, CALIBRATION, ANOMALY)
 
 
 @pytest.fixture
@@ -30,7 +41,7 @@ def place(tmp_path):
 def test_splits_hold_every_image_once(place, digits):
     np.save(place.data / "images.npy", digits)
     counts, duplicates = prepare(place, Prepare())
-    parts = {name: load_split(place.prepared, name) for name in SPLITS}
+    parts = {name: load_split(place.prepared, name) for name in ARRAYS}
     assert counts == {name: len(part) for name, part in parts.items()}
     together = Counter(image.tobytes() for part in parts.values() for image in part)
     assert together == Counter(image.tobytes() for image in digits)
@@ -65,7 +76,7 @@ def test_the_index_leads_from_each_image_to_its_source_and_label(place, digits, 
     assert index["label"] == labels.astype(str).tolist()
     assert index["source"] == [f"images.npy#{row}" for row in range(len(digits))]
     assert index["sha256"] == [hashlib.sha256(image.tobytes()).hexdigest() for image in digits]
-    for name in SPLITS:
+    for name in ARRAYS:
         rows = [row for row, split in enumerate(index["split"]) if split == name]
         np.testing.assert_array_equal(load_split(place.prepared, name), digits[rows])
 
@@ -138,13 +149,13 @@ def test_an_image_keeps_its_split_as_data_grow_and_duplicates_stay_together(plac
         np.save(place.data / "images.npy", images)
         prepare(place, Prepare())
         return {
-            image.tobytes(): name for name in SPLITS for image in load_split(place.prepared, name)
+            image.tobytes(): name for name in ARRAYS for image in load_split(place.prepared, name)
         }
 
     before = splits_of(digits[:500])
     after = splits_of(np.concatenate([digits[::-1], digits[:100]]))
     assert before.items() <= after.items()
-    held_out = {name: set(map(bytes, load_split(place.prepared, name))) for name in SPLITS}
+    held_out = {name: set(map(bytes, load_split(place.prepared, name))) for name in ARRAYS}
     assert not held_out["train"] & held_out["test"]
 
 
@@ -181,11 +192,31 @@ def test_too_few_images_are_refused_and_earlier_outputs_kept(place, digits):
     np.save(place.data / "images.npy", digits)
     prepare(place, Prepare())
     before = sorted(place.prepared.iterdir())
-    np.save(place.data / "images.npy", digits[:3])
-    with pytest.raises(DataError, match="too few images: of 3 none is in"):
+    np.save(place.data / "images.npy", digits[:2])
+    with pytest.raises(DataError, match="too few images: of 2 none is in"):
         prepare(place, Prepare())
     assert sorted(place.prepared.iterdir()) == before
     assert list(place.prepared.parent.iterdir()) == [place.prepared]
+
+
+def test_half_of_the_validation_images_calibrate(place, digits):
+    np.save(place.data / "images.npy", digits)
+    counts, _ = prepare(place, Prepare())
+    assert counts[CALIBRATION] >= 99 + 20  # one false alarm in a hundred, and some to fit to
+    validation = counts["validation"] + counts[CALIBRATION]
+    assert counts[CALIBRATION] == pytest.approx(validation / 2, abs=2 * np.sqrt(validation))
+    assert for_calibration(pixel_digests(load_split(place.prepared, CALIBRATION))).all()
+    assert not for_calibration(pixel_digests(load_split(place.prepared, "validation"))).any()
+
+
+def test_where_all_would_calibrate_it_says_so(place, digits):
+    rule = SplitRule.of(Prepare())
+    digests = pixel_digests(digits)
+    splits = rule.assign(digests)
+    chosen = np.flatnonzero((splits != "validation") | for_calibration(digests))
+    np.save(place.data / "images.npy", digits[chosen])
+    with pytest.raises(DataError, match=r"all \d+ of the validation split .* raise prepare"):
+        prepare(place, Prepare())
 
 
 def test_rows_that_are_shown_are_spread_over_all():

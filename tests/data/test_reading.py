@@ -18,7 +18,7 @@ from vaeflow.data.io.reading import Reading
 from vaeflow.data.io.rules import Rules, find_layout, parse_layout, parse_range, shared_rules
 from vaeflow.data.io.sources import read_images
 from vaeflow.data.prepare import prepare
-from vaeflow.data.splits import SplitRule, given_splits
+from vaeflow.data.splits import CALIBRATION, SplitRule, given_splits
 from vaeflow.data.survey import data_rules
 from vaeflow.errors import DataError
 
@@ -264,7 +264,12 @@ def test_folders_may_be_the_splits(place, tmp_path):
     prepare(place, THIRDS)
     index = index_of(place)
     assert {
-        (source.split("/")[1], source.split("/")[2], split, label)
+        (
+            source.split("/")[1],
+            source.split("/")[2],
+            split.replace(CALIBRATION, "validation"),
+            label,
+        )
         for source, split, label in zip(
             index["source"], index["split"], index["label"], strict=True
         )
@@ -313,7 +318,7 @@ def test_the_rule_that_is_recorded_tells_which_were_given(place, tmp_path):
     prepare(place, Prepare())
     (digest,) = given_splits(place.prepared).values()
     rule = SplitRule.of(Prepare(), [digest])
-    assert str(rule) == f"content, seed 0, validation 0.1, test 0.1; given {digest}"
+    assert str(rule) == f"content, seed 0, validation 0.2, test 0.1; given {digest}"
     assert SplitRule.parse(str(rule)) == rule
 
 
@@ -324,9 +329,9 @@ def test_mnist_keeps_its_test_images(place):
     survey = add(place, Prepare(), addition).report.survey
     assert survey.splits["test"] == 10_000
     assert survey.splits["train"] + survey.splits["validation"] == 60_000
-    assert 5_600 < survey.splits["validation"] < 6_400
+    assert 11_600 < survey.splits["validation"] < 12_400
     survey = add(place, Prepare(), replace(addition, splits="content")).report.survey
-    assert (survey.splits["train"], survey.splits["test"]) == (55_977, 6_948)
+    assert (survey.splits["train"], survey.splits["test"]) == (49_094, 6_948)
 
 
 # === Right for its size ===
@@ -388,10 +393,12 @@ def test_a_workspace_of_before_keeps_its_splits(place, digits):
     assert not (place.data / "digits" / "rules.json").exists()
     prepare(place, Prepare())
     index = index_of(place)
-    expected = SplitRule(0, 0.1, 0.1).assign(
+    expected = SplitRule(0, 0.2, 0.1).assign(
         np.array([list(bytes.fromhex(text)) for text in index["sha256"]], np.uint8)
     )
-    assert index["split"] == expected.tolist()
+    assert [split.replace(CALIBRATION, "validation") for split in index["split"]] == (
+        expected.tolist()
+    )
     assert set(index["given"]) == {None}
 
 

@@ -45,7 +45,7 @@ def test_a_report_says_what_there_is(digits):
     )
     assert report.lines() == [
         "1,797 images of 8 x 8 (height x width), channels: 1, values 0..255",
-        "split: 1,459 train, 180 validation, 158 test",
+        "split: 1,269 train, 370 validation, 158 test",
         "exact copies of other images: 0",
         "labels: 20 different ones, of 89 to 90 images each",
         "no images, and left alone: 3: .txt (2), no ending (1)",

@@ -109,7 +109,8 @@ def test_the_stage_writes_its_metrics_and_figures(finished):
     terms = ("elbo", "log_likelihood", "kl", "importance_weighted_bound")
     errors = {f"{name}_standard_error" for name in terms}
     counts = {"active_units", "images", "proper_likelihood"}
-    assert set(metrics) == {*terms, *errors, *counts, "rate", "distortion"}
+    anomalies = {"false_alarms", "spoilt_auroc"}
+    assert set(metrics) == {*terms, *errors, *counts, *anomalies, "rate", "distortion"}
     assert metrics["elbo"] == pytest.approx(metrics["log_likelihood"] - metrics["kl"], rel=1e-5)
     assert metrics["importance_weighted_bound"] > metrics["elbo"]
     assert metrics["proper_likelihood"] == 0  # grey pixels, as Bernoulli
@@ -120,6 +121,7 @@ def test_the_stage_writes_its_metrics_and_figures(finished):
         "reconstructions",
         "samples",
         "scores",
+        "spoilt",
         "training_curves",
         "traversals",
     )

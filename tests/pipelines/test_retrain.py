@@ -76,7 +76,7 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
 
     # Parameters for one run, under another name, and everything pushed.
     before = (root / "params.yaml").read_bytes()
-    other = run(root, "vaeflow", "retrain", "--set", "train.epochs=1", "--name", "other", "--push")
+    other = run(root, "vaeflow", "retrain", "--set", "train.epochs=2", "--name", "other", "--push")
     assert other.stdout.splitlines()[-1].startswith("models:/other/1 is @champion")
     assert (root / "params.yaml").read_bytes() == before
     assert "in sync" in run(root, "dvc", "status", "--cloud").stdout

@@ -11,9 +11,9 @@ from helpers import run, worsen
 from PIL import Image
 
 import vaeflow
-from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
+from vaeflow.bundle.manifest import MANIFEST, MEASURE, bundle_sha256
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.errors import BadImageError, DataError, VaeflowError
+from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.registry.pull import pull
 from vaeflow.registry.register import register
 from vaeflow.scoring import score as module
@@ -73,7 +73,16 @@ def test_a_row_an_image_with_what_the_model_answers(tmp_path, digits, model, sma
     means = bundle.encode(images).mean
     for unit in range(8):
         np.testing.assert_allclose(table[f"mean_{unit}"], means[:, unit], atol=1e-5)
-    assert table.num_columns == 3 + 8
+    found = bundle.detect(images)
+    np.testing.assert_allclose(table["anomaly"], found.anomaly, rtol=1e-3)
+    np.testing.assert_array_equal(
+        table["p_value"], bundle.measure.p_value(np.array(table["anomaly"]))
+    )
+    assert table["anomalous"].to_pylist() == (
+        [value > bundle.threshold() for value in table["anomaly"].to_pylist()]
+    )
+    assert scored.alarms == sum(table["anomalous"].to_pylist())
+    assert table.num_columns == 6 + 8
 
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert metadata == {
@@ -168,11 +177,28 @@ def test_bad_images_are_named_and_left_out_on_demand(tmp_path, digits, model):
     assert not (tmp_path / "t.npy").exists()
 
 
-def test_without_quantiles_there_is_no_percentile(tmp_path, bundle):
+def test_without_quantiles_and_measure_there_is_the_score_alone(tmp_path, bundle):
     content = json.loads((bundle / MANIFEST).read_text())
-    (bundle / MANIFEST).write_text(json.dumps({**content, "score_quantiles": {}}))
-    score(Batch(("digits",), str(bundle), tmp_path / "s.parquet"))
-    assert pyarrow.parquet.read_schema(tmp_path / "s.parquet").names == ["id", "score"]
+    del content["files"][MEASURE]
+    (bundle / MEASURE).unlink()
+    content |= {"score_quantiles": {}, "anomaly": None}
+    (bundle / MANIFEST).write_text(json.dumps(content))
+    out = tmp_path / "s.parquet"
+    scored = score(Batch(("digits",), str(bundle), out))
+    assert pyarrow.parquet.read_schema(out).names == ["id", "score"]
+    assert "anomalous" not in "".join(scored.lines())
+    with pytest.raises(BundleError, match="no anomaly measure"):
+        score(Batch(("digits",), str(bundle), out, false_alarm_rate=0.1))
+
+
+def test_the_rate_of_false_alarms_can_be_changed(tmp_path, model):
+    out = tmp_path / "s.parquet"
+    few, many = (
+        score(Batch(("digits",), model, out, false_alarm_rate=rate)).alarms for rate in (0.02, 0.5)
+    )
+    assert few < 0.2 * 1797 < many
+    with pytest.raises(DataError, match=r"cannot vouch for .* the smallest that they can is 0\.01"):
+        score(Batch(("digits",), model, out, false_alarm_rate=0.001))
 
 
 def test_the_champion_is_the_one_that_it_was_at_the_start(bundled, tmp_path, digits, small_shards):

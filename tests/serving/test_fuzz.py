@@ -70,7 +70,9 @@ def test_what_begins_as_a_known_format(client, path, magic, rest, kind):
     shape=st.lists(st.integers(0, 9), max_size=5) | st.just([1, 8, 8, 1]) | st.just([2, 8]),
     dtype=st.sampled_from(["FP16", "FP32", "FP64", "UINT8", "INT64"]),
     name=st.sampled_from(["images", "latents"]),
-    outputs=st.lists(st.sampled_from(["mean", "score", "image", "percentile", "x"]), max_size=3),
+    outputs=st.lists(
+        st.sampled_from(["mean", "score", "image", "percentile", "anomaly_map", "x"]), max_size=3
+    ),
     fill=st.floats(width=16) | st.sampled_from([3e38, -3e38, 0.5]),
     cut=st.integers(0, 3),
 )

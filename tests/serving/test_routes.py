@@ -54,6 +54,26 @@ def test_arrays_are_answered_as_the_bundle_does(client, model, digits):
     np.testing.assert_allclose(array(sampled), model.sample(3, 5), atol=1e-5)
 
 
+def test_alarms_go_with_the_score(client, model, digits):
+    images = np.concatenate([digits[:20], 255 - digits[:5]])
+    expected = model.detect(images, maps=True)
+    answer = post(client, "/score?map=true", npy(images), accept="*/*").json()
+    names = {"score", "percentile", "anomaly", "p_value", "anomalous", "anomaly_map"}
+    assert set(answer) == names
+    np.testing.assert_allclose(answer["anomaly"], expected.anomaly, rtol=1e-3)
+    np.testing.assert_allclose(answer["p_value"], expected.p_value, atol=0.02)
+    assert answer["anomalous"] == expected.anomalous.tolist()
+    assert all(answer["anomalous"][20:])
+    np.testing.assert_allclose(answer["anomaly_map"], expected.maps, atol=0.02)
+    assert set(post(client, "/score", npy(images), accept="*/*").json()) == names - {"anomaly_map"}
+    # It was calibrated with the default draws; of others there is the score alone.
+    other = post(client, "/score?samples=4", npy(images), accept="*/*").json()
+    assert set(other) == {"score", "percentile"}
+    refused = post(client, "/score?seed=4&map=true", npy(images))
+    assert refused.status_code == 422
+    assert refused.json() == {"error": "map: it is of the default draws only.", "field": "map"}
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["u1", "<f4", ">f4", "<f8", "<f2"])
 def test_every_layout_of_an_array_is_read(client, model, digits, dtype, order):
@@ -215,6 +235,28 @@ def test_the_inference_protocol_in_json_and_in_binary(client, model, digits):
     for name in ("other", "digits-vae/infer%0A?", "digits%2Dvae/other"):
         assert infer(client, {"inputs": [binary]}, images.tobytes(), name).status_code == 404
     assert client.get("/v2/models/digits-vae/infer").status_code == 405
+
+
+def test_the_inference_protocol_gives_alarms_and_maps(client, model, digits):
+    images = np.concatenate([digits[:3], 255 - digits[:2]])
+    expected = model.detect(images, maps=True)
+    tensor = {"name": "images", "shape": images.shape, "datatype": "UINT8"}
+    names = ["anomalous", "anomaly_map", "p_value"]
+    outputs = [{"name": name, "parameters": {"binary_data": True}} for name in names]
+    header = {"inputs": [{**tensor, "data": images.ravel().tolist()}], "outputs": outputs}
+    answer = infer(client, header)
+    length = int(answer.headers["inference-header-content-length"])
+    described = json.loads(answer.content[:length])["outputs"]
+    assert [output["datatype"] for output in described] == ["BOOL", "FP32", "FP64"]
+    assert [output["shape"] for output in described] == [[5], [5, 8, 8], [5]]
+    raw = answer.content[length:]
+    np.testing.assert_array_equal(np.frombuffer(raw[:5], bool), expected.anomalous)
+    maps = np.frombuffer(raw[5:-40], "<f4").reshape(5, 8, 8)
+    np.testing.assert_allclose(maps, expected.maps, atol=0.02)
+    np.testing.assert_allclose(np.frombuffer(raw[-40:]), expected.p_value, atol=0.02)
+    described = {o["name"]: o for o in client.get("/v2/models/digits-vae").json()["outputs"]}
+    assert described["anomalous"] == {"name": "anomalous", "datatype": "BOOL", "shape": [-1]}
+    assert described["anomaly_map"]["shape"] == [-1, 8, 8]
 
 
 def examples(content):

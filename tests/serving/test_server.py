@@ -1,3 +1,4 @@
+import asyncio
 import http.client
 import json
 import signal
@@ -11,9 +12,10 @@ from helpers import REPOSITORY
 from serving_helpers import npy, sent, serving, together, wait_for
 
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
-from vaeflow.errors import BundleError
+from vaeflow.errors import BundleError, DataError
 from vaeflow.registry.versions import Located
-from vaeflow.serving.service import open_model
+from vaeflow.serving.service import Service, open_model
+from vaeflow.serving.settings import Settings
 
 pytestmark = pytest.mark.slow  # a real bundle has to be made first
 
@@ -122,6 +124,24 @@ def test_what_cannot_be_served_is_said_in_a_paragraph(folder, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_the_rate_of_false_alarms_is_the_servers(finished, digits):
+    located = Located(finished / "outputs" / "bundle", None)
+    shares = {}
+    for rate in (0.02, 0.5):
+        settings = Settings("any", false_alarm_rate=rate)
+        service = Service(open_model(located, settings), settings)
+        try:
+            answer = asyncio.run(
+                service.run(service.model, "score", digits[:300], service.deadline())
+            )
+        finally:
+            service.close()
+        shares[rate] = answer["anomalous"].mean()
+    assert shares[0.02] < 0.2 < shares[0.5]
+    with pytest.raises(DataError, match="cannot vouch for a false alarm rate"):
+        open_model(located, Settings("any", false_alarm_rate=1e-5))
+
+
 def test_any_flipped_byte_of_a_bundle_is_refused(bundle, monkeypatch):
     """A thousand of them, anywhere in the bundle, each refused before anything is loaded."""
     import onnxruntime
@@ -144,10 +164,10 @@ def test_any_flipped_byte_of_a_bundle_is_refused(bundle, monkeypatch):
             assert bundle_sha256(bundle) != digest
         else:
             with pytest.raises(BundleError):
-                open_model(Located(bundle, None), threads=1)
+                open_model(Located(bundle, None), Settings(str(bundle)))
         path.write_bytes(content)
     assert not made
-    open_model(Located(bundle, None), threads=1)
+    open_model(Located(bundle, None), Settings(str(bundle)))
     assert len(made) == 2
 
 

@@ -17,9 +17,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from vaeflow.bundle.manifest import REFERENCE, ImageSpec, Manifest, describe_files, write_manifest
+from vaeflow.bundle.manifest import (
+    MEASURE,
+    REFERENCE,
+    Alarm,
+    ImageSpec,
+    Manifest,
+    describe_files,
+    write_manifest,
+)
 from vaeflow.common.files import atomic_directory
 from vaeflow.common.workspace import Workspace
+from vaeflow.config.model import VAEConfig
 from vaeflow.config.schema import Export
 from vaeflow.data.io.rules import Rules
 from vaeflow.data.splits import evenly, load_split
@@ -54,31 +63,40 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
     with atomic_directory(workspace.bundle) as folder:
         shutil.copyfile(model / "model.keras", folder / "model.keras")
         shutil.copyfile(evaluation / REFERENCE, folder / REFERENCE)
+        alarm = None
+        if (evaluation / MEASURE).exists():
+            shutil.copyfile(evaluation / MEASURE, folder / MEASURE)
+            alarm = Alarm.model_validate_json((evaluation / "alarm.json").read_bytes())
         export_onnx(folder, vae)
         export_saved_model(folder / "saved_model" / "1", vae)
         differences = compare_exports(folder, vae, images)
-        height, width, channels = vae.config.image_shape
         manifest = Manifest(
+            **describe_model(vae.config, reading_rules(prepared)),
             name=parameters.name,
-            image=ImageSpec(
-                height=height, width=width, channels=channels, reading=reading_rules(prepared)
-            ),
-            latent_dim=vae.config.latent_dim,
-            likelihood=vae.config.likelihood,
-            levels=vae.config.levels,
-            mixtures=vae.config.mixtures,
-            binarize=vae.config.binarize,
-            prior=vae.config.prior,
             chosen=run.get("chosen", {}),
             run_id=run["run_id"],
             lineage=run["lineage"],
             metrics=json.loads((evaluation / "metrics.json").read_text()),
+            anomaly=alarm,
             score_quantiles=json.loads((evaluation / "score_quantiles.json").read_text()),
             export_differences=differences,
             files=describe_files(folder),
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def describe_model(config: VAEConfig, reading: Rules | None = None) -> dict[str, Any]:
+    """Return what a manifest says of the model itself.
+
+    Args:
+        config: of the model.
+        reading: the rules by which the images of its data were read.
+    """
+    height, width, channels = config.image_shape
+    names = ("latent_dim", "likelihood", "levels", "mixtures", "binarize", "prior")
+    image = ImageSpec(height=height, width=width, channels=channels, reading=reading)
+    return {"image": image, **{name: getattr(config, name) for name in names}}
 
 
 def reading_rules(prepared: Path) -> Rules | None:

@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION: Final = 2
 REQUIRED = {"encoder.onnx", "decoder.onnx"}
 REFERENCE = "reference.npz"
+MEASURE = "anomaly.npz"
 
 
 class _Part(BaseModel):
@@ -57,6 +58,20 @@ class ImageSpec(_Part):
         return self.height, self.width, self.channels
 
 
+class Alarm(_Part):
+    """When an image counts as anomalous.
+
+    Attributes:
+        false_alarm_rate: the share of usual images of which there may be an alarm.
+        threshold: the anomaly above which there is one.
+        images: that it was calibrated with.
+    """
+
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
+    threshold: float
+    images: Annotated[int, Field(ge=1)]
+
+
 class Manifest(_Part):
     """What a bundle is, where it came from, and every file in it."""
 
@@ -79,6 +94,8 @@ class Manifest(_Part):
     metrics: dict[str, float]
     # Share of the validation images that score lower, "0" to "1", to score in nats.
     score_quantiles: dict[str, float] = {}
+    # Of the measure in anomaly.npz; there is none where too few images were left to calibrate it.
+    anomaly: Alarm | None = None
     # Largest difference between each exported form and the Keras model, on test images.
     export_differences: dict[str, float]
     files: dict[str, File]
@@ -108,6 +125,12 @@ class Manifest(_Part):
     def _have_a_prior(self) -> Manifest:
         if self.prior == "flow" and "prior.onnx" not in self.files:
             raise ValueError("a prior that was learned needs prior.onnx among the files")
+        return self
+
+    @model_validator(mode="after")
+    def _have_a_measure(self) -> Manifest:
+        if (self.anomaly is None) != (MEASURE not in self.files):
+            raise ValueError(f"{MEASURE} and a threshold for it belong together")
         return self
 
 

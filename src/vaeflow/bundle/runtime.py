@@ -5,6 +5,7 @@ The likelihoods are those of `vaeflow.model.likelihoods`, computed with NumPy.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vaeflow.bundle.manifest import Manifest, read_file, read_verified
+from vaeflow.bundle.anomaly import VALUES_AT_ONCE, Look, Measure
+from vaeflow.bundle.manifest import MEASURE, Manifest, read_file, read_verified
 from vaeflow.data.io.conversion import as_batch, check_range
 from vaeflow.errors import BundleError, DataError
 from vaeflow.model.likelihoods import LIKELIHOODS, LOG_2_PI, PixelSpec
@@ -31,6 +33,10 @@ ERFINV_TAIL = (
 # Pixel values worked on at once: bounds memory for any image size. More do not stay in the cache.
 VALUES_PER_BLOCK = 200_000
 SCORE_SAMPLES = 16
+NO_MEASURE = (
+    "this bundle has no anomaly measure. One needs images to calibrate by, and is made by: "
+    "dvc repro --single-item --force evaluate export"
+)
 
 
 class NumpyOperations:
@@ -66,6 +72,25 @@ class Posterior(NamedTuple):
     log_variance: np.ndarray
 
 
+class Detection(NamedTuple):
+    """How unusual images are.
+
+    Attributes:
+        score: minus the ELBO, nats, float32 `(count,)`; see `Bundle.score`.
+        anomaly: how unusual, on all counts together; about 1 is usual, float32 `(count,)`.
+        p_value: how often images like those of the model's data are as unusual, float64 `(count,)`.
+        anomalous: whether to raise an alarm, bool `(count,)`.
+        maps: how many standard deviations each place is more unusual than it usually is, float32
+            `(count, height, width)`; None where they were not asked for.
+    """
+
+    score: np.ndarray
+    anomaly: np.ndarray
+    p_value: np.ndarray
+    anomalous: np.ndarray
+    maps: np.ndarray | None = None
+
+
 class Bundle:
     """A verified bundle, loaded and ready to answer.
 
@@ -91,6 +116,7 @@ class Bundle:
         self._encoder = self._session(folder, "encoder.onnx")
         self._decoder = self._session(folder, "decoder.onnx")
         self._prior = self._session(folder, "prior.onnx") if self.manifest.prior == "flow" else None
+        self._measure = self._read_measure(folder)
         manifest = self.manifest
         spec = PixelSpec(manifest.image.channels, manifest.levels, manifest.mixtures)
         self._likelihood = LIKELIHOODS[manifest.likelihood](NumpyOperations, spec)
@@ -113,6 +139,15 @@ class Bundle:
             return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(f"{folder / name}: not a readable ONNX model ({error}).") from None
+
+    def _read_measure(self, folder: Path) -> Measure | None:
+        if self.manifest.anomaly is None:
+            return None
+        content = io.BytesIO(read_file(folder, self.manifest, MEASURE))
+        try:
+            return Measure.load(content, self.manifest.image.shape, self.manifest.latent_dim)
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError(f"{folder / MEASURE}: not a readable measure ({error}).") from None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -204,6 +239,79 @@ class Bundle:
         )
         return scores
 
+    def detect(
+        self, images: np.ndarray, false_alarm_rate: float | None = None, maps: bool = False
+    ) -> Detection:
+        """Say how unusual images are, whether to raise an alarm, and where they are so.
+
+        The score is that of `score`, from the default draws.
+
+        Args:
+            images: see the class.
+            false_alarm_rate: the share of images that come as those of the model's data did, of
+                which there may be an alarm; by default that in the manifest.
+            maps: whether to say where.
+
+        Raises:
+            BundleError: the bundle has no anomaly measure.
+            DataError: the rate is one that the measure cannot vouch for.
+        """
+        measure = self.measure
+        threshold = self.threshold(false_alarm_rate)
+        pixels = self.as_pixels(images)
+        noise = _draw("samples", (SCORE_SAMPLES, 1, self.latent_dim), 0)
+
+        def detect(block: np.ndarray) -> tuple[np.ndarray, ...]:
+            look = self._look(block, noise)
+            scaled = _scale(block)
+            found = look.score, measure.anomaly(scaled, look)
+            return (*found, measure.map(scaled, look)) if maps else found
+
+        together = max(1, VALUES_AT_ONCE // math.prod(self.image_shape))
+        score, anomaly, *drawn = self._in_blocks(detect, pixels, block=together)
+        return Detection(
+            score,
+            anomaly,
+            measure.p_value(anomaly),
+            anomaly > threshold,
+            drawn[0] if drawn else None,
+        )
+
+    @property
+    def detects(self) -> bool:
+        """Whether the bundle has an anomaly measure, for `detect`."""
+        return self._measure is not None
+
+    @property
+    def measure(self) -> Measure:
+        """What says how unusual an image is.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        if self._measure is None:
+            raise BundleError(f"{self.manifest.name}: {NO_MEASURE}")
+        return self._measure
+
+    def threshold(self, false_alarm_rate: float | None = None) -> float:
+        """Return the anomaly above which there is an alarm.
+
+        Args:
+            false_alarm_rate: as for `detect`.
+
+        Raises:
+            BundleError: the bundle has no anomaly measure.
+            DataError: the rate is one that the measure cannot vouch for.
+        """
+        measure = self.measure
+        if false_alarm_rate is None:
+            assert self.manifest.anomaly is not None  # or there would be no measure
+            return self.manifest.anomaly.threshold
+        try:
+            return measure.threshold(false_alarm_rate)
+        except ValueError as error:
+            raise DataError(f"{self.manifest.name}: {error}.") from None
+
     def importance_weighted_bound(
         self, images: np.ndarray, samples: int, seed: int = 0
     ) -> np.ndarray:
@@ -259,6 +367,24 @@ class Bundle:
             kl -= self._prior_correction(latents).mean(axis=0)
         return kl - self._log_likelihood(pixels, latents).mean(axis=0)
 
+    def _look(self, pixels: np.ndarray, noise: np.ndarray) -> Look:
+        """Look at images, block by block."""
+        return Look(
+            *self._in_blocks(lambda block: self._look_at_block(block, noise), pixels, len(noise))
+        )
+
+    def _look_at_block(self, pixels: np.ndarray, noise: np.ndarray) -> Look:
+        mean, log_variance = self._encode(pixels)
+        latents = mean + np.exp(0.5 * log_variance) * noise
+        kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).sum(axis=-1)
+        if self._prior is not None:
+            kl -= self._prior_correction(latents).mean(axis=0)
+        places = self._likelihood.log_likelihood_of_places(
+            _scale(pixels), **self._decode_draws(latents)
+        )
+        surprise = -places.sum(axis=-1).mean(axis=0)
+        return Look(mean, log_variance, kl, surprise, self._likelihood.mean(**self._decode(mean)))
+
     def _importance_weighted_bound(self, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
         mean, log_variance = self._encode(pixels)
         latents = mean + np.exp(0.5 * log_variance) * noise
@@ -286,18 +412,28 @@ class Bundle:
 
     def _log_likelihood(self, pixels: np.ndarray, latents: np.ndarray) -> np.ndarray:
         """Compute log p(x|t) of each draw `(samples, count, latent_dim)`: `(samples, count)`."""
+        return self._likelihood.log_likelihood(_scale(pixels), **self._decode_draws(latents))
+
+    def _decode_draws(self, latents: np.ndarray) -> dict[str, np.ndarray]:
+        """Decode `(samples, count, latent_dim)` to parameters `(samples, count, ...)`."""
         decoded = self._decode(latents.reshape(-1, self.latent_dim))
-        parameters = {
+        return {
             name: values.reshape(*latents.shape[:2], *values.shape[1:])
             for name, values in decoded.items()
         }
-        return self._likelihood.log_likelihood(_scale(pixels), **parameters)
 
     def _in_blocks(
-        self, function: Callable[..., Any], inputs: np.ndarray, samples: int = 1
+        self,
+        function: Callable[..., Any],
+        inputs: np.ndarray,
+        samples: int = 1,
+        block: int | None = None,
     ) -> list[np.ndarray]:
-        """Apply a function of the first axis block by block; it returns a tuple of arrays."""
-        block = self.images_at_once(samples)
+        """Apply a function of the first axis block by block; it returns a tuple of arrays.
+
+        A block has `block` rows, or as many as `samples` draws of each leave room for.
+        """
+        block = block or self.images_at_once(samples)
         parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
         if len(parts) == 1:
             return list(parts[0])

@@ -76,6 +76,13 @@ def data_add(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without bad files; list them.")
     ] = False,
+    anomalies: Annotated[
+        bool,
+        typer.Option(
+            "--anomalies",
+            help="Known to be bad: kept apart, never trained on, to try what is noticed.",
+        ),
+    ] = False,
 ) -> None:
     """Make data/ of images, or add them to it, and version it with DVC."""
     workspace, parameters = find_workspace()
@@ -113,6 +120,7 @@ def data_add(
             append=append,
             drop_duplicates=drop_duplicates,
             skip_bad=skip_bad,
+            anomalies=anomalies,
         ),
     )
     print("\n".join(added.lines()))

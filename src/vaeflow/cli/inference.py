@@ -14,6 +14,7 @@ from vaeflow.cli.options import (
     Model,
     Out,
     Pages,
+    Rate,
     Resize,
     Seed,
     Sources,
@@ -102,6 +103,11 @@ def score(
     latents: Annotated[
         bool, typer.Option("--latents", help="The posterior means too; drift needs them.")
     ] = False,
+    false_alarm_rate: Rate = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="Folder for pictures of what is anomalous, with red where it is so."),
+    ] = None,
     resize: Resize = None,
     key: Key = None,
     layout: Layout = None,
@@ -112,7 +118,7 @@ def score(
         bool, typer.Option("--skip-bad", help="Go on without what cannot be used.")
     ] = False,
 ) -> None:
-    """Score images: minus the ELBO in nats, larger is stranger (.parquet, .csv, .npy).
+    """Score images, and say which are anomalous (.parquet, .csv; .npy has the scores alone).
 
     Any number of them; a run that was killed goes on where it was when it is started again.
     """
@@ -120,7 +126,7 @@ def score(
     from vaeflow.scoring.score import Batch, score
 
     asked = Asked(resize, key, layout, value_range, pages, max_pixels)
-    batch = Batch(tuple(images), model, out, latents, asked, skip_bad)
+    batch = Batch(tuple(images), model, out, latents, false_alarm_rate, maps, asked, skip_bad)
     try:
         print("\n".join(score(batch).lines()))
     except BadImageError as error:
@@ -178,6 +184,7 @@ def serve(
     body: Annotated[int, typer.Option(min=1, help="MiB that a request may hold.")] = (
         Settings.body >> 20
     ),
+    false_alarm_rate: Rate = None,
 ) -> None:
     """Answer over HTTP, until stopped; /docs shows how."""
     from vaeflow.serving.settings import parse_seconds
@@ -194,6 +201,7 @@ def serve(
         rows=min(Settings.rows, queue),
         deadline=deadline,
         body=body << 20,
+        false_alarm_rate=false_alarm_rate,
     )
     run(settings, host, port)
 

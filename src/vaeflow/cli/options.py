@@ -43,6 +43,13 @@ MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Height x width of the largest image to decode.")
 ]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--false-alarm-rate",
+        help="Share of usual images that may count as anomalous; else the model's own.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+OVERLAY, RED, RED_SHARE = 256, (255, 32, 0), 0.75
 TITLE = 32  # rows of a title
 SMALLEST_TILE = 48  # screen pixels; smaller images are enlarged by whole factors
 
@@ -96,6 +97,24 @@ def sections(sheets: Mapping[str, np.ndarray]) -> np.ndarray:
         canvas.paste(Image.fromarray(sheet), (0, top + TITLE))
         top += TITLE + sheet.shape[0]
     return np.asarray(canvas)
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay an image beside itself with red over it, as much as `heat` says.
+
+    Args:
+        image: uint8, `(height, width, channels)`; shown as by `grid`.
+        heat: from 0 for none to 1, `(height, width)`.
+
+    Returns:
+        uint8, `(rows, columns, 3)`, enlarged to 256 pixels or so.
+    """
+    times = max(1, OVERLAY // max(heat.shape))
+    plain = (image if image.shape[-1] == 3 else image[..., :1].repeat(3, axis=-1)).astype(float)
+    share = RED_SHARE * np.clip(heat, 0, 1)[..., None]
+    reddened = (1 - share) * plain + share * np.array(RED)
+    both = np.rint(np.stack([plain, reddened])).astype(np.uint8)
+    return grid(both.repeat(times, axis=1).repeat(times, axis=2), columns=2)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

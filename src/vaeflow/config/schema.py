@@ -68,12 +68,15 @@ class Limits(_Section):
 
 
 class Prepare(Limits):
-    """What images may be, and how they are split. Fractions are of all, in expectation."""
+    """What images may be, and how they are split. Fractions are of all, in expectation.
+
+    Half of the validation images calibrate the anomaly measure; the others say when to end.
+    """
 
     raised_by: ClassVar[str] = "--max-pixels, or prepare.max_pixels in params.yaml"
 
     seed: Seed = 0
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     @model_validator(mode="after")
@@ -179,11 +182,12 @@ class Train(_Section):
 
 
 class Evaluate(_Section):
-    """The bound on the test split."""
+    """The bound on the test split, and what the anomaly measure notices."""
 
     seed: Seed = 0
     importance_samples: Annotated[int, Field(ge=1, le=5000)] = 200
     estimated_samples: Annotated[int, Field(ge=0, le=5000)] = 0
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
 
 class Export(_Section):

@@ -20,11 +20,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, NoReturn
+
+import numpy as np
 
 from vaeflow.common.files import atomic_file, write_json
 from vaeflow.common.versioning import data_is_versioned, data_md5, run_dvc
@@ -39,7 +41,7 @@ from vaeflow.data.io.rows import COLUMNS, IMAGES, INDEX, WITH_SPLIT
 from vaeflow.data.io.rules import Rules
 from vaeflow.data.io.sources import image_blocks
 from vaeflow.data.similar import Fingerprints, Joined, join_splits
-from vaeflow.data.splits import digest_keys
+from vaeflow.data.splits import ANOMALY, digest_keys
 from vaeflow.data.survey import RULES, Report, Survey, data_blocks, reading_of
 from vaeflow.errors import BadImageError, DataError, WorkspaceError
 
@@ -76,6 +78,8 @@ class Addition:
         append: keep what is in `data/`.
         drop_duplicates: leave out exact copies of earlier images.
         skip_bad: go on without what cannot be used; otherwise the first such file ends it.
+        anomalies: these are known not to be as they should be: they are never trained on, are in
+            no split, and what is in `data/` is kept.
     """
 
     source: str
@@ -94,6 +98,12 @@ class Addition:
     append: bool = False
     drop_duplicates: bool = False
     skip_bad: bool = False
+    anomalies: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is in `data/` stays."""
+        return self.append or self.anomalies
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
         survey = Survey(parameters)
         seen: set[bytes] = set()
         with closing(Fingerprints(fresh.with_name("cells"))) as fingerprints:
-            if addition.append and workspace.data.exists():
+            if addition.keeps and workspace.data.exists():
                 link_tree(workspace.data, fresh)
                 for block in data_blocks(workspace, parameters):
                     keys = digest_keys(block.digests).tolist() if addition.drop_duplicates else ()
@@ -263,12 +273,16 @@ def write_part(
                 kept = _first_seen(block, seen)
                 dropped += len(block.pixels) - len(kept)
                 block = select(block, kept)
+            if addition.anomalies:
+                block = block._replace(splits=[ANOMALY] * len(block.pixels))
             if len(block.pixels):
                 writer.add(block)
                 fingerprints.add(block, report.survey.add(block))
     if not writer.count:
         raise _nothing_left(addition, report, dropped)
-    _refuse_zero_and_one(addition, reading, report.survey)
+    if not addition.anomalies:
+        _refuse_zero_and_one(addition, reading, report.survey)
+    _refuse_both(report.survey, fingerprints.splits, held, writer.names)
     # A published test set is that of other people's papers, too.
     near = join_splits(fingerprints, held, writer.splits, addition.splits == "published")
     if near.splits or writer.given:
@@ -310,6 +324,22 @@ def _refuse_zero_and_one(addition: Addition, reading: Reading, survey: Survey) -
         )
 
 
+def _refuse_both(survey: Survey, splits: Sequence[str], held: int, names: Sequence[str]) -> None:
+    """Refuse an anomaly that is among the other images too; `names` are of those after `held`."""
+    if not survey.anomalies:
+        return
+    odd = np.asarray(splits) == ANOMALY
+    keys = survey.keys
+    both = np.isin(keys, np.intersect1d(keys[odd], keys[~odd]))
+    if both[held:].any():
+        found = [names[row] for row in np.flatnonzero(both[held:]).tolist()]
+        more = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
+        raise DataError(
+            f"{found[0]}{more}: an image that is both among the anomalies and among the others. "
+            "Nothing was changed. Leave it out of one of them."
+        )
+
+
 class _PartWriter:
     """`images.npy` and `index.csv` of one part, block by block.
 
@@ -321,12 +351,14 @@ class _PartWriter:
         count: images written so far.
         given: whether any came with its split.
         splits: those.
+        names: of the images.
     """
 
     def __init__(self, folder: Path, prefix: str):
         self.count = 0
         self.given = False
         self.splits: list[str | None] = []
+        self.names: list[str] = []
         self._prefix = prefix
         self._path = folder / IMAGES
         self._images: ArrayWriter | None = None
@@ -338,6 +370,7 @@ class _PartWriter:
         """Write one or more images."""
         self._images = self._images or ArrayWriter(self._path, block.pixels.shape[1:])
         self._images.write(block.pixels)
+        self.names += block.names
         names = (name.removeprefix(self._prefix) for name in block.names)
         self._rows.writerows(zip(names, block.labels, strict=True))
         self.splits += block.splits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,15 +17,16 @@ from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.io.arrays import ArrayWriter
 from vaeflow.data.io.reading import Images
-from vaeflow.data.splits import SPLITS
+from vaeflow.data.splits import ANOMALY, CALIBRATION, SPLITS, for_calibration
 from vaeflow.data.survey import Survey, data_blocks, data_rules
+from vaeflow.errors import DataError
 
 # Of the index, in this order.
 COLUMNS = ("id", "split", "label", "source", "sha256", "given")
 
 
 class Prepared(NamedTuple):
-    """What `prepare` found: images per split, and how many are exact copies of an earlier one."""
+    """What `prepare` wrote: images an array, and how many are exact copies of an earlier one."""
 
     images: Mapping[str, int]
     duplicates: int
@@ -35,7 +37,9 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
 
     Works through the images in blocks, so that they need not fit into memory. Writes
 
-    - `train.npy`, `validation.npy`, `test.npy`, each uint8 `(count, height, width, channels)`;
+    - `train.npy`, `validation.npy`, `calibration.npy` and `test.npy`, each uint8 `(count, height,
+      width, channels)`: of the validation split half is kept apart, to calibrate the anomaly
+      measure by; and `anomaly.npy`, images that were added as such;
     - `index.parquet`, one row an image in the order of `data/`: `id` (its place there), `split`,
       `label` (text, or null), `source` (where it came from), `sha256` (of its pixels), `given` (the
       part of `data/` that says its split, or null where its content does). The rows of one split
@@ -47,9 +51,15 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
         DataError: the data are missing or refused, or a split would be empty.
     """
     with atomic_directory(workspace.prepared) as folder:
-        survey, given = _write_splits(folder, workspace, parameters)
+        survey, written, given = _write_splits(folder, workspace, parameters)
         survey.check_splits()
-        prepared = Prepared(dict(survey.splits), survey.duplicates)
+        if not written["validation"]:
+            raise DataError(
+                f"too few images: all {written[CALIBRATION]} of the validation split are among "
+                "those that calibrate the anomaly measure, and none is left to end the training "
+                "by. Add images, or raise prepare.validation_fraction in params.yaml."
+            )
+        prepared = Prepared(written, survey.duplicates)
         assert survey.image_shape is not None  # `check_splits` found images
         about = {
             "image_shape": list(survey.image_shape),
@@ -64,8 +74,12 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
 
 def _write_splits(
     folder: Path, workspace: Workspace, parameters: Prepare
-) -> tuple[Survey, dict[str, str]]:
-    """Write the arrays and the index, block by block; return the digests of given splits."""
+) -> tuple[Survey, dict[str, int], dict[str, str]]:
+    """Write the arrays and the index, block by block.
+
+    Returns:
+        What was found, images an array, and the digests of given splits.
+    """
     survey = Survey(parameters)
     writer: SplitWriter | None = None
     with ExitStack() as stack:
@@ -74,11 +88,11 @@ def _write_splits(
                 shape = block.pixels.shape[1:]
                 writer = stack.enter_context(closing(SplitWriter(folder, shape, workspace.data)))
             writer.add(block, survey.add(block))
-    return survey, {} if writer is None else writer.given_digests()
+    return survey, *(({}, {}) if writer is None else (writer.counts(), writer.given_digests()))
 
 
 class SplitWriter:
-    """One growing array a split, and the index of them all.
+    """One growing array a split, one for calibration, and the index of them all.
 
     Args:
         folder: where to.
@@ -92,7 +106,9 @@ class SplitWriter:
 
         self._count = 0
         self._root = f"{root}{os.sep}"
-        self._arrays = {name: ArrayWriter(folder / f"{name}.npy", image_shape) for name in SPLITS}
+        names = (*SPLITS, CALIBRATION, ANOMALY)
+        self._arrays = {name: ArrayWriter(folder / f"{name}.npy", image_shape) for name in names}
+        self._counts = Counter(dict.fromkeys(self._arrays, 0))
         self._given: dict[str, Any] = {}
         types = {name: pyarrow.int64() if name == "id" else pyarrow.string() for name in COLUMNS}
         self._schema = pyarrow.schema(types.items())
@@ -109,8 +125,10 @@ class SplitWriter:
         import pyarrow
         import pyarrow.compute
 
+        splits = self._divided(splits, images.digests)
         for name, array in self._arrays.items():
             array.write(images.pixels[splits == name])
+            self._counts[name] += int(np.count_nonzero(splits == name))
         names = pyarrow.array(images.names, pyarrow.string())
         columns = {
             "id": np.arange(self._count, self._count + len(splits)),
@@ -122,6 +140,15 @@ class SplitWriter:
         }
         self._index.write_table(pyarrow.table(columns, self._schema))
         self._count += len(splits)
+
+    def _divided(self, splits: np.ndarray, digests: np.ndarray) -> np.ndarray:
+        """Take from the validation images those to calibrate by."""
+        calibration = (splits == "validation") & for_calibration(digests)
+        return np.where(calibration, CALIBRATION, splits.astype(object))
+
+    def counts(self) -> dict[str, int]:
+        """Return the images that each array has."""
+        return dict(self._counts)
 
     def _parts_of_given(self, images: Images) -> list[str | None]:
         """Return the part of each image whose split was given, and note which split that is."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaeflow.data.io.reading import Images
-from vaeflow.data.splits import LEFT_OUT, OTHERS_BY_CONTENT, SPLITS, digest_keys
+from vaeflow.data.splits import ANOMALY, LEFT_OUT, OTHERS_BY_CONTENT, SPLITS, digest_keys
 
 EDGE = 16  # cells
 BITS, BANDS = 64, 4
@@ -30,7 +30,7 @@ LARGEST_BUCKET, NEIGHBOURS = 1_000, 100
 PAIRS_AT_ONCE, CELLS_AT_ONCE = 1 << 16, 1 << 12
 LARGEST_MAPPED = 64 << 20  # bytes
 VALUES_AT_ONCE, IMAGES_AT_ONCE = 1 << 19, 1 << 11
-PLACES = np.sort([*SPLITS, LEFT_OUT])
+PLACES = np.sort([*SPLITS, LEFT_OUT, ANOMALY])
 _MAY_BE = {given: {SPLITS[0], split} for split, given in OTHERS_BY_CONTENT.items()}
 
 
@@ -170,8 +170,8 @@ def join_splits(
             alike.add(pair.later)
     straddling = 0
     for row, others in sorted(near.items()):
-        found = {changed.get(other, splits[other]) for other in others} - {LEFT_OUT}
-        if row < held:
+        found = {changed.get(other, splits[other]) for other in others} - {LEFT_OUT, ANOMALY}
+        if row < held or splits[row] == ANOMALY:
             continue
         if published and (own := given[row - held]) is not None:
             may_be = _MAY_BE.get(own, {own})

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 # Given to images of train where no others were given for that split: their content decides.
 OTHERS_BY_CONTENT = {"validation": "train or validation", "test": "train or test"}
+# Half of validation: never looked at in training, not even to end it, so that it can say how usual
+# an image is (see `vaeflow.bundle.anomaly`).
+CALIBRATION = "calibration"
 LEFT_OUT = "left out"  # like an image of another split than its own
-GIVEN = (*SPLITS, *OTHERS_BY_CONTENT.values(), LEFT_OUT)
+ANOMALY = "anomaly"  # known not to be as it should be: what is noticed is tried on these
+GIVEN = (*SPLITS, *OTHERS_BY_CONTENT.values(), LEFT_OUT, ANOMALY)
 WRITTEN = re.compile(
     r"content, seed (\d+), validation ([\d.e-]+), test ([\d.e-]+)(?:; given ([0-9a-f, ]+))?"
 )
@@ -106,7 +110,7 @@ class SplitRule(NamedTuple):
             given: of `GIVEN`, where an image came with its split.
 
         Returns:
-            A name of `SPLITS` for each image, or `LEFT_OUT`; `(count,)`.
+            A name of `SPLITS` for each image, or `LEFT_OUT` or `ANOMALY`; `(count,)`.
         """
         splits = self._by_content(digests)
         if given is None or not any(given):
@@ -142,6 +146,18 @@ class SplitRule(NamedTuple):
         return cls(int(match[1]), float(match[2]), float(match[3]), given)
 
 
+def for_calibration(digests: np.ndarray) -> np.ndarray:
+    """Choose the half of the validation images that calibrates, by their content.
+
+    Args:
+        digests: from `pixel_digests`, `(count, 32)`.
+
+    Returns:
+        Booleans, `(count,)`.
+    """
+    return _numbers(digests[:, 16:24], 0) % np.uint64(2) == 1
+
+
 def shuffle_keys(digests: np.ndarray, seed: int) -> np.ndarray:
     """Return a number for each image, to order images at random: the same for equal ones.
 
@@ -171,8 +187,33 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def load_split(prepared: Path, name: str) -> np.memmap:
-    """Load one split, memory-mapped: uint8 `(count, height, width, channels)`."""
+    """Load one split, memory-mapped: uint8 `(count, height, width, channels)`.
+
+    Args:
+        prepared: the folder that `prepare` wrote.
+        name: of `SPLITS`, or `CALIBRATION` or `ANOMALY`.
+    """
     return np.load(prepared / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def read_labels(prepared: Path, split: str) -> np.ndarray | None:
+    """Read the labels of a split in the order of its array, text `(images,)`; None without any.
+
+    An image without a label among others that have one is labelled `none`.
+
+    Args:
+        prepared: the folder that `prepare` wrote.
+        split: `train`, `validation`, `calibration`, `test` or `anomaly`.
+    """
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(
+        prepared / "index.parquet", columns=["label"], filters=[("split", "=", split)]
+    )
+    labels = table["label"]
+    if labels.null_count == len(labels):
+        return None
+    return labels.fill_null("none").to_numpy().astype(str)
 
 
 def given_splits(prepared: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from vaeflow.data.io.reading import Images, Reading, refuse
 from vaeflow.data.io.rules import Rules, shared_rules
 from vaeflow.data.io.sources import image_blocks
 from vaeflow.data.similar import Fingerprints
-from vaeflow.data.splits import LEFT_OUT, SPLITS, SplitRule, digest_keys
+from vaeflow.data.splits import ANOMALY, LEFT_OUT, SPLITS, SplitRule, digest_keys
 from vaeflow.errors import BadImageError, DataError, StageError
 
 RULES = "rules.json"  # of a part: how its files were read
@@ -114,6 +114,7 @@ class Survey:
         splits: images by split.
         given: images whose split is not decided by their content.
         left_out: images that are in no split, for they are too like some of two.
+        anomalies: images that are known to be some; of their values nothing is said.
     """
 
     def __init__(self, parameters: Prepare) -> None:
@@ -125,6 +126,7 @@ class Survey:
         self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
         self.given = 0
         self.left_out = 0
+        self.anomalies = 0
         self._parameters = parameters
         self._keys: list[np.ndarray] = []
 
@@ -135,7 +137,7 @@ class Survey:
             images: of the same shape in every call.
 
         Returns:
-            The split of each image, or `LEFT_OUT`; `(count,)`.
+            The split of each image, or `LEFT_OUT` or `ANOMALY`; `(count,)`.
 
         Raises:
             DataError: they are of another shape than those before.
@@ -149,13 +151,17 @@ class Survey:
         splits = SplitRule.of(self._parameters).assign(images.digests, images.splits)
         self.count += len(splits)
         self.left_out += int(np.count_nonzero(splits == LEFT_OUT))
-        self.given += len(splits) - list(images.splits).count(None)
+        anomalies = splits == ANOMALY
+        self.anomalies += int(np.count_nonzero(anomalies))
+        ordinary = [split for split in images.splits if split != ANOMALY]
+        self.given += len(ordinary) - ordinary.count(None)
         self.image_shape = shape
+        pixels = images.pixels[~anomalies] if anomalies.any() else images.pixels
         if self.smallest > 0:  # when both ends are known, nothing more is to be looked for
-            self.smallest = min(self.smallest, int(images.pixels.min()))
+            self.smallest = min(self.smallest, int(pixels.min(initial=LEVELS - 1)))
         if self.largest < LEVELS - 1:
-            self.largest = max(self.largest, int(images.pixels.max()))
-        self.levels.add(images.pixels)
+            self.largest = max(self.largest, int(pixels.max(initial=0)))
+        self.levels.add(pixels)
         self.labels.update(label for label in images.labels if label is not None)
         self.splits.update({name: int(np.count_nonzero(splits == name)) for name in SPLITS})
         self._keys.append(digest_keys(images.digests))
@@ -171,11 +177,14 @@ class Survey:
                 self.splits[split] += 1
 
     @property
+    def keys(self) -> np.ndarray:
+        """What tells the images apart, in their order; see `digest_keys`."""
+        return np.concatenate([np.empty(0, "V16"), *self._keys])
+
+    @property
     def duplicates(self) -> int:
         """How many images are exact copies of an earlier one."""
-        if not self._keys:
-            return 0
-        keys = np.concatenate(self._keys)
+        keys = self.keys
         if len(np.unique(keys.view(np.uint64)[::2])) == self.count:
             return 0  # the common case, sooner known
         return self.count - len(np.unique(keys))
@@ -237,6 +246,8 @@ class Report:
             f"split: {splits}",
             f"exact copies of other images: {survey.duplicates:,}",
         ]
+        if survey.anomalies:
+            lines.append(f"anomalies, kept apart: {survey.anomalies:,}")
         if survey.left_out:
             lines.append(f"in no split, for they are too like images of two: {survey.left_out:,}")
         if survey.labels:

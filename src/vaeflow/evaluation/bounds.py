@@ -295,15 +295,22 @@ def compute_scores(vae: VAE, images: Images) -> np.ndarray:
     Returns:
         Nats, float32 `(images,)`; larger is stranger.
     """
-    # The same for every image, as in Bundle.score: a score does not depend on its neighbours.
-    shape = (SCORE_SAMPLES, 1, vae.config.latent_dim)
-    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    noise = score_noise(vae)
     score = backend().compiled(
         vae, lambda pixels: -vae.terms(pixels, noise).elbo, [(None, *vae.config.image_shape)]
     )
     at_once = max(1, draws_at_once(vae) // SCORE_SAMPLES)
     blocks = scaled_blocks(images, at_once)
     return np.concatenate([ops.convert_to_numpy(score(pixels)) for pixels in blocks])
+
+
+def score_noise(vae: VAE) -> np.ndarray:
+    """Return the draws that a service makes by default, `(samples, 1, latent_dim)`.
+
+    The same for every image, as in Bundle.score: a score does not depend on its neighbours.
+    """
+    shape = (SCORE_SAMPLES, 1, vae.config.latent_dim)
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def quantiles(scores: np.ndarray) -> Mapping[str, float]:
@@ -323,8 +330,13 @@ def keep_reference(path: Path, vae: VAE, images: np.ndarray, scores: np.ndarray,
     """
     size = min(REFERENCE_IMAGES, len(images))
     rows = np.sort(np.random.default_rng(seed).choice(len(images), size, replace=False))
+    write_reference(path, posterior_means(vae, images[rows]), scores[rows])
+
+
+def posterior_means(vae: VAE, images: Images) -> np.ndarray:
+    """Return the means of q(t|x), `(images, latent_dim)`."""
     means = [
         ops.convert_to_numpy(vae.encoder(pixels)["mean"])
-        for pixels in scaled_blocks(images[rows], draws_at_once(vae))
+        for pixels in scaled_blocks(images, draws_at_once(vae))
     ]
-    write_reference(path, np.concatenate(means), scores[rows])
+    return np.concatenate(means)

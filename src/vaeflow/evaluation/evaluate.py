@@ -15,9 +15,10 @@ from vaeflow.common.files import atomic_directory, write_json
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Evaluate
 from vaeflow.data.images import Images, binarized
-from vaeflow.data.splits import load_split
+from vaeflow.data.splits import load_split, read_labels
 from vaeflow.errors import RegistryError, TrainingError
 from vaeflow.evaluation import figures
+from vaeflow.evaluation.anomalies import examine
 from vaeflow.evaluation.bounds import (
     Bounds,
     active_units,
@@ -42,8 +43,9 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     """Evaluate `outputs/model` on the test split and write `outputs/evaluation`.
 
     Writes `metrics.json`, `latent_dimensions.csv`, `score_quantiles.json` and `reference.npz` (both
-    of the validation split) and figures; adds metrics and figures to the model's MLflow run where
-    the tracking store has it.
+    of the validation split), `anomaly.npz`, `alarm.json` and `spoilt.json` (unless too few images
+    are left to calibrate an anomaly measure), `anomalies.json` (where images were added as such)
+    and figures; adds metrics and figures to the model's MLflow run where the tracking store has it.
 
     Returns:
         The metrics: see `vaeflow.evaluation.evaluate.summarise`.
@@ -65,6 +67,9 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
         split: compute_scores(vae, load_split(prepared, split)) for split in ("validation", "test")
     }
     usual = quantiles(scores["validation"])
+    examined = examine(vae, prepared, parameters)
+    if examined:
+        metrics |= examined.metrics()
     if wrong := [k for k, value in {**metrics, **usual}.items() if not np.isfinite(value)]:
         raise TrainingError(
             f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "
@@ -86,6 +91,9 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
         write_dimensions(folder / "latent_dimensions.csv", bounds, latent_spread(vae, bounds))
         figures.draw_training_curves(folder / "training_curves.png", model / "history.csv")
         figures.draw_scores(folder / "scores.png", scores, usual)
+        if examined:
+            examined.write(folder)
+            figures.draw_noticed(folder / "spoilt.png", examined.noticed)
         _draw(folder, vae, images, bounds, read_labels(prepared, "test"), parameters.seed)
     _track(workspace, model)
     return metrics
@@ -188,23 +196,3 @@ def write_dimensions(path: Path, bounds: Bounds, spread: np.ndarray) -> None:
         writer.writerow(("dimension", "kl", "mean_variance", "active"))
         for index, row in enumerate(zip(*columns, strict=True)):
             writer.writerow((index, *(value.item() for value in row)))
-
-
-def read_labels(prepared: Path, split: str) -> np.ndarray | None:
-    """Read the labels of a split in the order of its array, text `(images,)`; None without any.
-
-    An image without a label among others that have one is labelled `none`.
-
-    Args:
-        prepared: the folder that `prepare` wrote.
-        split: `train`, `validation` or `test`.
-    """
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(
-        prepared / "index.parquet", columns=["label"], filters=[("split", "=", split)]
-    )
-    labels = table["label"]
-    if labels.null_count == len(labels):
-        return None
-    return labels.fill_null("none").to_numpy().astype(str)

@@ -11,6 +11,7 @@ from keras import ops
 from vaeflow.common.pictures import grid, pairs, write_png
 from vaeflow.data.images import Images
 from vaeflow.data.splits import evenly
+from vaeflow.evaluation.anomalies import Noticed
 from vaeflow.model.vae import VAE
 
 SHOWN_PAIRS = 36
@@ -145,6 +146,28 @@ def draw_latent_dimensions(path: Path, kl: np.ndarray) -> None:
     axis = figure.subplots()
     axis.bar(np.arange(1, len(kl) + 1), np.sort(kl)[::-1])
     axis.set(xlabel="latent dimension, by rank", ylabel="KL, nats per image")
+    figure.savefig(path, dpi=120)
+
+
+def draw_noticed(path: Path, noticed: Noticed) -> None:
+    """Draw each way to spoil an image, and plot how well the anomaly and the score notice it."""
+    from matplotlib.figure import Figure
+
+    kinds = noticed.kinds[::-1]
+    figure = Figure(figsize=(8, 0.5 * len(kinds) + 1), layout="constrained")
+    axis = figure.subplots()
+    rows = np.arange(len(kinds))
+    errors = [kind.standard_error for kind in kinds]
+    axis.barh(rows, [kind.auroc for kind in kinds], xerr=errors, height=0.6, label="anomaly")
+    axis.plot([kind.score_auroc for kind in kinds], rows, "k|", ms=12, label="minus the ELBO")
+    axis.axvline(0.5, color="grey", linestyle=":", label="chance")
+    axis.set_yticks(rows, [kind.severity for kind in kinds])
+    axis.set(xlim=(0, 1), ylim=(-0.6, len(kinds) - 0.4), xlabel="AUROC against test images")
+    for row, kind in zip(rows, kinds, strict=True):
+        place = axis.inset_axes((1.02, row - 0.45, 0.12, 0.9), transform=axis.transData)
+        place.set_axis_off()
+        place.imshow(grid(kind.example[None], columns=1))
+    figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

@@ -9,15 +9,16 @@ each pixel to choose a component of a mixture by, and gives an image for each.
 
 Pixels are in [0, 1]. Parameters are `(..., batch, height, width, numbers)`, with any number of
 leading sample axes; those that are one number a channel have height and width 1. Log likelihoods
-are in nats per image, `(..., batch)`.
+are in nats: of images `(..., batch)`, of places `(..., batch, height, width, numbers)`, whose last
+axis has a number a channel, or one of all channels where these depend on each other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -70,6 +71,13 @@ class _Likelihood:
 
     ops: Any
     spec: PixelSpec
+    # From images and the decoder's answer, what each place adds to log p(x|t).
+    log_likelihood_of_places: ClassVar[Callable[..., Array]]
+
+    def log_likelihood(self, images: Array, *parameters: Array, **named: Array) -> Array:
+        """Compute log p(x|t) of whole images."""
+        places = self.log_likelihood_of_places(images, *parameters, **named)
+        return self.ops.sum(places, axis=PIXEL_AXES)
 
 
 class Bernoulli(_Likelihood):
@@ -80,10 +88,9 @@ class Bernoulli(_Likelihood):
         """Logits."""
         return {"logits": Parameter(self.spec.channels)}
 
-    def log_likelihood(self, images: Array, logits: Array) -> Array:
-        """Compute log p(x|t) from logits."""
-        # log p = x log sigmoid(l) + (1 - x) log sigmoid(-l) = x l - softplus(l)
-        return self.ops.sum(images * logits - self.ops.softplus(logits), axis=PIXEL_AXES)
+    def log_likelihood_of_places(self, images: Array, logits: Array) -> Array:
+        """Compute x log sigmoid(l) + (1 - x) log sigmoid(-l), which is x l - softplus(l)."""
+        return images * logits - self.ops.softplus(logits)
 
     def mean(self, logits: Array) -> Array:
         """Return the probability of a white pixel."""
@@ -111,11 +118,10 @@ class Gaussian(_Likelihood):
             "log_scale": Parameter(channels, per="channel", bounds=(-6.0, 1.0), start=(-1.5,)),
         }
 
-    def log_likelihood(self, images: Array, mean: Array, log_scale: Array) -> Array:
+    def log_likelihood_of_places(self, images: Array, mean: Array, log_scale: Array) -> Array:
         """Compute the log density of the pixels in [0, 1]."""
         standardised = (images - mean) * self.ops.exp(-log_scale)
-        density = 0.5 * (LOG_2_PI + self.ops.square(standardised)) + log_scale
-        return -self.ops.sum(density, axis=PIXEL_AXES)
+        return -0.5 * (LOG_2_PI + self.ops.square(standardised)) - log_scale
 
     def mean(self, mean: Array, log_scale: Array) -> Array:
         """Return the mean itself."""
@@ -143,10 +149,9 @@ class DiscretizedLogistic(_Likelihood):
             "log_scale": Parameter(channels, bounds=(-8.0, 1.0), start=(-2.0,)),
         }
 
-    def log_likelihood(self, images: Array, location: Array, log_scale: Array) -> Array:
+    def log_likelihood_of_places(self, images: Array, location: Array, log_scale: Array) -> Array:
         """Compute the log probability of the levels."""
-        masses = self.log_mass(self.at_levels(images), location, log_scale)
-        return self.ops.sum(masses, axis=PIXEL_AXES)
+        return self.log_mass(self.at_levels(images), location, log_scale)
 
     def log_mass(self, images: Array, location: Array, log_scale: Array) -> Array:
         """Compute the log probability of each number by itself.
@@ -219,13 +224,13 @@ class MixtureLogistic(_Likelihood):
     def _single(self) -> DiscretizedLogistic:
         return DiscretizedLogistic(self.ops, self.spec)
 
-    def log_likelihood(self, images: Array, logits: Array, **parameters: Array) -> Array:
-        """Compute the log probability of the levels."""
+    def log_likelihood_of_places(self, images: Array, logits: Array, **parameters: Array) -> Array:
+        """Compute the log probability of the levels of all channels."""
         pixels = self._split(self._single.at_levels(images))
         masses = _log_softmax(self.ops, logits)
         for pixel, location, log_scale in self._channels(pixels, **parameters):
             masses = masses + self._single.log_mass(pixel, location, log_scale)
-        return self.ops.sum(_log_sum_exp(self.ops, masses)[..., 0], axis=(-2, -1))
+        return _log_sum_exp(self.ops, masses)
 
     def mean(self, logits: Array, **parameters: Array) -> Array:
         """Return the mean of the levels: to half a level, as `DiscretizedLogistic.mean`.

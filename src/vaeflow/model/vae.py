@@ -137,13 +137,28 @@ class VAE(keras.Model):
         Returns:
             Nats, `(samples, batch)`.
         """
+        judge = self.pixels.log_likelihood
+        judge = backend().fused(judge) if training else judge
+        return judge(images, **self._decode_draws(images, latents, training))
+
+    def log_likelihood_of_places(self, images: Tensor, latents: Tensor) -> Tensor:
+        """Compute what each pixel adds to `log_likelihood`.
+
+        Returns:
+            Nats, `(samples, batch, height, width)`.
+        """
+        places = self.pixels.log_likelihood_of_places(images, **self._decode_draws(images, latents))
+        return ops.sum(places, axis=-1)
+
+    def _decode_draws(
+        self, images: Tensor, latents: Tensor, training: bool = False
+    ) -> dict[str, Tensor]:
+        """Decode `(samples, batch, latent_dim)` to parameters `(samples, batch, ...)`."""
         flat = ops.reshape(latents, (-1, self.config.latent_dim))
-        parameters = {
+        return {
             name: ops.reshape(values, (-1, ops.shape(images)[0], *values.shape[1:]))
             for name, values in self.decoder(flat, training=training).items()
         }
-        judge = self.pixels.log_likelihood
-        return (backend().fused(judge) if training else judge)(images, **parameters)
 
     def train_step(self, *arguments: Any) -> Any:
         """Make one step of stochastic gradient ascent; the backend finds the gradient."""

@@ -22,7 +22,9 @@ class BundleModel(PythonModel):
     dictionary of float32 arrays, with the images along the first axis:
 
     - `score`, the default: `score` (minus the ELBO in nats) and `percentile` (of the validation
-      images, those that score lower, 0 to 100);
+      images, those that score lower, 0 to 100); and, where the bundle has a measure of it,
+      `anomaly` (about 1 is usual), `p_value` (how often usual images have as much) and `anomalous`
+      (1 where that is too seldom);
     - `encode`: `mean` and `log_variance` of the posterior, `(count, latent_dim)`;
     - `reconstruct`: `reconstruction`, the shape of the images.
     """
@@ -36,14 +38,21 @@ class BundleModel(PythonModel):
         """Answer a request; see the class."""
         output = (params or {}).get("output", OUTPUTS[0])
         if output == "score":
-            scores = self.bundle.score(model_input)
-            percentile = 100 * self.bundle.score_rank(scores)
-            return {"score": scores, "percentile": percentile.astype("float32")}
+            return self._score(model_input)
         if output == "encode":
             return self.bundle.encode(model_input)._asdict()
         if output == "reconstruct":
             return {"reconstruction": self.bundle.reconstruct(model_input)}
         raise VaeflowError(f"output: {output!r}; expected one of {', '.join(OUTPUTS)}.")
+
+    def _score(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        if self.bundle.detects:
+            found = self.bundle.detect(images)._asdict()
+            del found["maps"]
+        else:
+            found = {"score": self.bundle.score(images)}
+        found["percentile"] = 100 * self.bundle.score_rank(found["score"])
+        return {name: values.astype("float32") for name, values in found.items()}
 
 
 mlflow.models.set_model(BundleModel())

@@ -109,6 +109,9 @@ def find_fault(address: str) -> str | None:
             "sample": model.sample(IMAGES, seed=0),
             "score": model.score(images),
         }
+        if model.detects:
+            found = model.detect(images, maps=True)
+            answers |= {"detect": found.anomaly, "detect, maps": np.asarray(found.maps)}
     except VaeflowError as error:
         return " ".join(str(error).split())
     for name, values in answers.items():

@@ -152,8 +152,11 @@ def _signature(manifest: Manifest) -> Any:
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     number = np.dtype(np.float32)
+    names = ["score", "percentile"]
+    if manifest.anomaly:
+        names += ["anomaly", "p_value", "anomalous"]
     return ModelSignature(
         inputs=Schema([TensorSpec(number, (-1, *manifest.image.shape))]),
-        outputs=Schema([TensorSpec(number, (-1,), name) for name in ("score", "percentile")]),
+        outputs=Schema([TensorSpec(number, (-1,), name) for name in names]),
         params=ParamSchema([ParamSpec("output", "string", "score")]),
     )

@@ -8,6 +8,7 @@ is written in one pass from the first row to the last, and takes its name when i
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,8 @@ import numpy as np
 
 from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
 from vaeflow.common import code
+from vaeflow.common.files import atomic_file
+from vaeflow.common.pictures import overlay, write_png
 from vaeflow.common.processes import cores
 from vaeflow.common.progress import Progress
 from vaeflow.data.io.reading import Images, refuse
@@ -30,8 +33,11 @@ from vaeflow.scoring.images import Asked, blocks, count, in_shards, reading_for
 from vaeflow.scoring.outputs import Columns, Parts, Table, kind_of, parts_beside
 
 BLOCKS_PER_SHARD = 64
+BLOCKS_PER_TASK = 8
 SHARDS_AHEAD = 2  # being computed while the one before them is written
 SHOWN_REJECTED = 5
+MAP_RANGE = (2, 12)  # standard deviations that are no red and all red
+LONGEST_NAME = 100  # characters of an image's own name in that of its picture
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Batch:
         model: a bundle's folder, or an address in the registry, which is resolved once.
         out: the file to write; `.parquet`, `.csv`, or `.npy` for the scores alone.
         latents: whether the posterior means are written too.
+        false_alarm_rate: the share of usual images that may count as anomalous; None for that of
+            the model.
+        maps: the folder for pictures of what counts as anomalous, with red where; None for none.
         asked: what is said of the files; see `reading_for`.
         skip_bad: go on without what cannot be used; otherwise the first such file ends it.
     """
@@ -51,6 +60,8 @@ class Batch:
     model: str
     out: Path
     latents: bool = False
+    false_alarm_rate: float | None = None
+    maps: Path | None = None
     asked: Asked = field(default_factory=Asked)
     skip_bad: bool = False
 
@@ -64,6 +75,8 @@ class Scored:
         bundle: the folder of what scored them.
         model: which that is: `model_name`, `model_version`, `bundle_sha256`, `data_md5`.
         count: images.
+        alarms: those that count as anomalous; None where the bundle cannot tell.
+        maps: the folder with pictures of these.
         resumed: how many of them an earlier run had scored.
         rejected: files and rows that could not be used.
         ignored: names of files that are no images.
@@ -73,6 +86,8 @@ class Scored:
     bundle: Path
     model: dict[str, str]
     count: int = 0
+    alarms: int | None = None
+    maps: Path | None = None
     resumed: int = 0
     rejected: list[BadImageError] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -81,6 +96,10 @@ class Scored:
         """Report what a person wants to know of it, a fact a line."""
         name, version = self.model["model_name"], self.model["model_version"]
         lines = [f"{self.out}: {self.count:,} images, scored by {name} version {version}"]
+        if self.alarms is not None:
+            share = self.alarms / max(1, self.count)
+            shown = f"; pictures of them in {self.maps}/" if self.maps and self.alarms else ""
+            lines.append(f"anomalous: {self.alarms:,} ({share:.2%}){shown}")
         if self.resumed:
             lines.append(f"scored before by a run that did not end: {self.resumed:,}")
         lines += left_alone(self.ignored)
@@ -94,10 +113,13 @@ def score(batch: Batch) -> Scored:
     """Score all images of a batch and write a row for each, in their order.
 
     The columns are `id` (the file, or file#row), `score` (minus the ELBO, in nats), `percentile`
-    (of the validation images, those that score lower; left out where the bundle does not know), and
-    `mean_0`, `mean_1`, ... with `latents`. Parquet's metadata hold `Scored.model`.
+    (of the validation images, those that score lower), `anomaly` (about 1 is usual), `p_value` (how
+    often usual images have as much), `anomalous` (whether that is too seldom; these four are left
+    out where the bundle does not know), and `mean_0`, `mean_1`, ... with `latents`. Parquet's
+    metadata hold `Scored.model`.
 
     Raises:
+        BundleError: a rate of false alarms is asked for, and the bundle has no anomaly measure.
         DataError: a source cannot be used. What was scored until then is kept for the next run.
         VaeflowError: the output cannot be written.
     """
@@ -105,7 +127,10 @@ def score(batch: Batch) -> Scored:
     if batch.latents and batch.out.suffix.lower() == ".npy":
         raise VaeflowError(f"{batch.out}: holds scores alone; with --latents, write .parquet.")
     model = Model.load(locate(batch.model), threads=1)
-    scored = Scored(batch.out, model.folder, model.description)
+    scored = Scored(batch.out, model.folder, model.description, maps=batch.maps)
+    if batch.false_alarm_rate is not None or batch.maps or model.bundle.detects:
+        model.bundle.threshold(batch.false_alarm_rate)  # which may be refused: before any work
+        scored.alarms = 0
     key = {**scored.model, "latents": batch.latents, **_versions()}
     try:
         with parts_beside(batch.out, key) as parts:
@@ -138,29 +163,55 @@ def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scor
         ThreadPoolExecutor(cores()) as pool,
     ):
         for shard in _Scoring(bundle, batch.latents, parts, pool).run(shards):
-            table.write(_columns(bundle, shard.names, shard.numbers))
+            columns = _columns(bundle, shard, batch.false_alarm_rate)
+            table.write(columns)
+            if scored.alarms is not None:
+                if batch.maps:
+                    rows = np.flatnonzero(columns["anomalous"])
+                    _show(bundle, shard, rows, batch.maps, scored.count)
+                scored.alarms += int(np.count_nonzero(columns["anomalous"]))
             scored.count += len(shard.names)
             scored.resumed += shard.resumed * len(shard.names)
             progress.total = max(total, scored.count)  # of a tar archive nobody knows it before
             progress.advance(len(shard.names))
     if not scored.count:
+        scored.alarms = None
         reasons = "\n".join(scored.lines()[1:])
         raise DataError(f"no images that can be scored.\n{reasons}")
 
 
-def _columns(bundle: Bundle, names: Sequence[str], numbers: np.ndarray) -> Columns:
-    columns = {"id": names, "score": numbers[:, 0]}
-    if bundle.manifest.score_quantiles:
-        columns["percentile"] = 100 * bundle.score_rank(numbers[:, 0])
-    return columns | {f"mean_{unit}": values for unit, values in enumerate(numbers.T[1:])}
-
-
 class _Shard(NamedTuple):
-    """Some images in turn; of each a row of numbers: the score, then the latents."""
+    """Some images in turn; of each a row of numbers: score, anomaly if known, then the latents."""
 
     names: Sequence[str]
+    pixels: np.ndarray
     numbers: np.ndarray
     resumed: bool
+
+
+def _show(bundle: Bundle, shard: _Shard, rows: np.ndarray, folder: Path, before: int) -> None:
+    """Write a picture of each of these rows, named by its place among all images and its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        pixels = shard.pixels[row]
+        (map_,) = bundle.detect(pixels[None], maps=True).maps  # type: ignore[misc]
+        usual, most = MAP_RANGE
+        name = re.sub(r"[^\w.-]+", "_", shard.names[row])[-LONGEST_NAME:]
+        with atomic_file(folder / f"{before + row:07}-{name}.png") as fresh:
+            write_png(fresh, overlay(pixels, (map_ - usual) / (most - usual)))
+
+
+def _columns(bundle: Bundle, shard: _Shard, false_alarm_rate: float | None) -> Columns:
+    score, *others = shard.numbers.T
+    columns = {"id": shard.names, "score": score}
+    if bundle.manifest.score_quantiles:
+        columns["percentile"] = 100 * bundle.score_rank(score)
+    if bundle.detects:
+        anomaly, *others = others
+        columns["anomaly"] = anomaly
+        columns["p_value"] = bundle.measure.p_value(anomaly)
+        columns["anomalous"] = anomaly > bundle.threshold(false_alarm_rate)
+    return columns | {f"mean_{unit}": values for unit, values in enumerate(others)}
 
 
 class _Scoring:
@@ -187,11 +238,11 @@ class _Scoring:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _find_or_start(self, images: Images, name: str) -> np.ndarray | list[Future[Any]]:
-        columns = 1 + self._latents * self._bundle.latent_dim
+        columns = 1 + self._bundle.detects + self._latents * self._bundle.latent_dim
         found = self._parts.find(name, (len(images.names), columns))
         if found is not None:
             return found
-        size = self._bundle.images_at_once(SCORE_SAMPLES)
+        size = BLOCKS_PER_TASK * self._bundle.images_at_once(SCORE_SAMPLES)
         return [
             self._pool.submit(self._compute, images.pixels[start : start + size])
             for start in range(0, len(images.pixels), size)
@@ -199,15 +250,18 @@ class _Scoring:
 
     def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Future[Any]]) -> _Shard:
         if isinstance(numbers, np.ndarray):
-            return _Shard(images.names, numbers, resumed=True)
+            return _Shard(images.names, images.pixels, numbers, resumed=True)
         numbers = np.concatenate([future.result() for future in numbers])
         self._parts.keep(name, numbers)
-        return _Shard(images.names, numbers, resumed=False)
+        return _Shard(images.names, images.pixels, numbers, resumed=False)
 
     def _compute(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute the numbers of images: float32, `(count, 1)` or `(count, 1 + latent_dim)`."""
+        """Compute the numbers of images, float32 `(count, numbers)`; see `_Shard`."""
         with np.errstate(all="ignore"):  # refused below
-            scores = self._bundle.score(pixels)
+            if self._bundle.detects:
+                scores = np.column_stack(self._bundle.detect(pixels)[:2])
+            else:
+                scores = self._bundle.score(pixels)
         if not np.isfinite(scores).all():
             raise BundleError(
                 f"{self._bundle.manifest.name}: its scores are not finite. Train it again."

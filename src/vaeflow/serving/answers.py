@@ -36,6 +36,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "content": {JSON: {"schema": _ERROR}}}
     for status, meaning in _MEANINGS.items()
 }
+SHOWN_DIGITS = 3  # after the point, in an example
 MOST_SHOWN = 4096  # numbers in an example; those of larger images would fill the page
 
 
@@ -152,8 +153,10 @@ def answers_of(example: Mapping[str, np.ndarray]) -> dict[int | str, dict[str, A
 
 
 def shown(array: np.ndarray) -> list[Any]:
-    """Round numbers as a page shows them: three decimals."""
-    return array.astype(np.float64).round(3).tolist()
+    """Round numbers as a page shows them; what is no number stays."""
+    if array.dtype == bool:
+        return array.tolist()
+    return array.astype(np.float64).round(SHOWN_DIGITS).tolist()
 
 
 def _example(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -145,9 +145,17 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             int, Query(ge=1, le=MOST_SAMPLES, description="Draws for each image.")
         ] = SCORE_SAMPLES,
         seed: Seed = 0,
+        maps: Annotated[
+            bool, Query(alias="map", description="Whether to say where an image is unusual.")
+        ] = False,
     ) -> Response:
-        """Score each image: minus the ELBO in nats, and its percentile among validation images."""
-        return await run(request, "score", samples=samples, seed=seed)
+        """Score each image: minus the ELBO in nats, how unusual it is, and whether to be alarmed.
+
+        `percentile` is the score's among validation images. `anomaly` is about 1 for usual images
+        and more for others; `p_value` is how often usual ones have as much, and `anomalous` whether
+        that is too seldom. With other samples or another seed there is the score alone.
+        """
+        return await run(request, "score", samples=samples, seed=seed, maps=maps)
 
     responses = answers_of(service.example("decode")[1])
 

@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2, over HTTP, with its binary tensor extension.
 
 The outputs that are asked for decide what is run: `mean` and `log_variance` (the default),
-`reconstruction`, `score` and `percentile` of the input `images`; `image` of the input `latents`.
+`reconstruction`, `score`, `percentile`, `anomaly`, `p_value`, `anomalous` and `anomaly_map` of the
+input `images`; `image` of the input `latents`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ INFER = "/v2/models/{name}/infer"
 INFER_PATH = re.compile("/v2/models/([^/]+)/infer")
 HEADER_LENGTH = b"inference-header-content-length"
 LENGTH = re.compile("[0-9]{1,18}")
+GIVEN = {"f4": "FP32", "f8": "FP64", "b1": "BOOL"}
 DATATYPES = {"UINT8": "u1", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
+ANOMALY = ("anomaly", "p_value", "anomalous")
 # Output to the operation that gives it, and its name there.
 OUTPUTS = {
     "images": {
@@ -38,7 +41,7 @@ OUTPUTS = {
         "log_variance": ("encode", "log_variance"),
         "reconstruction": ("reconstruct", "images"),
         "score": ("score", "score"),
-        "percentile": ("score", "percentile"),
+        **{name: ("score", name) for name in ("percentile", *ANOMALY, "anomaly_map")},
     },
     "latents": {"image": ("decode", "images")},
 }
@@ -166,9 +169,11 @@ def _metadata(model: Model) -> dict[str, Any]:
         "percentile": [],
         "image": image,
     }
+    if model.bundle.detects:
+        shapes |= {**{name: [] for name in ANOMALY}, "anomaly_map": image[:2]}
 
     def tensor(name: str, shape: list[int]) -> dict[str, Any]:
-        datatype = "FP64" if name == "percentile" else "FP32"
+        datatype = {"percentile": "FP64", "p_value": "FP64", "anomalous": "BOOL"}.get(name, "FP32")
         return {"name": name, "datatype": datatype, "shape": [-1, *shape]}
 
     return {
@@ -248,7 +253,8 @@ async def _compute(
     for name in wanted:
         operation, part = known[name]
         if operation not in computed:
-            computed[operation] = await service.run(model, operation, rows, deadline)
+            options = {"maps": 1} if "anomaly_map" in wanted and operation == "score" else {}
+            computed[operation] = await service.run(model, operation, rows, deadline, **options)
         if part not in computed[operation]:
             raise RefusedError(422, f"outputs: this model was exported without {part}.", "outputs")
         arrays[name] = computed[operation][part]
@@ -264,10 +270,10 @@ def _answer(asked: _Inference, model: Model, arrays: dict[str, np.ndarray]) -> A
     }
     outputs, raw = [], []
     for name, array in arrays.items():
-        datatype = "FP64" if array.dtype == np.float64 else "FP32"
+        datatype = GIVEN[array.dtype.kind + str(array.dtype.itemsize)]
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
         if binary.get(name, everywhere):
-            raw.append(np.ascontiguousarray(array, DATATYPES[datatype]).tobytes())
+            raw.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
             output["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             output["data"] = array.ravel().tolist()

@@ -107,7 +107,7 @@ def _newer(located: Located, service: Service) -> Model | None:
     present = service.model
     if located.version == present.version and bundle_sha256(located.folder) == present.sha256:
         return None
-    fresh = open_model(located, service.settings.threads)
+    fresh = open_model(located, service.settings)
     for what in ("name", "image_shape", "latent_dim"):
         old, new = (_property(model, what) for model in (present, fresh))
         if old != new:
@@ -191,7 +191,7 @@ def run(settings: Settings, bound: socket.socket) -> None:
     Raises:
         BundleError, RegistryError: see `vaeflow.registry.model`.
     """
-    model = open_model(locate_apart(settings.model), settings.threads)
+    model = open_model(locate_apart(settings.model), settings)
     service = Service(model, settings)
     poll = partial(poll_registry, service) if settings.follow else None
     serve(service, bound, poll)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from starlette.types import Receive, Scope
 
+from vaeflow.bundle.runtime import NO_MEASURE, SCORE_SAMPLES
 from vaeflow.errors import BundleError
 from vaeflow.registry.model import Model
 from vaeflow.registry.versions import Located
 from vaeflow.serving import bodies
+from vaeflow.serving.answers import SHOWN_DIGITS
 from vaeflow.serving.batching import Batcher, Outputs
 from vaeflow.serving.bodies import RefusedError
 from vaeflow.serving.metrics import Metrics
@@ -23,7 +25,7 @@ MOST_SAMPLES = 128
 
 
 class Operation(NamedTuple):
-    """What it takes, `images` or `latents`, and the names of what it gives."""
+    """What it takes, `images` or `latents`, and the names of what it gives at the least."""
 
     takes: str
     gives: tuple[str, ...]
@@ -78,32 +80,35 @@ class Service:
             operation: its name.
             rows: images or latents.
             deadline: by `time.monotonic()`.
-            options: of `Bundle.score`.
+            options: of `score`: `samples` and `seed` as for `Bundle.score`, and `maps`, whether to
+                say where an image is unusual. With other draws than the default ones there is the
+                score alone: it is by those that the anomaly was calibrated.
 
         Returns:
             Arrays by name, as many rows each.
 
         Raises:
             RefusedError: 413 too many rows, 429 the queue is full, 504 too late, 422 when the
-                numbers are so large that the answer is not finite.
+                numbers are so large that the answer is not finite, or when there are no maps.
         """
         self.check_rows(len(rows))
-        function = partial(_apply, model, operation, options)
+        gives = _gives(model, operation, options)
+        function = partial(_apply, model, operation, options, self.settings.false_alarm_rate)
         key = (id(model), operation, tuple(sorted(options.items())), rows.dtype.str)
         finite, *outputs = await self._batcher.run(key, function, rows, deadline)
         if not finite.all():
             takes = OPERATIONS[operation].takes
             raise RefusedError(422, f"{takes}: the model's answer to them is not finite.", takes)
-        return _named(model, operation, outputs)
+        return _named(model, gives, outputs)
 
     def example(self, operation: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return what the operation may take, `(1, ...)`, and gives: near the prior's mean."""
         bundle = self.model.bundle
         rows = np.zeros((1, bundle.latent_dim), np.float32)
         if OPERATIONS[operation].takes == "images":
-            rows = bundle.decode(rows)
-        _, *outputs = _apply(self.model, operation, {}, rows)
-        return rows, _named(self.model, operation, outputs)
+            rows = bundle.decode(rows).round(SHOWN_DIGITS)
+        _, *outputs = _apply(self.model, operation, {}, self.settings.false_alarm_rate, rows)
+        return rows, _named(self.model, _gives(self.model, operation, {}), outputs)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """Receive a request's body within the limits; see `vaeflow.serving.bodies.read`."""
@@ -121,35 +126,80 @@ class Service:
         return time.monotonic() + self.settings.deadline
 
 
-def _apply(model: Model, operation: str, options: dict[str, int], rows: np.ndarray) -> Outputs:
+def _detects(model: Model, options: Mapping[str, int]) -> bool:
+    """Return whether an anomaly goes with the scores."""
+    usual = {"samples": SCORE_SAMPLES, "seed": 0}
+    return model.bundle.detects and all(options.get(k, v) == v for k, v in usual.items())
+
+
+def _gives(model: Model, operation: str, options: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the names of what an operation gives.
+
+    Raises:
+        RefusedError: 422, maps are asked for, and there are none.
+    """
+    gives = OPERATIONS[operation].gives
+    if operation != "score":
+        return gives
+    maps = bool(options.get("maps"))
+    if _detects(model, options):
+        return (*gives, "anomaly", "p_value", "anomalous", *(["anomaly_map"] if maps else ()))
+    if maps:
+        reason = NO_MEASURE if not model.bundle.detects else "it is of the default draws only."
+        raise RefusedError(422, f"map: {reason}", "map")
+    return gives
+
+
+def _apply(
+    model: Model, operation: str, options: dict[str, int], rate: float | None, rows: np.ndarray
+) -> Outputs:
     """Run the operation; return for each row whether its outputs are finite, then the outputs."""
     with np.errstate(all="ignore"):  # what is not finite is refused afterwards
-        outputs = getattr(model.bundle, operation)(rows, **options)
+        if operation == "score":
+            outputs = _score(model, options, rate, rows)
+        else:
+            outputs = getattr(model.bundle, operation)(rows)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     finite = [np.isfinite(values).reshape(len(rows), -1).all(axis=1) for values in outputs]
     return np.logical_and.reduce(finite), *outputs
 
 
-def _named(model: Model, operation: str, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    arrays = dict(zip(OPERATIONS[operation].gives, outputs, strict=True))
-    if operation == "score" and model.bundle.manifest.score_quantiles:
+def _score(
+    model: Model, options: dict[str, int], rate: float | None, rows: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    maps = bool(options.get("maps"))
+    if _detects(model, options):
+        found = model.bundle.detect(rows, rate, maps)
+        return tuple(values for values in found if values is not None)
+    draws = {name: value for name, value in options.items() if name != "maps"}
+    return (model.bundle.score(rows, **draws),)
+
+
+def _named(
+    model: Model, gives: tuple[str, ...], outputs: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    arrays = dict(zip(gives, outputs, strict=True))
+    if "score" in arrays and model.bundle.manifest.score_quantiles:
         arrays["percentile"] = 100 * model.bundle.score_rank(arrays["score"])
     return arrays
 
 
-def open_model(located: Located, threads: int) -> Model:
+def open_model(located: Located, settings: Settings) -> Model:
     """Load a model and run it once: the first run of a session allocates what later ones use again.
 
     Args:
         located: the bundle.
-        threads: of one run.
+        settings: the threads of one run, and the rate of false alarms.
 
     Raises:
         BundleError: it is damaged, or gives numbers that are not finite.
+        DataError: its anomaly measure cannot vouch for the rate.
     """
-    model = Model.load(located, threads)
+    model = Model.load(located, settings.threads)
     images = np.zeros((1, *model.bundle.image_shape), np.uint8)
-    answers = (model.bundle.reconstruct(images), model.bundle.score(images))
+    answers = [model.bundle.reconstruct(images), model.bundle.score(images)]
+    if model.bundle.detects or settings.false_alarm_rate is not None:
+        answers.append(model.bundle.detect(images, settings.false_alarm_rate).anomaly)
     if not all(np.isfinite(values).all() for values in answers):
         raise BundleError(f"{model.name}: its answers are not finite. Train it again.")
     return model

@@ -28,6 +28,8 @@ class Settings:
         body: bytes that one request may hold.
         deadline: seconds within which a request is answered.
         in_flight: requests that are received, run or answered at once.
+        false_alarm_rate: the share of usual images that may count as anomalous; None for that of
+            the model.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Settings:
     body: int = 16 << 20
     deadline: float = 10
     in_flight: int = 512
+    false_alarm_rate: float | None = None
 
     @property
     def threads(self) -> int:

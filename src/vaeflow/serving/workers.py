@@ -163,7 +163,7 @@ def main() -> None:
     settings = Settings(**orders["settings"])
     try:
         bound = server.listen(*orders["address"], shared=True)
-        model = open_model(_from_json(orders["model"]), settings.threads)
+        model = open_model(_from_json(orders["model"]), settings)
     except VaeflowError as error:
         print(f"vaeflow: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.add import Addition, add
 from vaeflow.data.prepare import prepare
-from vaeflow.data.splits import SPLITS, load_split
+from vaeflow.data.splits import CALIBRATION, SPLITS, load_split
 from vaeflow.errors import DataError
 
 
@@ -24,6 +24,9 @@ def empty_workspace(tmp_path_factory):
     return folder
 
 
+ARRAYS = (*SPLITS, CALIBRATION)
+
+
 def added(tmp_path, kind):
     """The pixels of the prepared splits in the order of the source, and the index."""
     files_in = tmp_path / "files"
@@ -33,7 +36,7 @@ def added(tmp_path, kind):
     add(place, rules, Addition(str(source), **kind.how))
     prepare(place, rules)
     index = parquet.read_table(place.prepared / "index.parquet").to_pydict()
-    arrays = {name: iter(load_split(place.prepared, name)) for name in SPLITS}
+    arrays = {name: iter(load_split(place.prepared, name)) for name in ARRAYS}
     return np.stack([next(arrays[split]) for split in index["split"]]), index
 
 
@@ -53,7 +56,8 @@ def test_every_pixel_is_as_it_was_written(tmp_path, empty_workspace, kind):
     assert apart <= kind.within, f"off by {apart}"
     assert index["label"] == (kind.labels or [None] * len(pixels))
     if "MedMNIST" in kind.name:
-        assert index["split"] == ["train"] * 24 + ["validation"] * 8 + ["test"] * 8
+        given = [split.replace(CALIBRATION, "validation") for split in index["split"]]
+        assert given == ["train"] * 24 + ["validation"] * 8 + ["test"] * 8
 
 
 def test_the_page_has_this_table():
