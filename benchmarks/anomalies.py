@@ -51,7 +51,7 @@ from vaeflow.common.files import atomic_file, write_json
 from vaeflow.config.auto import DataFacts, resolve
 from vaeflow.config.schema import Evaluate, Train
 from vaeflow.data.survey import PixelLevels
-from vaeflow.evaluation.anomalies import Calibrated, auroc, calibrate, look
+from vaeflow.evaluation.anomalies import Calibrated, Looking, auroc, calibrate, looking_with
 from vaeflow.evaluation.bounds import posterior_means
 from vaeflow.evaluation.spoiling import SPOILINGS, spoil
 from vaeflow.model.device import choose_jit, share_cores, use_gpu_if_any
@@ -169,12 +169,13 @@ def spoilt(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare measures on a set whose test images were spoilt."""
     parts = parts_of(name, arguments)
     vae, about = trained(parts, arguments.epochs)
-    found = calibrate(vae, parts.calibration, parts.train, Evaluate())
+    look = looking_with(vae)
+    found = calibrate(vae, look, parts.calibration, parts.train, Evaluate())
     assert found is not None
-    usual = measures(vae, found, parts.test)
+    usual = measures(look, found, parts.test)
     areas = {}
     for kind in SPOILINGS:
-        odd = measures(vae, found, spoil(kind, parts.test, 0).images)
+        odd = measures(look, found, spoil(kind, parts.test, 0).images)
         areas[kind] = {what: round(auroc(usual[what], odd[what])[0], 4) for what in usual}
 
     def mean(kinds: Any) -> dict[str, float]:
@@ -190,14 +191,14 @@ def spoilt(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "mean": mean(SPOILINGS),
         "mean_chosen_on": mean(CHOSEN_ON),
         "mean_of_the_others": mean([kind for kind in SPOILINGS if kind not in CHOSEN_ON]),
-        "false_alarms": false_alarms(vae, found, parts),
+        "false_alarms": false_alarms(look, found, parts),
         "seconds": seconds(vae, found, parts.test),
     }
 
 
-def measures(vae: VAE, found: Calibrated, images: np.ndarray) -> dict[str, np.ndarray]:
+def measures(look: Looking, found: Calibrated, images: np.ndarray) -> dict[str, np.ndarray]:
     """Compute all measures of images, larger is odder."""
-    seen = look(vae, images)
+    seen = look(images)
     measure = found.measure
     described = anomaly.statistics(
         images.astype(np.float32) / 255, seen, measure.places, measure.latents
@@ -225,13 +226,13 @@ def png_bits(images: np.ndarray) -> np.ndarray:
     return np.array(sizes)
 
 
-def false_alarms(vae: VAE, found: Calibrated, parts: Parts) -> dict[str, Any]:
+def false_alarms(look: Looking, found: Calibrated, parts: Parts) -> dict[str, Any]:
     """Divide held-back images again and again into those that calibrate and those that are judged.
 
     None of them was fitted to.
     """
     measure = found.measure
-    held_back = measure.anomaly(parts.test.astype(np.float32) / 255, look(vae, parts.test))
+    held_back = measure.anomaly(parts.test.astype(np.float32) / 255, look(parts.test))
     pool = np.concatenate([measure.calibration, held_back])
     generator = np.random.default_rng(0)
     shares: dict[float, list[float]] = {rate: [] for rate in RATES}
@@ -302,9 +303,10 @@ def left_out(digit: int, arguments: argparse.Namespace) -> dict[str, Any]:
     test, odd = mnist(arguments.data, "test"), mnist_labels(arguments.data, "t10k") == digit
     parts = Parts(others[:-5_000], others[-5_000:-4_000], others[-4_000:], test)
     vae, about = trained(parts, arguments.epochs)
-    found = calibrate(vae, parts.calibration, parts.train, Evaluate())
+    look = looking_with(vae)
+    found = calibrate(vae, look, parts.calibration, parts.train, Evaluate())
     assert found is not None
-    values = measures(vae, found, test)
+    values = measures(look, found, test)
     latents, known = posterior_means(vae, test), posterior_means(vae, parts.train[:10_000])
     pixels, some = (part.reshape(len(part), -1) / 255 for part in (test, parts.train[:10_000]))
     for components in COMPONENTS:

@@ -14,7 +14,7 @@ from vaeflow.common.files import sha256_of
 from vaeflow.common.workspace import Workspace
 from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, DataError
-from vaeflow.evaluation.anomalies import look
+from vaeflow.evaluation.anomalies import looking_with
 from vaeflow.evaluation.bounds import compute_bounds, score_noise
 from vaeflow.evaluation.spoiling import spoil
 from vaeflow.model.vae import load_vae
@@ -53,7 +53,7 @@ def test_the_score_is_minus_the_elbo(model, vae, digits):
 def test_what_calibrates_is_what_is_served(model, vae, digits):
     """`evaluate` looks at images with Keras, a service with ONNX and NumPy."""
     images = digits[:200]
-    theirs, ours = look(vae, images), model._look(images, score_noise(vae))
+    theirs, ours = looking_with(vae)(images), model._look(images, score_noise(vae))
     for expected, found in zip(theirs, ours, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
     found = model.detect(images, maps=True)

@@ -15,7 +15,7 @@ from vaeflow.config.schema import Evaluate, Prepare, load_parameters
 from vaeflow.data.add import Addition, add
 from vaeflow.data.prepare import prepare
 from vaeflow.data.splits import load_split
-from vaeflow.evaluation.anomalies import auroc, look
+from vaeflow.evaluation.anomalies import auroc, looking_with
 from vaeflow.evaluation.evaluate import evaluate
 from vaeflow.evaluation.spoiling import SPOILINGS, spoil
 from vaeflow.model.vae import load_vae
@@ -111,10 +111,11 @@ def test_labelled_anomalies_are_told_from_test_images(finished, tmp_path, digits
     assert found["recall"] == pytest.approx(np.mean(recalls))
     # Another computation of the best threshold.
     vae = load_vae(place.model / "model.keras")
+    look = looking_with(vae)
     with (place.evaluation / "anomaly.npz").open("rb") as file:
         measure = Measure.load(file, (8, 8, 1), vae.config.latent_dim)
     usual, odd = (
-        measure.anomaly(part[:].astype(np.float32) / 255, look(vae, part))
+        measure.anomaly(part[:].astype(np.float32) / 255, look(part))
         for part in (load_split(place.prepared, name) for name in ("test", "anomaly"))
     )
     truth = np.r_[np.zeros(len(usual)), np.ones(len(odd))]

@@ -22,7 +22,7 @@ def prepare() -> None:
     images, duplicates = prepare(workspace, parameters.prepare)
     if duplicates:
         print(f"{duplicates} are exact copies of other images; copies share a split")
-    print("prepared " + ", ".join(f"{count} {split}" for split, count in images.items()))
+    print("prepared " + ", ".join(f"{count} {split}" for split, count in images.items() if count))
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from vaeflow.evaluation.bounds import (
 from vaeflow.evaluation.spoiling import SPOILINGS, spoil
 from vaeflow.model.steps import backend
 from vaeflow.model.vae import VAE
+
+Looking = Callable[[Images], Look]
 
 FEWEST_IMAGES = 20  # to fit a measure to and calibrate it
 MOST_CALIBRATING, MOST_SPOILT = 10_000, 500
@@ -80,13 +83,14 @@ def examine(vae: VAE, prepared: Path, parameters: Evaluate) -> Examined | None:
     """
     names = ("train", "test", CALIBRATION, ANOMALY)
     train, test, calibration, odd = (load_split(prepared, name) for name in names)
-    calibrated = calibrate(vae, calibration, train, parameters)
+    look = looking_with(vae)
+    calibrated = calibrate(vae, look, calibration, train, parameters)
     if calibrated is None:
         return None
     labelled = {}
     if len(odd):
-        labelled = notice_labelled(vae, calibrated, test, odd, read_labels(prepared, ANOMALY))
-    noticed = notice_spoilt(vae, calibrated, test, parameters.seed)
+        labelled = notice_labelled(look, calibrated, test, odd, read_labels(prepared, ANOMALY))
+    noticed = notice_spoilt(look, calibrated, test, parameters.seed)
     return Examined(calibrated, noticed, labelled)
 
 
@@ -97,14 +101,10 @@ class Calibrated(NamedTuple):
     alarm: Alarm
 
 
-def look(vae: VAE, images: Images) -> Look:
-    """Look at images as a service does; see `vaeflow.bundle.runtime`.
-
-    Args:
-        vae: the model.
-        images: uint8, `(images, height, width, channels)`.
-    """
+def looking_with(vae: VAE) -> Looking:
+    """Return what looks at uint8 images as a service does; see `vaeflow.bundle.runtime`."""
     noise = score_noise(vae)
+    at_once = max(1, draws_at_once(vae) // len(noise))
 
     def see(pixels: object) -> tuple[object, ...]:
         terms = vae.terms(pixels, noise)
@@ -113,16 +113,23 @@ def look(vae: VAE, images: Images) -> Look:
         return terms.mean, terms.log_variance, terms.kl, surprise, vae.decode(terms.mean)
 
     compiled = backend().compiled(vae, see, [(None, *vae.config.image_shape)])
-    blocks = scaled_blocks(images, max(1, draws_at_once(vae) // len(noise)))
-    seen = [tuple(map(ops.convert_to_numpy, compiled(pixels))) for pixels in blocks]
-    return Look(*(np.concatenate(values) for values in zip(*seen, strict=True)))
+
+    def look(images: Images) -> Look:
+        blocks = scaled_blocks(images, at_once)
+        seen = [tuple(map(ops.convert_to_numpy, compiled(pixels))) for pixels in blocks]
+        return Look(*(np.concatenate(values) for values in zip(*seen, strict=True)))
+
+    return look
 
 
-def calibrate(vae: VAE, images: Images, train: Images, parameters: Evaluate) -> Calibrated | None:
+def calibrate(
+    vae: VAE, look: Looking, images: Images, train: Images, parameters: Evaluate
+) -> Calibrated | None:
     """Fit a measure to images that played no part in training; None, and say so, of too few.
 
     Args:
         vae: the model.
+        look: from `looking_with`.
         images: the calibration images, uint8.
         train: the training images, uint8, which say where latents usually lie.
         parameters: the rate of false alarms, and the seed.
@@ -138,9 +145,7 @@ def calibrate(vae: VAE, images: Images, train: Images, parameters: Evaluate) -> 
     rows = evenly(len(images), MOST_CALIBRATING)
     pixels = np.asarray(images[rows])
     trained_on = np.asarray(train[evenly(len(train), MOST_CALIBRATING)])
-    measure = fit(
-        _scaled(pixels), look(vae, pixels), posterior_means(vae, trained_on), parameters.seed
-    )
+    measure = fit(_scaled(pixels), look(pixels), posterior_means(vae, trained_on), parameters.seed)
     rate = max(parameters.false_alarm_rate, measure.smallest_rate())
     if rate > parameters.false_alarm_rate:
         print(
@@ -201,11 +206,11 @@ class Noticed:
     kinds: tuple[Kind, ...]
 
 
-def notice_spoilt(vae: VAE, calibrated: Calibrated, images: Images, seed: int) -> Noticed:
+def notice_spoilt(look: Looking, calibrated: Calibrated, images: Images, seed: int) -> Noticed:
     """Spoil test images in all ways, and compare their anomalies with those of the images.
 
     Args:
-        vae: the model.
+        look: from `looking_with`.
         calibrated: the measure.
         images: uint8, `(images, height, width, channels)`; 500 of them at most are spoilt.
         seed: of places and noise.
@@ -214,7 +219,7 @@ def notice_spoilt(vae: VAE, calibrated: Calibrated, images: Images, seed: int) -
     threshold = calibrated.alarm.threshold
 
     def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        seen = look(vae, images)
+        seen = look(images)
         return calibrated.measure.anomaly(_scaled(images), seen), seen.score
 
     usual, usual_score = judge(pixels)
@@ -240,12 +245,12 @@ def notice_spoilt(vae: VAE, calibrated: Calibrated, images: Images, seed: int) -
 
 
 def notice_labelled(
-    vae: VAE, calibrated: Calibrated, images: Images, odd: Images, labels: np.ndarray | None
+    look: Looking, calibrated: Calibrated, images: Images, odd: Images, labels: np.ndarray | None
 ) -> dict[str, Any]:
     """Tell images that are known to be odd from test images.
 
     Args:
-        vae: the model.
+        look: from `looking_with`.
         calibrated: the measure.
         images: test images, uint8 `(images, height, width, channels)`.
         odd: the known ones, uint8 alike.
@@ -260,7 +265,7 @@ def notice_labelled(
 
     def judge(images: Images) -> np.ndarray:
         pixels = np.asarray(images)
-        return calibrated.measure.anomaly(_scaled(pixels), look(vae, pixels))
+        return calibrated.measure.anomaly(_scaled(pixels), look(pixels))
 
     usual, unusual = judge(images), judge(odd)
     threshold = calibrated.alarm.threshold

@@ -165,7 +165,7 @@ def draw_noticed(path: Path, noticed: Noticed) -> None:
     axis.set(xlim=(0, 1), ylim=(-0.6, len(kinds) - 0.4), xlabel="AUROC against test images")
     for row, kind in zip(rows, kinds, strict=True):
         place = axis.inset_axes((1.02, row - 0.45, 0.12, 0.9), transform=axis.transData)
-        place.set_axis_off()
+        place.set(xticks=[], yticks=[])  # and a frame, for white images
         place.imshow(grid(kind.example[None], columns=1))
     figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
