@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vaeflow.bundle.runtime import Bundle
+from vaeflow.errors import BundleError
 from vaeflow.model.vae import load_vae
 from vaeflow.registry.comparison import compare
 from vaeflow.registry.gate import measure
@@ -24,6 +25,13 @@ def test_it_scores_bounds_and_samples_as_it_did(digits):
     np.testing.assert_allclose(model.score(digits[:5]), SCORES, rtol=1e-5)
     np.testing.assert_allclose(model.importance_weighted_bound(digits[:5], 16), BOUNDS, rtol=1e-5)
     assert model.sample(3, seed=1).sum() == pytest.approx(60.4739037, rel=1e-5)
+
+
+def test_it_says_that_it_has_no_anomaly_measure(digits):
+    model = Bundle(OLD)
+    assert not model.detects
+    with pytest.raises(BundleError, match="has no anomaly measure"):
+        model.detect(digits[:1])
 
 
 def test_its_keras_file_loads_with_what_it_did_not_know_of_as_it_was(digits):

@@ -97,6 +97,12 @@ def test_the_threshold_is_that_of_the_rate(model):
         model.detect(np.zeros((1, 8, 8), np.uint8), false_alarm_rate=1e-4)
 
 
+@pytest.mark.parametrize("rate", [0, 1, -0.5, 3, float("nan")])
+def test_a_rate_is_a_share(model, rate):
+    with pytest.raises(DataError, match="expected a share between 0 and 1"):
+        model.threshold(rate)
+
+
 def test_without_a_measure_it_says_how_to_make_one(bundle):
     content = json.loads((bundle / MANIFEST).read_text())
     content["anomaly"] = None

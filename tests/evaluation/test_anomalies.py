@@ -81,6 +81,10 @@ def test_the_stage_says_what_it_notices(finished):
     assert metrics["false_alarms"] == spoilt["false_alarms"] < 0.1
     assert all(0 <= kind["standard_error"] < 0.1 for kind in spoilt["kinds"].values())
     assert np.mean(areas) > np.mean([kind["score_auroc"] for kind in spoilt["kinds"].values()])
+    local = {name: kind["pixel_auroc"] for name, kind in spoilt["kinds"].items()}
+    assert local["black"] is None
+    assert local["occluded"] > 0.8
+    assert local["foreign_patch"] > 0.6
     alarm = json.loads((place.evaluation / "alarm.json").read_text())
     manifest = Manifest.model_validate_json((place.bundle / "manifest.json").read_bytes())
     assert manifest.anomaly.model_dump() == alarm

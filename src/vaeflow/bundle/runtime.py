@@ -307,6 +307,11 @@ class Bundle:
         if false_alarm_rate is None:
             assert self.manifest.anomaly is not None  # or there would be no measure
             return self.manifest.anomaly.threshold
+        if not 0 < false_alarm_rate < 1:
+            raise DataError(
+                f"the rate of false alarms is {false_alarm_rate:g}; expected a share between 0 and "
+                "1, such as 0.01."
+            )
         try:
             return measure.threshold(false_alarm_rate)
         except ValueError as error:

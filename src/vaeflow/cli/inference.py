@@ -104,6 +104,10 @@ def score(
         bool, typer.Option("--latents", help="The posterior means too; drift needs them.")
     ] = False,
     false_alarm_rate: Rate = None,
+    a_day: Annotated[
+        int | None,
+        typer.Option("--a-day", min=1, help="Images that come a day: how many false alarms?"),
+    ] = None,
     maps: Annotated[
         Path | None,
         typer.Option(help="Folder for pictures of what is anomalous, with red where it is so."),
@@ -126,7 +130,17 @@ def score(
     from vaeflow.scoring.score import Batch, score
 
     asked = Asked(resize, key, layout, value_range, pages, max_pixels)
-    batch = Batch(tuple(images), model, out, latents, false_alarm_rate, maps, asked, skip_bad)
+    batch = Batch(
+        tuple(images),
+        model,
+        out,
+        latents=latents,
+        false_alarm_rate=false_alarm_rate,
+        a_day=a_day,
+        maps=maps,
+        asked=asked,
+        skip_bad=skip_bad,
+    )
     try:
         print("\n".join(score(batch).lines()))
     except BadImageError as error:

@@ -179,6 +179,8 @@ class Kind:
         auroc, standard_error: of the anomaly, against the same images as they were.
         score_auroc: of minus the ELBO.
         alarms: share of the spoilt images with an alarm.
+        pixel_auroc: of the maps, spoilt pixels against the others of the same images; None where
+            the whole image is spoilt.
         example: one of them, uint8 `(height, width, channels)`.
     """
 
@@ -188,6 +190,7 @@ class Kind:
     standard_error: float
     score_auroc: float
     alarms: float
+    pixel_auroc: float | None
     example: np.ndarray
 
 
@@ -218,26 +221,30 @@ def notice_spoilt(look: Looking, calibrated: Calibrated, images: Images, seed: i
     pixels = np.asarray(images[evenly(len(images), MOST_SPOILT)])
     threshold = calibrated.alarm.threshold
 
-    def judge(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        seen = look(images)
-        return calibrated.measure.anomaly(_scaled(images), seen), seen.score
-
-    usual, usual_score = judge(pixels)
+    measure = calibrated.measure
+    seen = look(pixels)
+    usual = measure.anomaly(_scaled(pixels), seen)
     kinds = []
     with Progress("spoilt images", len(SPOILINGS)) as progress:
         for name, spoiling in SPOILINGS.items():
-            spoilt = spoil(name, pixels, seed).images
-            anomaly, score = judge(spoilt)
+            spoilt, where = spoil(name, pixels, seed)
+            seen_spoilt = look(spoilt)
+            anomaly = measure.anomaly(_scaled(spoilt), seen_spoilt)
             area, error = auroc(usual, anomaly)
+            of_pixels = None
+            if spoiling.local:
+                maps = measure.map(_scaled(spoilt), seen_spoilt)
+                of_pixels, _ = auroc(maps[~where], maps[where])
             kinds.append(
                 Kind(
                     name,
                     spoiling.severity,
-                    area,
-                    error,
-                    auroc(usual_score, score)[0],
-                    float((anomaly > threshold).mean()),
-                    spoilt[0],
+                    auroc=area,
+                    standard_error=error,
+                    score_auroc=auroc(seen.score, seen_spoilt.score)[0],
+                    alarms=float((anomaly > threshold).mean()),
+                    pixel_auroc=of_pixels,
+                    example=spoilt[0],
                 )
             )
             progress.advance(1)

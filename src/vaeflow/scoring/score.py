@@ -51,6 +51,7 @@ class Batch:
         latents: whether the posterior means are written too.
         false_alarm_rate: the share of usual images that may count as anomalous; None for that of
             the model.
+        a_day: how many images come a day; None where nobody says.
         maps: the folder for pictures of what counts as anomalous, with red where; None for none.
         asked: what is said of the files; see `reading_for`.
         skip_bad: go on without what cannot be used; otherwise the first such file ends it.
@@ -61,6 +62,7 @@ class Batch:
     out: Path
     latents: bool = False
     false_alarm_rate: float | None = None
+    a_day: int | None = None
     maps: Path | None = None
     asked: Asked = field(default_factory=Asked)
     skip_bad: bool = False
@@ -76,6 +78,7 @@ class Scored:
         model: which that is: `model_name`, `model_version`, `bundle_sha256`, `data_md5`.
         count: images.
         alarms: those that count as anomalous; None where the bundle cannot tell.
+        expected: a sentence on how many false alarms are to be expected; or none.
         maps: the folder with pictures of these.
         resumed: how many of them an earlier run had scored.
         rejected: files and rows that could not be used.
@@ -87,6 +90,7 @@ class Scored:
     model: dict[str, str]
     count: int = 0
     alarms: int | None = None
+    expected: str = ""
     maps: Path | None = None
     resumed: int = 0
     rejected: list[BadImageError] = field(default_factory=list)
@@ -100,6 +104,8 @@ class Scored:
             share = self.alarms / max(1, self.count)
             shown = f"; pictures of them in {self.maps}/" if self.maps and self.alarms else ""
             lines.append(f"anomalous: {self.alarms:,} ({share:.2%}){shown}")
+        if self.expected:
+            lines.append(self.expected)
         if self.resumed:
             lines.append(f"scored before by a run that did not end: {self.resumed:,}")
         lines += left_alone(self.ignored)
@@ -128,9 +134,11 @@ def score(batch: Batch) -> Scored:
         raise VaeflowError(f"{batch.out}: holds scores alone; with --latents, write .parquet.")
     model = Model.load(locate(batch.model), threads=1)
     scored = Scored(batch.out, model.folder, model.description, maps=batch.maps)
-    if batch.false_alarm_rate is not None or batch.maps or model.bundle.detects:
+    of_alarms = (batch.false_alarm_rate, batch.a_day, batch.maps)
+    if model.bundle.detects or any(option is not None for option in of_alarms):
         model.bundle.threshold(batch.false_alarm_rate)  # which may be refused: before any work
         scored.alarms = 0
+        scored.expected = _expected(model.bundle, batch)
     key = {**scored.model, "latents": batch.latents, **_versions()}
     try:
         with parts_beside(batch.out, key) as parts:
@@ -141,6 +149,17 @@ def score(batch: Batch) -> Scored:
     except OSError as error:
         raise VaeflowError(f"{batch.out} cannot be written: {error}") from None
     return scored
+
+
+def _expected(bundle: Bundle, batch: Batch) -> str:
+    if batch.a_day is None:
+        return ""
+    assert bundle.manifest.anomaly is not None  # it has a threshold
+    rate = batch.false_alarm_rate or bundle.manifest.anomaly.false_alarm_rate
+    return (
+        f"of {batch.a_day:,} usual images a day {rate * batch.a_day:,.0f} are flagged by mistake, "
+        "in the mean"
+    )
 
 
 def _versions() -> dict[str, str]:
