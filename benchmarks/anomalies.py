@@ -152,7 +152,9 @@ def trained(parts: Parts, epochs: int | None) -> tuple[VAE, dict[str, Any]]:
     vae.parts = cores
     start = time.perf_counter()
     rows: list[Mapping[str, float]] = []
-    Training(vae, settings, parts.train, parts.validation, None, rows.append, ()).run()
+    training = Training(vae, settings, parts.train, parts.validation, None, rows.append, ())
+    with training.progress_bar():
+        training.run()
     return vae, {
         "train_images": len(parts.train),
         "epochs": len(rows),

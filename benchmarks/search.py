@@ -182,7 +182,9 @@ def run(name: str, trial: Mapping[str, Any], arguments: argparse.Namespace) -> d
     vae.parts = parts
     rows: list[Mapping[str, float]] = []
     start = time.perf_counter()
-    Training(vae, settings, images, held_back[:JUDGED], None, rows.append, ()).run()
+    training = Training(vae, settings, images, held_back[:JUDGED], None, rows.append, ())
+    with training.progress_bar():
+        training.run()
     seconds = time.perf_counter() - start
     bounds = compute_bounds(vae, held_back[:JUDGED], SAMPLES, 0)
     return {

@@ -15,6 +15,7 @@ from vaeflow.model.vae import VAE, load_vae
 from vaeflow.training.callbacks import StopWhenSkipping
 from vaeflow.training.loop import fit
 from vaeflow.training.setup import check_memory
+from vaeflow.training.train import kept_row
 
 
 def settings(**train):
@@ -111,9 +112,8 @@ def test_a_training_without_progress_ends_with_the_weights_that_were_validated_b
                 for variable in self.model.trainable_variables:
                     variable.assign(variable + 1.0)
 
-    vae = fit(
-        prepared, settings(epochs=50, patience=2, weight_average=average), callbacks=[Spoil()]
-    )
+    patient, rows = settings(epochs=50, patience=2, weight_average=average), []
+    vae = fit(prepared, patient, callbacks=[Spoil()], report=rows.append)
     best = int(np.argmin(losses))
     assert best == 2
     assert len(losses) == best + 1 + 2
@@ -121,6 +121,10 @@ def test_a_training_without_progress_ends_with_the_weights_that_were_validated_b
     validation = Batches(np.load(prepared / "validation.npy"), batch_size=64)
     again = vae.evaluate(validation, verbose=0, return_dict=True)
     assert again["loss"] == pytest.approx(losses[2], rel=1e-6)
+    # Which is the epoch that the stage speaks of.
+    kept = kept_row(rows, patient.train)
+    assert (kept["epoch"], kept["validation_loss"]) == (3, pytest.approx(losses[2]))
+    assert kept_row(rows, settings(patience=0).train) is rows[-1]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])

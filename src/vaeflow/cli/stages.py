@@ -32,8 +32,9 @@ def train() -> None:
     _import_keras()
     from vaeflow.training.train import train
 
-    last = train(workspace, parameters)
-    print(f"{last['epoch']:.0f} epochs, validation ELBO {last['validation_elbo']:.3f} nats")
+    kept = train(workspace, parameters)
+    of = "" if kept["epoch"] == kept["epochs"] else f" in epoch {kept['epoch']:.0f}, which is kept"
+    print(f"{kept['epochs']} epochs, validation ELBO {kept['validation_elbo']:.3f} nats{of}")
 
 
 @commands.command(rich_help_panel=PANEL)

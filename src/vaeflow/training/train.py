@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vaeflow.config.auto import (
     resolve,
     small_data_warning,
 )
-from vaeflow.config.schema import Parameters
+from vaeflow.config.schema import Parameters, Train
 from vaeflow.data.splits import image_shape, load_split
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import use_gpu_if_any
@@ -45,7 +45,7 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     in the same run.
 
     Returns:
-        The last epoch's metrics.
+        The metrics of the epoch whose weights are kept, and `epochs`, how many were made.
 
     Raises:
         TrainingError: it cannot go on, or the same training runs already.
@@ -58,7 +58,14 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     with lock_training(kept):
         rows = _train(workspace, prepared, parameters, chosen, lineage, kept)
         shutil.rmtree(kept)
-    return rows[-1]
+    return {**kept_row(rows, parameters.train), "epochs": len(rows)}
+
+
+def kept_row(rows: Sequence[Row], settings: Train) -> Row:
+    """Return the row of the epoch whose weights are kept: see `Training.keep_best`."""
+    if not settings.patience or settings.finish_epochs:
+        return rows[-1]
+    return min(rows, key=lambda row: row["validation_loss"])
 
 
 def _train(
