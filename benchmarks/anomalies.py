@@ -29,7 +29,6 @@ import gzip
 import io
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -110,7 +109,8 @@ def make(
     results = read(arguments.results)
     if any(all(result.get(k) == v for k, v in key.items()) for result in results):
         return
-    command = f"python benchmarks/anomalies.py {' '.join(sys.argv[1:])}".strip()
+    epochs = f" --epochs {arguments.epochs}" if arguments.epochs else ""
+    command = f"python benchmarks/anomalies.py {key['part']}{epochs}"
     result = {**key, **function(), "command": command, **machine(use_gpu_if_any())}
     print(json.dumps(result, indent=2), flush=True)
     with atomic_file(arguments.results) as fresh:

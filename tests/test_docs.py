@@ -243,6 +243,23 @@ def test_the_tables_of_benchmarks_are_those_of_the_results():
         assert expected in text(page)
 
 
+def test_the_table_of_anomalies_is_that_of_the_results():
+    """And what it shows is what was asked for, on the photographs."""
+    page = DOCS / "explanation" / "benchmarks.md"
+    sets = [entry for entry in results("anomalies") if entry["part"] == "spoilt"]
+    ours, score = "all statistics, weight 10", "minus the ELBO"
+    for kind in sets[0]["auroc"]:
+        areas = [entry["auroc"][kind] for entry in sets]
+        assert cells(page, kind) == [
+            f"{area[what]:.3f}" for area in areas for what in (ours, score)
+        ]
+    means = [f"{entry['mean'][what]:.3f}" for entry in sets for what in (ours, score)]
+    assert cells(page, "mean") == means
+    for entry in sets:
+        for rate, alarms in entry["false_alarms"].items():
+            assert alarms["mean"] <= float(rate) + 2 * alarms["standard_error"]
+
+
 def test_the_page_on_gpus_is_that_of_the_results():
     """Also what no card has measured yet is empty there."""
     entries = results("gpu")
