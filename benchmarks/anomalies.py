@@ -213,7 +213,7 @@ def measures(look: Looking, found: Calibrated, images: np.ndarray) -> dict[str, 
     shipped = anomaly.WEIGHT_OF_THE_MODEL
     for weight in WEIGHTS:
         anomaly.WEIGHT_OF_THE_MODEL = weight
-        values[f"all statistics, weight {weight}"] = measure._distance(described)
+        values[f"all statistics, weight {weight}"] = measure.distance(described)
     anomaly.WEIGHT_OF_THE_MODEL = shipped
     return values
 

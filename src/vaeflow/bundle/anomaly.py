@@ -360,9 +360,10 @@ class Measure(NamedTuple):
         Returns:
             float32, `(count,)`.
         """
-        return self._distance(statistics(images, look, self.places, self.latents))
+        return self.distance(statistics(images, look, self.places, self.latents))
 
-    def _distance(self, described: np.ndarray) -> np.ndarray:
+    def distance(self, described: np.ndarray) -> np.ndarray:
+        """Return the anomaly of images that `statistics` describes, `(count, statistics)`."""
         away = np.clip((described - self.centre) / self.scale, -LARGEST, LARGEST)
         squares = np.square((away - self.mean) @ self.whitening).sum(axis=1)
         above = np.maximum(away[:, OF_THE_MODEL], 0)
