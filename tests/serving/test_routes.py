@@ -1,5 +1,6 @@
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,6 +53,17 @@ def test_arrays_are_answered_as_the_bundle_does(client, model, digits):
     np.testing.assert_allclose(answer["percentile"], 100 * model.score_rank(scores), atol=0.1)
     sampled = client.post("/sample?count=3&seed=5", headers={"Accept": NPY})
     np.testing.assert_allclose(array(sampled), model.sample(3, 5), atol=1e-5)
+
+
+def test_pixels_are_drawn_alike_however_many_ask_at_once(client, model):
+    def ask(_):
+        return array(client.post("/sample?count=3&seed=5&pixels=true", headers={"Accept": NPY}))
+
+    expected = model.sample(3, 5, pixels=True)
+    assert set(np.unique(expected)) <= {0, 1}  # black or white, as its likelihood has it
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(ask, range(40)):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_alarms_go_with_the_score(client, model, digits):

@@ -164,11 +164,17 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         request: Request,
         count: Annotated[int, Query(ge=1, le=service.settings.rows)] = 1,
         seed: Seed = 0,
+        pixels: Annotated[
+            bool, Query(description="Draw the pixels, too, instead of showing their means.")
+        ] = False,
     ) -> Response:
         """Draw new images from the prior."""
-        model = service.model
+        model, deadline = service.model, service.deadline()
         latents = model.bundle.draw(count, seed)
-        arrays = await service.run(model, "decode", latents, service.deadline())
+        if pixels:
+            arrays = await service.run(model, "draw_pixels", latents, deadline, seed=seed)
+        else:
+            arrays = await service.run(model, "decode", latents, deadline)
         return answer(arrays, request.headers.get("accept", ""), model.headers)
 
 

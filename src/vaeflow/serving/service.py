@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -36,7 +36,10 @@ OPERATIONS = {
     "decode": Operation("latents", ("images",)),
     "reconstruct": Operation("images", ("images",)),
     "score": Operation("images", ("score",)),
+    "draw_pixels": Operation("latents", ("images",)),
 }
+# What a row comes to depends on the rows before it: such requests are not run together.
+ALONE = frozenset({"draw_pixels"})
 
 
 class Service:
@@ -80,9 +83,10 @@ class Service:
             operation: its name.
             rows: images or latents.
             deadline: by `time.monotonic()`.
-            options: of `score`: `samples` and `seed` as for `Bundle.score`, and `maps`, whether to
-                say where an image is unusual. With other draws than the default ones there is the
-                score alone: it is by those that the anomaly was calibrated.
+            options: of `draw_pixels`: its `seed`. Of `score`: `samples` and `seed` as for
+                `Bundle.score`, and `maps`, whether to say where an image is unusual. With other
+                draws than the default ones there is the score alone: it is by those that the
+                anomaly was calibrated.
 
         Returns:
             Arrays by name, as many rows each.
@@ -94,7 +98,9 @@ class Service:
         self.check_rows(len(rows))
         gives = _gives(model, operation, options)
         function = partial(_apply, model, operation, options, self.settings.false_alarm_rate)
-        key = (id(model), operation, tuple(sorted(options.items())), rows.dtype.str)
+        key: Hashable = (id(model), operation, tuple(sorted(options.items())), rows.dtype.str)
+        if operation in ALONE:
+            key = object()
         finite, *outputs = await self._batcher.run(key, function, rows, deadline)
         if not finite.all():
             takes = OPERATIONS[operation].takes
@@ -158,7 +164,7 @@ def _apply(
         if operation == "score":
             outputs = _score(model, options, rate, rows)
         else:
-            outputs = getattr(model.bundle, operation)(rows)
+            outputs = getattr(model.bundle, operation)(rows, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     finite = [np.isfinite(values).reshape(len(rows), -1).all(axis=1) for values in outputs]
     return np.logical_and.reduce(finite), *outputs
