@@ -172,7 +172,7 @@ def spoilt(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     parts = parts_of(name, arguments)
     vae, about = trained(parts, arguments.epochs)
     look = looking_with(vae)
-    found = calibrate(vae, look, parts.calibration, parts.train, Evaluate())
+    found = calibrate(look, parts.calibration, parts.train, Evaluate())
     assert found is not None
     usual = measures(look, found, parts.test)
     areas = {}
@@ -306,7 +306,7 @@ def left_out(digit: int, arguments: argparse.Namespace) -> dict[str, Any]:
     parts = Parts(others[:-5_000], others[-5_000:-4_000], others[-4_000:], test)
     vae, about = trained(parts, arguments.epochs)
     look = looking_with(vae)
-    found = calibrate(vae, look, parts.calibration, parts.train, Evaluate())
+    found = calibrate(look, parts.calibration, parts.train, Evaluate())
     assert found is not None
     values = measures(look, found, test)
     latents, known = posterior_means(vae, test), posterior_means(vae, parts.train[:10_000])

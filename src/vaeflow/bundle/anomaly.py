@@ -3,10 +3,10 @@
 Minus the ELBO is low for whatever is simple: a black frame is easier to encode than any photograph
 (Nalisnick et al. 2019; Serrà et al. 2020). So an image is described by many statistics: the ELBO's
 terms, its latent's place, how surprising its parts are, and the textures of the image and of what
-the reconstruction leaves over. Of images that were never trained on it is known how these numbers
-go together; the anomaly is the distance from that (Morningstar et al. 2021), in whatever direction.
-Other images that were never trained on either say how often a distance comes by chance (conformal
-prediction; Vovk, Gammerman and Shafer 2005).
+the reconstruction leaves over. Of the training images it is known how these numbers go together;
+the anomaly is the distance from that (Morningstar et al. 2021), in whatever direction. Images that
+were never trained on say how often a distance comes by chance (conformal prediction; Vovk,
+Gammerman and Shafer 2005).
 
 All of it is NumPy: `evaluate` fits a measure, and a bundle computes with it.
 """
@@ -32,8 +32,9 @@ LARGEST = 30.0  # scales that a statistic may be away: more says nothing more
 OF_THE_MODEL, WEIGHT_OF_THE_MODEL = slice(0, 2), 10
 # Of the mixture of latents.
 MOST_COMPONENTS, IMAGES_PER_NUMBER, LEAST_VARIANCE = 10, 5, 0.05
-# Of the images that are kept to calibrate: so few suffice for one false alarm in a hundred.
-FEWEST_CALIBRATING, MOST_CALIBRATING = 99, 2 / 3
+# What lies outside of all that was seen counts for as much as so many: a black frame does, in many
+# statistics by a little.
+WEIGHT_OUTSIDE = 30
 VALUES_AT_ONCE = 1_000_000  # pixel values whose statistics are computed together: bounds memory
 
 
@@ -327,15 +328,15 @@ def _window_means(sums: np.ndarray, size: int) -> np.ndarray:
 
 
 class Measure(NamedTuple):
-    """What is usual, from images that were not trained on.
+    """What is usual, and how often images that were not trained on are how unusual.
 
     Attributes:
         places: of parts of images.
         latents: of latents.
         centre, scale: median and spread of each statistic, `(statistics,)`.
-        mean: of the statistics in these units, `(statistics,)`.
+        mean, lowest, highest: of the statistics in these units, `(statistics,)`.
         whitening: makes them uncorrelated, of variance 1, `(statistics, statistics)`.
-        calibration: the anomaly of other images, ascending, `(images,)`.
+        calibration: the anomaly of images that were not trained on, ascending, `(images,)`.
     """
 
     places: Places
@@ -343,6 +344,8 @@ class Measure(NamedTuple):
     centre: np.ndarray
     scale: np.ndarray
     mean: np.ndarray
+    lowest: np.ndarray
+    highest: np.ndarray
     whitening: np.ndarray
     calibration: np.ndarray
 
@@ -351,7 +354,7 @@ class Measure(NamedTuple):
 
         It is the root of the sum of squares of the statistics, made uncorrelated and of variance
         1, over their number; the score and the latent's surprise, where they are above what is
-        usual, count for more.
+        usual, count for more, and so does whatever is outside of what was ever seen.
 
         Args:
             images: float32 in [0, 1], `(count, height, width, channels)`.
@@ -368,6 +371,8 @@ class Measure(NamedTuple):
         squares = np.square((away - self.mean) @ self.whitening).sum(axis=1)
         above = np.maximum(away[:, OF_THE_MODEL], 0)
         squares += WEIGHT_OF_THE_MODEL * np.square(above).sum(axis=1)
+        outside = np.maximum(np.maximum(away - self.highest, self.lowest - away), 0)
+        squares += WEIGHT_OUTSIDE * np.square(outside).sum(axis=1)
         return np.sqrt(squares / len(self.centre)).astype(np.float32)
 
     def p_value(self, anomalies: np.ndarray) -> np.ndarray:
@@ -454,39 +459,49 @@ AXES: dict[str, tuple[str, ...]] = {
     "constants": ("components",),
     "centres": ("components", "latents"),
     "whitenings": ("components", "latents", "latents"),
-    **dict.fromkeys(("centre", "scale", "mean"), ("statistics",)),
+    **dict.fromkeys(("centre", "scale", "mean", "lowest", "highest"), ("statistics",)),
     "whitening": ("statistics", "statistics"),
     "calibration": ("images",),
 }
 
 
-def fit(images: np.ndarray, look: Look, trained_on: np.ndarray, seed: int) -> Measure:
-    """Fit a measure to images that were not trained on.
+def fit(
+    images: np.ndarray, look: Look, held_back: np.ndarray, look_at_held_back: Look, seed: int
+) -> Measure:
+    """Fit a measure to images that were trained on, and calibrate it with others that were not.
 
-    Some are fitted to, the others calibrate; the latter are what `Measure.p_value` can vouch by, so
-    that they are to play no part in the fit.
+    Those that were trained on are more, and what goes together is the same in both. That they are a
+    little more usual to the model costs nothing but power: those that calibrate are not.
 
     Args:
-        images: float32 in [0, 1], `(count, height, width, channels)`; 6 or more.
+        images: that were trained on, float32 in [0, 1], `(count, height, width, channels)`; 4 or
+            more.
         look: what the model makes of them.
-        trained_on: posterior means of images that were trained on, `(count, latent_dim)`.
-        seed: of the choice.
+        held_back: that played no part in training, alike.
+        look_at_held_back: what the model makes of these.
+        seed: of the mixture of latents.
     """
-    latents = Latents.of(trained_on, seed)
-    order = np.random.default_rng(seed).permutation(len(images))
-    calibrating = calibrating_of(len(images))
-    fitted, others = order[calibrating:], order[:calibrating]
-    places = Places.of(images[fitted], _some(look, fitted))
-    described = _described_apart(images[fitted], _some(look, fitted), latents)
+    latents = Latents.of(look.means, seed)
+    places = Places.of(images, look)
+    described = _described_apart(images, look, latents)
     low, centre, high = np.quantile(described, (0.16, 0.5, 0.84), axis=0)
     scale = np.maximum((high - low) / 2, SMALLEST_SCALE)
     away = np.clip((described - centre) / scale, -LARGEST, LARGEST)
     # In the precision that it is kept in, or what is calibrated here would not be what is served.
     measure = _rounded(
-        Measure(places, latents, centre, scale, away.mean(axis=0), _whitening(away), np.empty(0))
+        Measure(
+            places,
+            latents,
+            centre,
+            scale,
+            mean=away.mean(axis=0),
+            lowest=away.min(axis=0),
+            highest=away.max(axis=0),
+            whitening=_whitening(away),
+            calibration=np.empty(0),
+        )
     )
-    anomalies = measure.anomaly(images[others], _some(look, others))
-    return measure._replace(calibration=np.sort(anomalies))
+    return measure._replace(calibration=np.sort(measure.anomaly(held_back, look_at_held_back)))
 
 
 def _rounded(parts: Any) -> Any:
@@ -494,11 +509,6 @@ def _rounded(parts: Any) -> Any:
     if isinstance(parts, np.ndarray):
         return parts.astype(np.float32)
     return type(parts)(*(_rounded(part) for part in parts))
-
-
-def calibrating_of(count: int) -> int:
-    """Return how many of so many images calibrate: half, or as many as one alarm in 100 needs."""
-    return min(max(count // 2, FEWEST_CALIBRATING), int(count * MOST_CALIBRATING))
 
 
 def _described_apart(images: np.ndarray, look: Look, latents: Latents) -> np.ndarray:

@@ -20,7 +20,6 @@ from vaeflow.data.images import Images
 from vaeflow.data.splits import ANOMALY, CALIBRATION, evenly, load_split, read_labels
 from vaeflow.evaluation.bounds import (
     draws_at_once,
-    posterior_means,
     scaled_blocks,
     score_noise,
 )
@@ -30,8 +29,8 @@ from vaeflow.model.vae import VAE
 
 Looking = Callable[[Images], Look]
 
-FEWEST_IMAGES = 20  # to fit a measure to and calibrate it
-MOST_CALIBRATING, MOST_SPOILT = 10_000, 500
+FEWEST_IMAGES = 20  # to calibrate a measure by
+MOST_FITTED, MOST_CALIBRATING, MOST_SPOILT = 2_000, 10_000, 500
 OF_LABELLED = ("auroc", "average_precision", "recall")  # that are metrics of the model
 ALARM, SPOILT, LABELLED = "alarm.json", "spoilt.json", "anomalies.json"
 
@@ -84,7 +83,7 @@ def examine(vae: VAE, prepared: Path, parameters: Evaluate) -> Examined | None:
     names = ("train", "test", CALIBRATION, ANOMALY)
     train, test, calibration, odd = (load_split(prepared, name) for name in names)
     look = looking_with(vae)
-    calibrated = calibrate(vae, look, calibration, train, parameters)
+    calibrated = calibrate(look, calibration, train, parameters)
     if calibrated is None:
         return None
     labelled = {}
@@ -123,15 +122,14 @@ def looking_with(vae: VAE) -> Looking:
 
 
 def calibrate(
-    vae: VAE, look: Looking, images: Images, train: Images, parameters: Evaluate
+    look: Looking, images: Images, train: Images, parameters: Evaluate
 ) -> Calibrated | None:
     """Fit a measure to images that played no part in training; None, and say so, of too few.
 
     Args:
-        vae: the model.
         look: from `looking_with`.
         images: the calibration images, uint8.
-        train: the training images, uint8, which say where latents usually lie.
+        train: the training images, uint8, to which the measure is fitted.
         parameters: the rate of false alarms, and the seed.
     """
     if len(images) < FEWEST_IMAGES:
@@ -142,10 +140,13 @@ def calibrate(
             flush=True,
         )
         return None
-    rows = evenly(len(images), MOST_CALIBRATING)
-    pixels = np.asarray(images[rows])
-    trained_on = np.asarray(train[evenly(len(train), MOST_CALIBRATING)])
-    measure = fit(_scaled(pixels), look(pixels), posterior_means(vae, trained_on), parameters.seed)
+    fitted, calibrating = (
+        np.asarray(of[evenly(len(of), most)])
+        for of, most in ((train, MOST_FITTED), (images, MOST_CALIBRATING))
+    )
+    measure = fit(
+        _scaled(fitted), look(fitted), _scaled(calibrating), look(calibrating), parameters.seed
+    )
     rate = max(parameters.false_alarm_rate, measure.smallest_rate())
     if rate > parameters.false_alarm_rate:
         print(
