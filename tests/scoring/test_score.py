@@ -199,7 +199,7 @@ def test_the_rate_of_false_alarms_can_be_changed(tmp_path, model):
     assert few < 0.2 * 1797 < many
     scored = score(Batch(("digits",), model, out, false_alarm_rate=0.02, a_day=86_400))
     assert "of 86,400 usual images a day 1,728 are" in scored.lines()[2]
-    with pytest.raises(DataError, match=r"cannot vouch for .* the smallest that they can is 0\.0055"):
+    with pytest.raises(DataError, match=r"cannot vouch for .* the smallest .* is 0\.0055"):
         score(Batch(("digits",), model, out, false_alarm_rate=0.001))
 
 
