@@ -365,12 +365,17 @@ class Bundle:
     # The NumPy twins of vaeflow.model.objective; tests hold them together.
 
     def _negative_elbo(self, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        _, _, latents, kl = self._draw_latents(pixels, noise)
+        return kl - self._log_likelihood(pixels, latents).mean(axis=0)
+
+    def _draw_latents(self, pixels: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the posterior's mean and log variance, draws from it, and its KL."""
         mean, log_variance = self._encode(pixels)
         latents = mean + np.exp(0.5 * log_variance) * noise
         kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).sum(axis=-1)
         if self._prior is not None:
             kl -= self._prior_correction(latents).mean(axis=0)
-        return kl - self._log_likelihood(pixels, latents).mean(axis=0)
+        return mean, log_variance, latents, kl
 
     def _look(self, pixels: np.ndarray, noise: np.ndarray) -> Look:
         """Look at images, block by block."""
@@ -379,11 +384,7 @@ class Bundle:
         )
 
     def _look_at_block(self, pixels: np.ndarray, noise: np.ndarray) -> Look:
-        mean, log_variance = self._encode(pixels)
-        latents = mean + np.exp(0.5 * log_variance) * noise
-        kl = 0.5 * (np.square(mean) + np.expm1(log_variance) - log_variance).sum(axis=-1)
-        if self._prior is not None:
-            kl -= self._prior_correction(latents).mean(axis=0)
+        mean, log_variance, latents, kl = self._draw_latents(pixels, noise)
         places = self._likelihood.log_likelihood_of_places(
             _scale(pixels), **self._decode_draws(latents)
         )

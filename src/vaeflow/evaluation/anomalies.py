@@ -124,7 +124,9 @@ def looking_with(vae: VAE) -> Looking:
 def calibrate(
     look: Looking, images: Images, train: Images, parameters: Evaluate
 ) -> Calibrated | None:
-    """Fit a measure to images that played no part in training; None, and say so, of too few.
+    """Fit a measure, and calibrate it with images that played no part in training.
+
+    Returns None, and says so, where these are too few.
 
     Args:
         look: from `looking_with`.
@@ -220,9 +222,7 @@ def notice_spoilt(look: Looking, calibrated: Calibrated, images: Images, seed: i
         seed: of places and noise.
     """
     pixels = np.asarray(images[evenly(len(images), MOST_SPOILT)])
-    threshold = calibrated.alarm.threshold
-
-    measure = calibrated.measure
+    measure, threshold = calibrated.measure, calibrated.alarm.threshold
     seen = look(pixels)
     usual = measure.anomaly(_scaled(pixels), seen)
     kinds = []

@@ -185,10 +185,10 @@ def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scor
             columns = _columns(bundle, shard, batch.false_alarm_rate)
             table.write(columns)
             if scored.alarms is not None:
+                rows = np.flatnonzero(columns["anomalous"])
                 if batch.maps:
-                    rows = np.flatnonzero(columns["anomalous"])
                     _show(bundle, shard, rows, batch.maps, scored.count)
-                scored.alarms += int(np.count_nonzero(columns["anomalous"]))
+                scored.alarms += len(rows)
             scored.count += len(shard.names)
             scored.resumed += shard.resumed * len(shard.names)
             progress.total = max(total, scored.count)  # of a tar archive nobody knows it before
