@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,30 @@ def test_a_server_that_is_not_there_is_one_clear_error(place, monkeypatch):
         find_run(place, "0" * 32)
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"), start_run(place, None, {}, {}):
         pass
+
+
+def test_a_copy_of_a_workspace_keeps_its_runs_files_for_itself(tmp_path):
+    place = Workspace(tmp_path / "first")
+    place.root.mkdir()
+    with start_run(place, None, {}, {}) as run:
+        run.log_file(write(place.root / "first.txt"))
+    copy = Workspace(shutil.copytree(place.root, tmp_path / "copy"))
+    copied = find_run(copy, run.run_id)
+    copied.log_file(write(copy.root / "second.txt"))
+    run.log_folder(write(place.root / "new" / "third.txt").parent, "folder")
+    assert files(place) == ["first.txt", "folder/third.txt"]
+    assert files(copy) == ["first.txt", "second.txt"]
+
+
+def write(path):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(path.name)
+    return path
+
+
+def files(place):
+    (folder,) = (place.root / "mlartifacts").glob("*/artifacts")
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_temporary_experiment_of_dvc_keeps_its_runs_in_the_repository(tmp_path):

@@ -102,17 +102,14 @@ def _create_version(
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         write_mlflow_model(model, workspace.bundle, manifest)
-        client.log_artifacts(run.run_id, str(model), folder)
-    artifacts = client.get_run(run.run_id).info.artifact_uri
+        source = run.log_folder(model, folder)
     tags = {
         SHA256_TAG: digest,
         **manifest.lineage,
         **stage_hashes(workspace),
         **{name: str(value) for name, value in manifest.metrics.items()},
     }
-    client.create_model_version(
-        manifest.name, f"{artifacts}/{folder}", run_id=run.run_id, tags=tags
-    )
+    client.create_model_version(manifest.name, source, run_id=run.run_id, tags=tags)
 
 
 def _replacement_run(workspace: Workspace, manifest: Manifest) -> Run:

@@ -247,7 +247,25 @@ class Run:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Upload a file among the run's artifacts."""
         with registry_errors(self.client.tracking_uri):
-            self.client.log_artifact(self.run_id, str(path), folder)
+            self._upload(path, folder)
+
+    def log_folder(self, path: Path, folder: str) -> str:
+        """Upload what a folder holds among the run's artifacts, and return its address there."""
+        with registry_errors(self.client.tracking_uri):
+            return f"{self._upload(path, folder)}/{folder}"
+
+    def _upload(self, path: Path, folder: str | None) -> str:
+        # The client's own upload remembers, for the whole process, where the artifacts of a run
+        # were first; in a copy of a workspace the same run keeps its artifacts elsewhere.
+        from mlflow.store.artifact import artifact_repository_registry as repositories
+
+        address = str(self.client.get_run(self.run_id).info.artifact_uri)
+        store: Any = repositories.get_artifact_repository(
+            address, tracking_uri=self.client.tracking_uri
+        )
+        send = store.log_artifacts if path.is_dir() else store.log_artifact
+        send(str(path), folder)
+        return address
 
     def log_evaluation(self, folder: Path) -> None:
         """Record the metrics and the figures that `evaluate` wrote."""
