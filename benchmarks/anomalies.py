@@ -43,14 +43,23 @@ from mnist import mnist
 from PIL import Image
 
 from vaeflow.bundle import anomaly
+from vaeflow.bundle.anomaly import Calibration
 from vaeflow.bundle.export import describe_model, export_onnx
 from vaeflow.bundle.manifest import MEASURE, Manifest, describe_files, write_manifest
 from vaeflow.bundle.runtime import Bundle
+from vaeflow.bundle.statistics import statistics
 from vaeflow.common.files import atomic_file, write_json
 from vaeflow.config.auto import DataFacts, resolve
 from vaeflow.config.schema import Evaluate, Train
 from vaeflow.data.survey import PixelLevels
-from vaeflow.evaluation.anomalies import Calibrated, Looking, auroc, calibrate, looking_with
+from vaeflow.evaluation.anomalies import (
+    Calibrated,
+    Group,
+    Looking,
+    auroc,
+    calibrate,
+    looking_with,
+)
 from vaeflow.evaluation.bounds import posterior_means
 from vaeflow.evaluation.spoiling import SPOILINGS, spoil
 from vaeflow.model.device import choose_jit, share_cores, use_gpu_if_any
@@ -172,7 +181,7 @@ def spoilt(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     parts = parts_of(name, arguments)
     vae, about = trained(parts, arguments.epochs)
     look = looking_with(vae)
-    found = calibrate(look, parts.calibration, parts.train, Evaluate())
+    found = calibrate(look, parts.train, parts.validation, Group(parts.calibration), Evaluate())
     assert found is not None
     usual = measures(look, found, parts.test)
     areas = {}
@@ -187,7 +196,7 @@ def spoilt(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     return {
         **about,
-        "calibration_images": len(found.measure.calibration),
+        "calibration_images": found.alarm.images,
         "test_images": len(parts.test),
         "auroc": areas,
         "mean": mean(SPOILINGS),
@@ -202,9 +211,7 @@ def measures(look: Looking, found: Calibrated, images: np.ndarray) -> dict[str, 
     """Compute all measures of images, larger is odder."""
     seen = look(images)
     measure = found.measure
-    described = anomaly.statistics(
-        images.astype(np.float32) / 255, seen, measure.places, measure.latents
-    )
+    described = statistics(images.astype(np.float32) / 255, seen, measure.places, measure.latents)
     values = {
         "minus the ELBO": seen.score,
         "less the size of a PNG": seen.score - math.log(2) * png_bits(images),
@@ -235,16 +242,13 @@ def false_alarms(look: Looking, found: Calibrated, parts: Parts) -> dict[str, An
     """
     measure = found.measure
     held_back = measure.anomaly(parts.test.astype(np.float32) / 255, look(parts.test))
-    pool = np.concatenate([measure.calibration, held_back])
+    count = found.alarm.images
+    pool = np.concatenate([measure.calibration.anomalies, held_back])
     generator = np.random.default_rng(0)
     shares: dict[float, list[float]] = {rate: [] for rate in RATES}
     for _ in range(SPLITS):
         order = generator.permutation(pool)
-        usual, judged = (
-            np.sort(order[: len(measure.calibration)]),
-            order[len(measure.calibration) :],
-        )
-        again = measure._replace(calibration=usual)
+        again, judged = Calibration.by(order[:count]), order[count:]
         for rate, flagged in shares.items():
             flagged.append(float((judged > again.threshold(rate)).mean()))
     return {
@@ -306,7 +310,7 @@ def left_out(digit: int, arguments: argparse.Namespace) -> dict[str, Any]:
     parts = Parts(others[:-5_000], others[-5_000:-4_000], others[-4_000:], test)
     vae, about = trained(parts, arguments.epochs)
     look = looking_with(vae)
-    found = calibrate(look, parts.calibration, parts.train, Evaluate())
+    found = calibrate(look, parts.train, parts.validation, Group(parts.calibration), Evaluate())
     assert found is not None
     values = measures(look, found, test)
     latents, known = posterior_means(vae, test), posterior_means(vae, parts.train[:10_000])

@@ -89,7 +89,7 @@ def test_what_was_spoilt_raises_an_alarm(model, finished):
 
 def test_the_threshold_is_that_of_the_rate(model):
     alarm = model.manifest.anomaly
-    assert alarm.images == len(model.measure.calibration) >= 99
+    assert alarm.images == len(model.measure.calibration.anomalies) >= 99
     assert model.threshold() == pytest.approx(model.threshold(alarm.false_alarm_rate))
     assert model.threshold(0.5) < model.threshold(0.1) < model.threshold(0.02)
     with pytest.raises(DataError, match=r"cannot vouch for a false alarm rate of 0\.0001"):

@@ -70,7 +70,7 @@ def test_the_index_leads_from_each_image_to_its_source_and_label(place, digits, 
     np.save(place.data / "labels.npy", labels)
     prepare(place, Prepare())
     index = parquet.read_table(place.prepared / "index.parquet").to_pydict()
-    assert list(index) == ["id", "split", "label", "source", "sha256", "given"]
+    assert list(index) == ["id", "split", "label", "source", "sha256", "given", "picture"]
     assert set(index["given"]) == {None}
     assert index["id"] == list(range(len(digits)))
     assert index["label"] == labels.astype(str).tolist()

@@ -36,7 +36,8 @@ def crops(count, edge=48, seed=0):
 def images_of(pixels, splits=None):
     nothing = [None] * len(pixels)
     names = [f"x/{row}" for row in range(len(pixels))]
-    return Images(pixels, pixel_digests(pixels), names, nothing, splits or nothing)
+    digests = pixel_digests(pixels)
+    return Images(pixels, digests, names, nothing, splits or nothing, digests)
 
 
 @pytest.fixture

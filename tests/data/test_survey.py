@@ -15,9 +15,9 @@ from vaeflow.errors import BadImageError, DataError
 
 def images_of(pixels, labels=None):
     names = [f"#{row}" for row in range(len(pixels))]
-    return Images(
-        pixels, pixel_digests(pixels), names, labels or [None] * len(pixels), [None] * len(pixels)
-    )
+    nothing = [None] * len(pixels)
+    digests = pixel_digests(pixels)
+    return Images(pixels, digests, names, labels or nothing, nothing, digests)
 
 
 def test_a_survey_counts_over_blocks(digits):

@@ -18,7 +18,8 @@ def numbered(start, stop):
     pixels = np.zeros((stop - start, 2, 2, 1), np.uint8)
     pixels += np.arange(start, stop, dtype=np.uint8)[:, None, None, None]
     names = [str(row) for row in range(start, stop)]
-    return Images(pixels, pixel_digests(pixels), names, *[[None] * len(names)] * 2)
+    digests = pixel_digests(pixels)
+    return Images(pixels, digests, names, *[[None] * len(names)] * 2, digests)
 
 
 @given(st.lists(st.integers(0, 12), max_size=12), st.integers(1, 9))

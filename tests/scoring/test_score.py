@@ -76,7 +76,7 @@ def test_a_row_an_image_with_what_the_model_answers(tmp_path, digits, model, sma
     found = bundle.detect(images)
     np.testing.assert_allclose(table["anomaly"], found.anomaly, rtol=1e-3)
     np.testing.assert_array_equal(
-        table["p_value"], bundle.measure.p_value(np.array(table["anomaly"]))
+        table["p_value"], bundle.measure.calibration.p_value(np.array(table["anomaly"]))
     )
     assert table["anomalous"].to_pylist() == (
         [value > bundle.threshold() for value in table["anomaly"].to_pylist()]

@@ -1,12 +1,9 @@
 """Say how unusual an image is, and whether to raise an alarm.
 
-Minus the ELBO is low for whatever is simple: a black frame is easier to encode than any photograph
-(Nalisnick et al. 2019; Serrà et al. 2020). So an image is described by many statistics: the ELBO's
-terms, its latent's place, how surprising its parts are, and the textures of the image and of what
-the reconstruction leaves over. Of the training images it is known how these numbers go together;
-the anomaly is the distance from that (Morningstar et al. 2021), in whatever direction. Images that
-were never trained on say how often a distance comes by chance (conformal prediction; Vovk,
-Gammerman and Shafer 2005).
+An image is described by many numbers (see `vaeflow.bundle.statistics`). Of the training images it
+is known how these go together; the anomaly is the distance from that (Morningstar et al. 2021), in
+whatever direction. Images that were never trained on say how often a distance comes by chance
+(conformal prediction; Vovk, Gammerman and Shafer 2005).
 
 All of it is NumPy: `evaluate` fits a measure, and a bundle computes with it.
 """
@@ -14,317 +11,78 @@ All of it is NumPy: `evaluate` fits a measure, and a bundle computes with it.
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
-from vaeflow.model.likelihoods import LOG_2_PI
+from vaeflow.bundle.statistics import (
+    Latents,
+    Look,
+    Places,
+    integral,
+    statistics,
+    whitening,
+    window_means,
+)
 
-LEVEL = 1 / 255
-SCALES = (1, 2, 4)  # of textures: pixels that are averaged
-WINDOWS = (10, 5, 3)  # as many fit beside each other
 SMALLEST_SCALE = 0.02  # of a statistic that is nearly the same in all images
 LARGEST = 30.0  # scales that a statistic may be away: more says nothing more
 # The first statistics are the score and the latent's surprise. Above what is usual, each counts for
 # as much as ten: this is what the model was made to know.
 OF_THE_MODEL, WEIGHT_OF_THE_MODEL = slice(0, 2), 10
-# Of the mixture of latents.
-MOST_COMPONENTS, IMAGES_PER_NUMBER, LEAST_VARIANCE = 10, 5, 0.05
 # What lies outside of all that was seen counts for as much as so many: a black frame does, in many
 # statistics by a little.
 WEIGHT_OUTSIDE = 30
 VALUES_AT_ONCE = 1_000_000  # pixel values whose statistics are computed together: bounds memory
 
 
-class Look(NamedTuple):
-    """What a model makes of some images, from some draws of each.
+class Calibration(NamedTuple):
+    """How unusual things are that played no part in training: images, or pictures cut into tiles.
 
     Attributes:
-        means, log_variances: of q(t|x), `(count, latent_dim)`.
-        kl: from the prior, nats, `(count,)`.
-        surprise: minus what each place adds to log p(x|t), nats, `(count, height, width)`.
-        reconstruction: from the posterior mean, in [0, 1], `(count, height, width, channels)`.
+        anomalies: of each, ascending, `(count,)`.
     """
 
-    means: np.ndarray
-    log_variances: np.ndarray
-    kl: np.ndarray
-    surprise: np.ndarray
-    reconstruction: np.ndarray
-
-    @property
-    def score(self) -> np.ndarray:
-        """Minus the ELBO, nats, `(count,)`."""
-        return self.kl + self.surprise.sum(axis=(1, 2))
-
-
-class Places(NamedTuple):
-    """What is usual at each place of an image.
-
-    Attributes:
-        surprise, surprise_scale: mean and standard deviation of `Look.surprise`, `(height, width)`.
-        residual, residual_scale: of the squared residual's mean over channels, `(height, width)`.
-    """
-
-    surprise: np.ndarray
-    surprise_scale: np.ndarray
-    residual: np.ndarray
-    residual_scale: np.ndarray
+    anomalies: np.ndarray
 
     @classmethod
-    def of(cls, images: np.ndarray, look: Look) -> Self:
-        """Learn it from images, float32 in [0, 1], and what a model makes of them."""
-        residual = _squared_residual(images, look)
-        return cls(*_mean_and_scale(look.surprise), *_mean_and_scale(residual))
+    def by(cls, anomalies: np.ndarray) -> Self:
+        """Calibrate by anomalies in whatever order."""
+        return cls(np.sort(anomalies))
 
-    def maps(self, images: np.ndarray, look: Look) -> np.ndarray:
-        """Say how unusual each place is, by surprise and by residual, in standard deviations.
+    def p_value(self, anomalies: np.ndarray) -> np.ndarray:
+        """Return how often what was calibrated with is at least as unusual.
+
+        Of those that come as it did, a share of at most a has p-values up to a, for every a.
+
+        Args:
+            anomalies: `(count,)`.
 
         Returns:
-            `(2, count, height, width)`.
+            From 1 / (calibrated with + 1) to 1, float64 `(count,)`.
         """
-        surprise = (look.surprise - self.surprise) / self.surprise_scale
-        residual = (_squared_residual(images, look) - self.residual) / self.residual_scale
-        return np.stack([surprise, residual])
+        less = np.searchsorted(self.anomalies, anomalies, side="left")
+        return (len(self.anomalies) - less + 1) / (len(self.anomalies) + 1)
 
+    def smallest_rate(self) -> float:
+        """Return the smallest rate of false alarms that so many can vouch for."""
+        return 1 / (len(self.anomalies) + 1)
 
-class Latents(NamedTuple):
-    """Where posterior means usually lie: a mixture of normal distributions.
+    def threshold(self, false_alarm_rate: float) -> float:
+        """Return what an anomaly must be above so that its p-value is at most the rate.
 
-    The prior is where they lie together, if training came to its end; the classes of images, whose
-    gaps hold what is odd, it does not know.
-
-    Attributes:
-        constants: of each component, what its log density has beside the distance, `(components,)`.
-        centres: `(components, latent_dim)`.
-        whitenings: which make a component's latents uncorrelated, of variance 1, `(components,
-            latent_dim, latent_dim)`.
-    """
-
-    constants: np.ndarray
-    centres: np.ndarray
-    whitenings: np.ndarray
-
-    @classmethod
-    def of(cls, means: np.ndarray, seed: int) -> Self:
-        """Learn it from posterior means, `(count, latent_dim)`."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture
-
-        count, size = means.shape
-        whitening, centre = _whitening(means), means.mean(axis=0)
-        mixture = GaussianMixture(
-            max(1, min(MOST_COMPONENTS, count // (IMAGES_PER_NUMBER * size))),
-            reg_covar=LEAST_VARIANCE,
-            max_iter=50,
-            random_state=seed,
-        )
-        with warnings.catch_warnings():
-            # Where it has got to by then is as good as where it would end.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit((means - centre) @ whitening)
-        roots = mixture.precisions_cholesky_
-        log_volumes = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
-        back = np.linalg.inv(whitening)
-        return cls(
-            np.log(mixture.weights_) + log_volumes - 0.5 * size * LOG_2_PI,
-            centre + mixture.means_ @ back,
-            whitening @ roots,
-        )
-
-    def surprise(self, means: np.ndarray) -> np.ndarray:
-        """Return minus the log density of posterior means, up to a constant, `(count,)`."""
-        away = (means[:, None, None] - self.centres[:, None]) @ self.whitenings
-        logs = self.constants - 0.5 * np.square(away[:, :, 0]).sum(axis=-1)
-        largest = logs.max(axis=1)
-        return -largest - np.log(np.exp(logs - largest[:, None]).sum(axis=1))
-
-
-def _squared_residual(images: np.ndarray, look: Look) -> np.ndarray:
-    return np.square(images - look.reconstruction).mean(axis=-1)
-
-
-def _mean_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each place, the latter at least a bit of all's."""
-    floor = 0.05 * values.std() + 1e-6
-    return values.mean(axis=0), values.std(axis=0) + floor
-
-
-def _whitening(values: np.ndarray) -> np.ndarray:
-    """Return W, `(numbers, numbers)`, with which (values - mean) W has covariance I.
-
-    The covariance is shrunk towards a multiple of I, by as much as few images ask for (Ledoit and
-    Wolf 2004).
-    """
-    from sklearn.covariance import ledoit_wolf
-
-    covariance, _ = ledoit_wolf(values)
-    variances, directions = np.linalg.eigh(covariance)
-    return directions / np.sqrt(np.maximum(variances, 1e-9))
-
-
-# === Statistics ===
-
-
-def statistics(images: np.ndarray, look: Look, places: Places, latents: Latents) -> np.ndarray:
-    """Describe images by numbers, each of which an odd image may have too low or too high.
-
-    Args:
-        images: float32 in [0, 1], `(count, height, width, channels)`.
-        look: what the model makes of them.
-        places, latents: what is usual.
-
-    Returns:
-        `(count, statistics)`; how many depends on the images' size and channels alone.
-    """
-    pixels = np.moveaxis(images, -1, 0)
-    residuals = pixels - np.moveaxis(look.reconstruction, -1, 0)
-    columns = [
-        *_of_model(look, latents),
-        *_of_levels(pixels, residuals),
-        *_of_textures(pixels, residuals),
-        *_of_parts(pixels.mean(axis=0), residuals.mean(axis=0), places.maps(images, look)),
-        *_of_lines(pixels.mean(axis=0)),
-    ]
-    return np.stack(columns, axis=1).astype(np.float64)
-
-
-def _of_model(look: Look, latents: Latents) -> list[np.ndarray]:
-    """Return the ELBO's terms, and where and how sharp the latent is."""
-    surprise = look.surprise.sum(axis=(1, 2))
-    return [
-        look.kl + surprise,
-        latents.surprise(look.means),
-        look.kl,
-        surprise,
-        look.log_variances.sum(axis=1),
-        np.log(np.square(look.means).sum(axis=1) + 1e-6),
-    ]
-
-
-def _of_levels(pixels: np.ndarray, residuals: np.ndarray) -> list[np.ndarray]:
-    """Return how bright the channels are, and how much of the image is black, white or even."""
-    whole = (-2, -1)
-    few = 0.5 / math.prod(pixels.shape[-2:])
-
-    def share(of: np.ndarray) -> np.ndarray:
-        return np.log(of.mean(axis=(0, *whole)) + few)
-
-    return [
-        *pixels.mean(axis=whole),
-        *np.log(pixels.std(axis=whole) + 0.5 * LEVEL),
-        *pixels.min(axis=whole),
-        *pixels.max(axis=whole),
-        *residuals.mean(axis=whole),
-        share(pixels < 2 * LEVEL),
-        share(pixels > 1 - 2 * LEVEL),
-        *(share(_steps(pixels, axis) == 0) for axis in whole if pixels.shape[axis] > 1),
-    ]
-
-
-def _of_textures(pixels: np.ndarray, residuals: np.ndarray) -> list[np.ndarray]:
-    """Return how strong differences of neighbours are, and differences of these, at some scales.
-
-    Each of the image, of its residual, and of the differences between their channels.
-    """
-    channels = len(pixels)
-    planes = [pixels, residuals]
-    if channels > 1:
-        planes += [_steps(pixels, 0), _steps(residuals, 0)]
-    values = np.concatenate(planes)
-    sizes = [len(group) for group in planes]
-    found = []
-    for scale in SCALES:
-        if scale > 1:
-            values = _halved(values)
-        if min(values.shape[-2:]) < 3:
-            break
-        for axis in (-2, -1):
-            once = _steps(values, axis)
-            found += [_power(once), _power(_steps(once, axis))]
-    starts = np.cumsum([0, *sizes[:-1]])
-    return [
-        energy / size
-        for powers in found
-        for energy, size in zip(np.add.reduceat(powers, starts), sizes, strict=True)
-    ]
-
-
-def _of_parts(grey: np.ndarray, residual: np.ndarray, maps: np.ndarray) -> list[np.ndarray]:
-    """Return the oddest and the plainest part, by windows of some sizes."""
-    edge = min(grey.shape[-2:])
-    sizes = sorted({min(edge, max(2, edge // count)) for count in WINDOWS})
-    whole = (-2, -1)
-    sums = _integral(maps)
-    found = []
-    for size in sizes:
-        means = _window_means(sums, size)
-        found += [*np.log1p(np.maximum(means.max(axis=whole), -0.9)), *means.min(axis=whole)]
-    both = np.stack([grey, residual])
-    size = sizes[len(sizes) // 2]
-    sums = _integral(np.concatenate([both, np.square(both)]))
-    means = _window_means(sums, size)
-    variances = np.maximum(means[2:] - np.square(means[:2]), 0)
-    found += [*_root(variances.min(axis=whole)), *_root(variances.max(axis=whole))]
-    return found
-
-
-def _of_lines(grey: np.ndarray) -> list[np.ndarray]:
-    """Return how much the straightest edges stand out, which whatever was pasted has.
-
-    Of each line between two rows, or columns, how much more it steps than the lines beside it, in
-    the mean over its pixels of the step's logarithm: the most of all lines, and of three.
-    """
-    found = []
-    for axis in (1, 2):
-        steps = np.log(np.abs(_steps(grey, axis)) + 0.5 * LEVEL)
-        if min(steps.shape[1:]) < 3:
-            continue
-        lines = steps.mean(axis=3 - axis)
-        more = lines[:, 1:-1] - 0.5 * (lines[:, :-2] + lines[:, 2:])
-        highest = np.sort(more, axis=1)[:, -3:]
-        found += [highest[:, -1], highest.mean(axis=1)]
-    return found
-
-
-def _steps(values: np.ndarray, axis: int) -> np.ndarray:
-    return np.diff(values, axis=axis)
-
-
-def _power(values: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the root mean square of each plane, `(planes, count)`."""
-    return _root(np.einsum("pnhw,pnhw->pn", values, values) / math.prod(values.shape[-2:]))
-
-
-def _root(squares: np.ndarray) -> np.ndarray:
-    return 0.5 * np.log(squares + np.square(0.5 * LEVEL))
-
-
-def _halved(values: np.ndarray) -> np.ndarray:
-    """Average 2x2 pixels."""
-    height, width = (length // 2 * 2 for length in values.shape[-2:])
-    rows = values[..., 0:height:2, :width] + values[..., 1:height:2, :width]
-    return 0.25 * (rows[..., 0::2] + rows[..., 1::2])
-
-
-def _integral(values: np.ndarray) -> np.ndarray:
-    """Return sums over all that is above and to the left, with a row and a column of zeros."""
-    *leading, height, width = values.shape
-    sums = np.zeros((*leading, height + 1, width + 1))
-    np.cumsum(values, axis=-2, out=sums[..., 1:, 1:])
-    np.cumsum(sums[..., 1:, 1:], axis=-1, out=sums[..., 1:, 1:])
-    return sums
-
-
-def _window_means(sums: np.ndarray, size: int) -> np.ndarray:
-    """Return means over all windows of `size` x `size`, from `_integral`."""
-    down = sums[..., size:, :] - sums[..., :-size, :]
-    return (down[..., size:] - down[..., :-size]) / size**2
-
-
-# === The measure ===
+        Raises:
+            ValueError: the rate is too small for so few.
+        """
+        # The small number is for a rate such as 0.07 of 99 images: seven, not a bit fewer.
+        above = math.floor(false_alarm_rate * (len(self.anomalies) + 1) + 1e-9)
+        if above < 1:
+            raise ValueError(
+                f"{len(self.anomalies)} images cannot vouch for a false alarm rate of "
+                f"{false_alarm_rate:g}; the smallest that they can is {self.smallest_rate():.2g}"
+            )
+        return float(self.anomalies[max(0, len(self.anomalies) - above)])
 
 
 class Measure(NamedTuple):
@@ -336,7 +94,9 @@ class Measure(NamedTuple):
         centre, scale: median and spread of each statistic, `(statistics,)`.
         mean, lowest, highest: of the statistics in these units, `(statistics,)`.
         whitening: makes them uncorrelated, of variance 1, `(statistics, statistics)`.
-        calibration: the anomaly of images that were not trained on, ascending, `(images,)`.
+        calibration: of images.
+        pictures: of pictures that were cut into images, by the oddest of each; None where they were
+            not.
     """
 
     places: Places
@@ -347,7 +107,8 @@ class Measure(NamedTuple):
     lowest: np.ndarray
     highest: np.ndarray
     whitening: np.ndarray
-    calibration: np.ndarray
+    calibration: Calibration
+    pictures: Calibration | None = None
 
     def anomaly(self, images: np.ndarray, look: Look) -> np.ndarray:
         """Return how unusual images are: about 1 is usual, and more is less so.
@@ -375,39 +136,6 @@ class Measure(NamedTuple):
         squares += WEIGHT_OUTSIDE * np.square(outside).sum(axis=1)
         return np.sqrt(squares / len(self.centre)).astype(np.float32)
 
-    def p_value(self, anomalies: np.ndarray) -> np.ndarray:
-        """Return how often images like those that were calibrated with are at least as unusual.
-
-        Of images that come as they did, a share of at most a has p-values up to a, for every a.
-
-        Args:
-            anomalies: from `anomaly`, `(count,)`.
-
-        Returns:
-            From 1 / (images + 1) to 1, float64 `(count,)`.
-        """
-        less = np.searchsorted(self.calibration, anomalies, side="left")
-        return (len(self.calibration) - less + 1) / (len(self.calibration) + 1)
-
-    def smallest_rate(self) -> float:
-        """Return the smallest rate of false alarms that so many images can vouch for."""
-        return 1 / (len(self.calibration) + 1)
-
-    def threshold(self, false_alarm_rate: float) -> float:
-        """Return what an anomaly must be above so that its p-value is at most the rate.
-
-        Raises:
-            ValueError: the rate is too small for so few images.
-        """
-        # The small number is for a rate such as 0.07 of 99 images: seven, not a bit fewer.
-        above = math.floor(false_alarm_rate * (len(self.calibration) + 1) + 1e-9)
-        if above < 1:
-            raise ValueError(
-                f"{len(self.calibration)} images cannot vouch for a false alarm rate of "
-                f"{false_alarm_rate:g}; the smallest that they can is {self.smallest_rate():.2g}"
-            )
-        return float(self.calibration[max(0, len(self.calibration) - above)])
-
     def map(self, images: np.ndarray, look: Look) -> np.ndarray:
         """Say where images are unusual: standard deviations above what is usual there.
 
@@ -418,12 +146,15 @@ class Measure(NamedTuple):
         """
         maps = self.places.maps(images, look)
         padded = np.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-        return _window_means(_integral(padded), 3).max(axis=0).astype(np.float32)
+        return window_means(integral(padded), 3).max(axis=0).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write all arrays into an `.npz` file."""
         arrays = {**self.places._asdict(), **self.latents._asdict(), **self._asdict()}
-        del arrays["places"], arrays["latents"]
+        del arrays["places"], arrays["latents"], arrays["pictures"]
+        arrays["calibration"] = self.calibration.anomalies
+        if self.pictures is not None:
+            arrays["pictures"] = self.pictures.anomalies
         np.savez(path, **{name: values.astype(np.float32) for name, values in arrays.items()})
 
     @classmethod
@@ -438,6 +169,8 @@ class Measure(NamedTuple):
             read = {}
             for name, axes in AXES.items():
                 if name not in arrays:
+                    if name == "pictures":
+                        continue
                     raise ValueError(f"it has no {name}")
                 read[name] = arrays[name]
                 shape = tuple(
@@ -446,11 +179,15 @@ class Measure(NamedTuple):
                 )
                 if read[name].shape != shape or len(shape) != len(axes) or 0 in shape:
                     raise ValueError(f"its {name} has the shape {read[name].shape}")
-        return cls(
-            Places(*(read[name] for name in Places._fields)),
-            Latents(*(read[name] for name in Latents._fields)),
-            *(read[name] for name in cls._fields[2:]),
-        )
+        parts: dict[str, Any] = {
+            **{name: read[name] for name in cls._fields if name in read},
+            "places": Places(*(read[name] for name in Places._fields)),
+            "latents": Latents(*(read[name] for name in Latents._fields)),
+            "calibration": Calibration(read["calibration"]),
+        }
+        if "pictures" in read:
+            parts["pictures"] = Calibration(read["pictures"])
+        return cls(**parts)
 
 
 # Of the arrays of a measure.
@@ -462,33 +199,37 @@ AXES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("centre", "scale", "mean", "lowest", "highest"), ("statistics",)),
     "whitening": ("statistics", "statistics"),
     "calibration": ("images",),
+    "pictures": ("pictures",),
 }
 
 
 def fit(
-    images: np.ndarray, look: Look, held_back: np.ndarray, look_at_held_back: Look, seed: int
+    images: np.ndarray, look: Look, others: np.ndarray, look_at_others: Look, seed: int
 ) -> Measure:
-    """Fit a measure to images that were trained on, and calibrate it with others that were not.
+    """Fit a measure to images that were trained on, and to others; it has to be calibrated yet.
 
-    Those that were trained on are more, and what goes together is the same in both. That they are a
-    little more usual to the model costs nothing but power: those that calibrate are not.
+    Those that were trained on are more, and tell how the statistics go together. But they are more
+    usual to the model than new ones: of few, it has learned the very colours. So others, which did
+    no more than end the training, count for as much.
 
     Args:
         images: that were trained on, float32 in [0, 1], `(count, height, width, channels)`; 4 or
             more.
         look: what the model makes of them.
-        held_back: that played no part in training, alike.
-        look_at_held_back: what the model makes of these.
+        others: that were not, alike.
+        look_at_others: what the model makes of these.
         seed: of the mixture of latents.
     """
     latents = Latents.of(look.means, seed)
     places = Places.of(images, look)
-    described = _described_apart(images, look, latents)
+    of_others = statistics(others, look_at_others, places, latents)
+    as_many = np.repeat(of_others, max(1, len(images) // len(others)), axis=0)
+    described = np.concatenate([_described_apart(images, look, latents), as_many])
     low, centre, high = np.quantile(described, (0.16, 0.5, 0.84), axis=0)
     scale = np.maximum((high - low) / 2, SMALLEST_SCALE)
     away = np.clip((described - centre) / scale, -LARGEST, LARGEST)
-    # In the precision that it is kept in, or what is calibrated here would not be what is served.
-    measure = _rounded(
+    # In the precision that it is kept in, or what is calibrated by it would not be what is served.
+    return _rounded(
         Measure(
             places,
             latents,
@@ -497,15 +238,16 @@ def fit(
             mean=away.mean(axis=0),
             lowest=away.min(axis=0),
             highest=away.max(axis=0),
-            whitening=_whitening(away),
-            calibration=np.empty(0),
+            whitening=whitening(away),
+            calibration=Calibration(np.empty(0)),
         )
     )
-    return measure._replace(calibration=np.sort(measure.anomaly(held_back, look_at_held_back)))
 
 
 def _rounded(parts: Any) -> Any:
     """Round the arrays of nested tuples to single precision."""
+    if parts is None:
+        return None
     if isinstance(parts, np.ndarray):
         return parts.astype(np.float32)
     return type(parts)(*(_rounded(part) for part in parts))

@@ -65,11 +65,14 @@ class Alarm(_Part):
         false_alarm_rate: the share of usual images of which there may be an alarm.
         threshold: the anomaly above which there is one.
         images: that it was calibrated with.
+        of_pictures: the same of pictures that are cut into images, by the oddest of each; None
+            where the model's data were not.
     """
 
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
     threshold: float
     images: Annotated[int, Field(ge=1)]
+    of_pictures: Alarm | None = None
 
 
 class Manifest(_Part):

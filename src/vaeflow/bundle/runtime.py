@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vaeflow.bundle.anomaly import VALUES_AT_ONCE, Look, Measure
+from vaeflow.bundle.anomaly import VALUES_AT_ONCE, Measure
 from vaeflow.bundle.manifest import MEASURE, Manifest, read_file, read_verified
+from vaeflow.bundle.statistics import Look
 from vaeflow.data.io.conversion import as_batch, check_range
 from vaeflow.errors import BundleError, DataError
 from vaeflow.model.likelihoods import LIKELIHOODS, LOG_2_PI, PixelSpec
@@ -272,7 +273,7 @@ class Bundle:
         return Detection(
             score,
             anomaly,
-            measure.p_value(anomaly),
+            measure.calibration.p_value(anomaly),
             anomaly > threshold,
             drawn[0] if drawn else None,
         )
@@ -293,11 +294,13 @@ class Bundle:
             raise BundleError(f"{self.manifest.name}: {NO_MEASURE}")
         return self._measure
 
-    def threshold(self, false_alarm_rate: float | None = None) -> float:
+    def threshold(self, false_alarm_rate: float | None = None, of_pictures: bool = False) -> float:
         """Return the anomaly above which there is an alarm.
 
         Args:
             false_alarm_rate: as for `detect`.
+            of_pictures: of the oddest image of a picture that is cut into images; the bundle has
+                to be calibrated with such: `measure.pictures`.
 
         Raises:
             BundleError: the bundle has no anomaly measure.
@@ -305,15 +308,19 @@ class Bundle:
         """
         measure = self.measure
         if false_alarm_rate is None:
-            assert self.manifest.anomaly is not None  # or there would be no measure
-            return self.manifest.anomaly.threshold
+            alarm = self.manifest.anomaly
+            alarm = alarm and alarm.of_pictures if of_pictures else alarm
+            assert alarm is not None  # or there would be no measure
+            return alarm.threshold
         if not 0 < false_alarm_rate < 1:
             raise DataError(
                 f"the rate of false alarms is {false_alarm_rate:g}; expected a share between 0 and "
                 "1, such as 0.01."
             )
         try:
-            return measure.threshold(false_alarm_rate)
+            calibration = measure.pictures if of_pictures else measure.calibration
+            assert calibration is not None
+            return calibration.threshold(false_alarm_rate)
         except ValueError as error:
             raise DataError(f"{self.manifest.name}: {error}.") from None
 

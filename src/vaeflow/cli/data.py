@@ -14,8 +14,11 @@ from vaeflow.cli.options import (
     MaxPixels,
     Pages,
     Seed,
+    Stride,
+    Tile,
     ValueRange,
     find_workspace,
+    tiling_of,
 )
 
 commands = typer.Typer(help="Images: add, check, look at them.", no_args_is_help=True)
@@ -63,6 +66,8 @@ def data_add(
         str | None, typer.Option(help="HEIGHTxWIDTH[xCHANNELS] of images that are rows of numbers.")
     ] = None,
     pages: Pages = "all",
+    tile: Tile = None,
+    stride: Stride = None,
     max_pixels: MaxPixels = None,
     copies: Annotated[
         Path | None, typer.Option("--from", help="Where the files of a known set lie already.")
@@ -112,6 +117,7 @@ def data_add(
             layout=parse_layout(layout) if layout else None,
             row_shape=parse_pixels(pixels) if pixels else None,
             pages=pages or "all",
+            tiling=tiling_of(tile, stride),
             labels=labels,
             splits=splits,
             max_pixels=max_pixels,

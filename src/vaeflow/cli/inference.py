@@ -18,8 +18,11 @@ from vaeflow.cli.options import (
     Resize,
     Seed,
     Sources,
+    Stride,
+    Tile,
     ValueRange,
     find_workspace,
+    tiling_of,
 )
 from vaeflow.errors import BadImageError, DataError
 from vaeflow.serving.settings import Settings
@@ -117,6 +120,8 @@ def score(
     layout: Layout = None,
     value_range: ValueRange = None,
     pages: Pages = None,
+    tile: Tile = None,
+    stride: Stride = None,
     max_pixels: MaxPixels = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without what cannot be used.")
@@ -129,7 +134,8 @@ def score(
     from vaeflow.scoring.images import Asked
     from vaeflow.scoring.score import Batch, score
 
-    asked = Asked(resize, key, layout, value_range, pages, max_pixels)
+    tiling = tiling_of(tile, stride)
+    asked = Asked(resize, key, layout, value_range, pages, max_pixels, tiling)
     batch = Batch(
         tuple(images),
         model,

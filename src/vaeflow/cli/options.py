@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vaeflow.common.workspace import Workspace
+from vaeflow.errors import DataError
 
 if TYPE_CHECKING:
     from vaeflow.config.schema import Parameters
+    from vaeflow.data.io.tiles import Tiling
 
 Model = Annotated[
     str, typer.Option(help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
@@ -42,6 +44,14 @@ Pages = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option(min=1, help="Height x width of the largest image to decode.")
 ]
+Tile = Annotated[
+    int | None,
+    typer.Option(help="Cut large pictures into tiles of so many pixels by as many."),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(help="Pixels from one tile to the next; by default they stand side by side."),
+]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Rate = Annotated[
     float | None,
@@ -51,6 +61,21 @@ Rate = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
+
+
+def tiling_of(tile: int | None, stride: int | None) -> Tiling | None:
+    """Return how pictures are to be cut.
+
+    Raises:
+        DataError: in no way that there is.
+    """
+    from vaeflow.data.io.tiles import Tiling
+
+    if tile is None:
+        if stride is not None:
+            raise DataError("--stride is for tiles: say --tile, too.")
+        return None
+    return Tiling.of(tile, stride)
 
 
 def find_workspace() -> tuple[Workspace, Parameters]:

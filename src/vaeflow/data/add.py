@@ -3,8 +3,8 @@
 `data/` is a folder of parts. Each addition is one part, `data/NAME/`, with
 
 - `images.npy`: uint8 `(count, height, width, channels)`;
-- `index.csv`: a row an image, its `source`, its `label` (empty where it has none), and, where it
-  is not the contents of all that decide, its `split`;
+- `index.csv`: a row an image, its `source`, its `label` (empty where it has none), where it is not
+  the contents of all that decide, its `split`, and where it is a tile, the digest of its `picture`;
 - `rules.json`: how the files were read, where that was not as image files mostly are;
 - `rejected.csv`: `path` and `reason` of what could not be used, when there was any.
 
@@ -37,9 +37,10 @@ from vaeflow.data.io.conversion import Conversion
 from vaeflow.data.io.known import NAMES, known_blocks
 from vaeflow.data.io.listing import STANDARD_INPUT
 from vaeflow.data.io.reading import Images, Reading, select
-from vaeflow.data.io.rows import COLUMNS, IMAGES, INDEX, WITH_SPLIT
+from vaeflow.data.io.rows import COLUMNS, IMAGES, INDEX, WITH_PICTURE, WITH_SPLIT
 from vaeflow.data.io.rules import Rules
 from vaeflow.data.io.sources import image_blocks
+from vaeflow.data.io.tiles import Tiling
 from vaeflow.data.similar import Fingerprints, Joined, join_splits
 from vaeflow.data.splits import ANOMALY, digest_keys
 from vaeflow.data.survey import RULES, Report, Survey, data_blocks, reading_of
@@ -68,6 +69,7 @@ class Addition:
         layout: which axis of an array is which; see `vaeflow.data.io.rules`.
         row_shape: `(height, width, channels)` of images that are rows of numbers.
         pages: `all`, or `first`: what of a file with several is an image.
+        tiling: how pictures are cut into the images; None: each is one.
         labels: `files` (as they come with arrays) or `folders`: the first folder below the source
             is the label of what lies in it.
         splits: `content`, `folders` (train, val, test: the first folder below the source), or
@@ -90,6 +92,7 @@ class Addition:
     layout: str | None = None
     row_shape: tuple[int, int, int] | None = None
     pages: str = "all"
+    tiling: Tiling | None = None
     labels: str = "files"
     splits: str = "published"
     max_pixels: int | None = None
@@ -201,6 +204,10 @@ def _check_options(addition: Addition) -> None:
         raise DataError("the source is empty; for the folder you are in, give '.'")
     if addition.copies is not None and addition.source not in NAMES:
         raise DataError(f"--from is for the known sets: {', '.join(NAMES)}.")
+    if addition.tiling is not None and addition.source in NAMES:
+        raise DataError(
+            f"--tile is for pictures of your own, and {addition.source} is a known set."
+        )
     for option, expected in CHOICES.items():
         if (value := getattr(addition, option)) not in expected:
             raise DataError(f"{option} is {value!r}; expected {' or '.join(expected)}.")
@@ -267,7 +274,7 @@ def write_part(
     folder.mkdir()
     blocks, prefix = _blocks_of(addition, reading)
     held, dropped = report.survey.count, 0
-    with closing(_PartWriter(folder, prefix)) as writer:
+    with closing(_PartWriter(folder, prefix, addition.tiling is not None)) as writer:
         for block in blocks:
             if addition.drop_duplicates:
                 kept = _first_seen(block, seen)
@@ -283,8 +290,11 @@ def write_part(
     if not addition.anomalies:
         _refuse_zero_and_one(addition, reading, report.survey)
     _refuse_both(report.survey, fingerprints.splits, held, writer.names)
-    # A published test set is that of other people's papers, too.
-    near = join_splits(fingerprints, held, writer.splits, addition.splits == "published")
+    # A published test set is that of other people's papers, too. Tiles stay with their picture,
+    # however like those of others they are, as a clear sky is.
+    near = Joined({}, 0, 0, 0)
+    if addition.tiling is None:
+        near = join_splits(fingerprints, held, writer.splits, addition.splits == "published")
     if near.splits or writer.given:
         writer.write_splits({row - held: split for row, split in near.splits.items()})
         report.survey.move(fingerprints.splits, near.splits)
@@ -308,6 +318,7 @@ def _reading_for(addition: Addition, parameters: Prepare, report: Report) -> Rea
         layout=addition.layout,
         row_shape=addition.row_shape,
         every_page=addition.pages == "all",
+        tiling=addition.tiling,
         label_folders=addition.labels == "folders",
         splits=addition.splits,
         follow_links=False,
@@ -329,7 +340,7 @@ def _refuse_both(survey: Survey, splits: Sequence[str], held: int, names: Sequen
     if not survey.anomalies:
         return
     odd = np.asarray(splits) == ANOMALY
-    keys = survey.keys
+    keys = survey.origins
     both = np.isin(keys, np.intersect1d(keys[odd], keys[~odd]))
     if both[held:].any():
         found = [names[row] for row in np.flatnonzero(both[held:]).tolist()]
@@ -346,6 +357,7 @@ class _PartWriter:
     Args:
         folder: of the part.
         prefix: what names of images begin with, and sources in the index do not.
+        tiles: whether the images are tiles of pictures.
 
     Attributes:
         count: images written so far.
@@ -354,31 +366,36 @@ class _PartWriter:
         names: of the images.
     """
 
-    def __init__(self, folder: Path, prefix: str):
+    def __init__(self, folder: Path, prefix: str, tiles: bool):
         self.count = 0
         self.given = False
         self.splits: list[str | None] = []
         self.names: list[str] = []
         self._prefix = prefix
+        self._tiles = tiles
         self._path = folder / IMAGES
         self._images: ArrayWriter | None = None
         self._index = (folder / INDEX).open("w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._index, lineterminator="\n")
-        self._rows.writerow(COLUMNS)
+        self._rows.writerow(WITH_PICTURE if tiles else COLUMNS)
 
     def add(self, block: Images) -> None:
         """Write one or more images."""
         self._images = self._images or ArrayWriter(self._path, block.pixels.shape[1:])
         self._images.write(block.pixels)
         self.names += block.names
-        names = (name.removeprefix(self._prefix) for name in block.names)
-        self._rows.writerows(zip(names, block.labels, strict=True))
+        columns = [[name.removeprefix(self._prefix) for name in block.names], block.labels]
+        if self._tiles:
+            columns += [block.splits, [origin.tobytes().hex() for origin in block.origins]]
+        self._rows.writerows(zip(*columns, strict=True))
         self.splits += block.splits
         self.given |= any(block.splits)
         self.count += len(block.pixels)
 
     def write_splits(self, changed: dict[int, str]) -> None:
         """Write the index again with the split of each image: as it came, or as it was changed."""
+        if self._tiles:
+            return  # they have it already, and keep it
         self._index.close()
         path = Path(self._index.name)
         with (

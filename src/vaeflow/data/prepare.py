@@ -22,7 +22,7 @@ from vaeflow.data.survey import Survey, data_blocks, data_rules
 from vaeflow.errors import DataError
 
 # Of the index, in this order.
-COLUMNS = ("id", "split", "label", "source", "sha256", "given")
+COLUMNS = ("id", "split", "label", "source", "sha256", "given", "picture")
 
 
 class Prepared(NamedTuple):
@@ -42,8 +42,9 @@ def prepare(workspace: Workspace, parameters: Prepare) -> Prepared:
       measure by; and `anomaly.npy`, images that were added as such;
     - `index.parquet`, one row an image in the order of `data/`: `id` (its place there), `split`,
       `label` (text, or null), `source` (where it came from), `sha256` (of its pixels), `given` (the
-      part of `data/` that says its split, or null where its content does). The rows of one split
-      are in the order of its array;
+      part of `data/` that says its split, or null where its content does), `picture` (of a tile:
+      the SHA-256 of what it was cut from; otherwise null). The rows of one split are in the order
+      of its array;
     - `dataset.json`: image shape, levels of the pixels, images per split, duplicates, a digest of
       the given splits of each part, and the rules by which the images' files were read.
 
@@ -116,7 +117,7 @@ class SplitWriter:
         self._index = pyarrow.parquet.ParquetWriter(
             folder / "index.parquet",
             self._schema,
-            use_dictionary=["split", "label", "given"],
+            use_dictionary=["split", "label", "given", "picture"],
             compression={name: "NONE" if name == "sha256" else "SNAPPY" for name in COLUMNS},
         )
 
@@ -125,7 +126,7 @@ class SplitWriter:
         import pyarrow
         import pyarrow.compute
 
-        splits = self._divided(splits, images.digests)
+        splits = self._divided(splits, images.origins)
         for name, array in self._arrays.items():
             array.write(images.pixels[splits == name])
             self._counts[name] += int(np.count_nonzero(splits == name))
@@ -137,13 +138,14 @@ class SplitWriter:
             "source": pyarrow.compute.utf8_slice_codeunits(names, len(self._root)),
             "sha256": _hexadecimal(images.digests),
             "given": self._parts_of_given(images),
+            "picture": _pictures(images),
         }
         self._index.write_table(pyarrow.table(columns, self._schema))
         self._count += len(splits)
 
-    def _divided(self, splits: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    def _divided(self, splits: np.ndarray, origins: np.ndarray) -> np.ndarray:
         """Take from the validation images those to calibrate by."""
-        calibration = (splits == "validation") & for_calibration(digests)
+        calibration = (splits == "validation") & for_calibration(origins)
         return np.where(calibration, CALIBRATION, splits.astype(object))
 
     def counts(self) -> dict[str, int]:
@@ -173,6 +175,17 @@ class SplitWriter:
         self._index.close()
         for array in self._arrays.values():
             array.close()
+
+
+def _pictures(images: Images) -> list[str | None]:
+    """Return the digest of the picture of each tile; None for an image that is none."""
+    whole = (images.origins == images.digests).all(axis=1)
+    if whole.all():
+        return [None] * len(whole)
+    return [
+        None if own else origin.tobytes().hex()
+        for own, origin in zip(whole, images.origins, strict=True)
+    ]
 
 
 def _hexadecimal(digests: np.ndarray) -> Any:

@@ -66,7 +66,8 @@ class Fingerprints:
         for start in range(0, len(images.pixels), at_once):
             cells = _cells(images.pixels[start : start + at_once])
             self._hashes.append(_hashes(cells))
-            largest = np.abs(cells).max(axis=1, keepdims=True)
+            # Tiles of pictures may be of one colour: those are near to none.
+            largest = np.maximum(np.abs(cells).max(axis=1, keepdims=True), 1e-6)
             self._file.write(np.rint(127 * cells / largest).astype("i1").data)
         # Half of a key: of a million images no two share it by chance.
         self._keys.append(digest_keys(images.digests).view(np.uint64)[::2].copy())

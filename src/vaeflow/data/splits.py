@@ -216,6 +216,29 @@ def read_labels(prepared: Path, split: str) -> np.ndarray | None:
     return labels.fill_null("none").to_numpy().astype(str)
 
 
+def read_pictures(prepared: Path, split: str) -> np.ndarray | None:
+    """Read of which picture each image is a tile: a number a picture, `(images,)`.
+
+    None where no image is a tile; one that is none among others is a picture by itself.
+
+    Args:
+        prepared: the folder that `prepare` wrote.
+        split: `train`, `validation`, `calibration`, `test` or `anomaly`.
+    """
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(
+        prepared / "index.parquet",
+        columns=["picture", "sha256"],
+        filters=[("split", "=", split)],
+    )
+    if table["picture"].null_count == len(table):
+        return None
+    pictures = pyarrow.compute.coalesce(table["picture"], table["sha256"])
+    return np.unique(pictures.to_numpy().astype(str), return_inverse=True)[1]
+
+
 def given_splits(prepared: Path) -> dict[str, str]:
     """Read the digest of the splits that came with images, by the part of `data/` they are in."""
     path = prepared / "dataset.json"

@@ -129,6 +129,7 @@ class Survey:
         self.anomalies = 0
         self._parameters = parameters
         self._keys: list[np.ndarray] = []
+        self._origins: list[np.ndarray] = []
 
     def add(self, images: Images) -> np.ndarray:
         """Count a block.
@@ -148,7 +149,7 @@ class Survey:
                 f"{images.names[0]}: images of shape {shape} (height, width, channels) do not go "
                 f"with those of {self.image_shape}. Bring all to one: --size, --channels."
             )
-        splits = SplitRule.of(self._parameters).assign(images.digests, images.splits)
+        splits = SplitRule.of(self._parameters).assign(images.origins, images.splits)
         self.count += len(splits)
         self.left_out += int(np.count_nonzero(splits == LEFT_OUT))
         anomalies = splits == ANOMALY
@@ -165,6 +166,7 @@ class Survey:
         self.labels.update(label for label in images.labels if label is not None)
         self.splits.update({name: int(np.count_nonzero(splits == name)) for name in SPLITS})
         self._keys.append(digest_keys(images.digests))
+        self._origins.append(digest_keys(images.origins))
         return splits
 
     def move(self, before: Sequence[str], changed: Mapping[int, str]) -> None:
@@ -180,6 +182,11 @@ class Survey:
     def keys(self) -> np.ndarray:
         """What tells the images apart, in their order; see `digest_keys`."""
         return np.concatenate([np.empty(0, "V16"), *self._keys])
+
+    @property
+    def origins(self) -> np.ndarray:
+        """The same of the pictures of which these are tiles, or of the images themselves."""
+        return np.concatenate([np.empty(0, "V16"), *self._origins])
 
     @property
     def duplicates(self) -> int:

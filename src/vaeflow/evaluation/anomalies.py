@@ -11,13 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from vaeflow.bundle.anomaly import Look, Measure, fit
+from vaeflow.bundle.anomaly import Calibration, Measure, fit
 from vaeflow.bundle.manifest import MEASURE, Alarm
+from vaeflow.bundle.statistics import Look
 from vaeflow.common.files import write_json
 from vaeflow.common.progress import Progress
 from vaeflow.config.schema import Evaluate
 from vaeflow.data.images import Images
-from vaeflow.data.splits import ANOMALY, CALIBRATION, evenly, load_split, read_labels
+from vaeflow.data.splits import (
+    ANOMALY,
+    CALIBRATION,
+    evenly,
+    load_split,
+    read_labels,
+    read_pictures,
+)
 from vaeflow.evaluation.bounds import (
     draws_at_once,
     scaled_blocks,
@@ -30,6 +38,8 @@ from vaeflow.model.vae import VAE
 Looking = Callable[[Images], Look]
 
 FEWEST_IMAGES = 20  # to calibrate a measure by
+FEWEST_PICTURES = 200  # of these all tiles are taken, where there are more pictures
+IMAGES_AT_ONCE = 1_000  # that a model looks at, and what it makes of them is kept
 MOST_FITTED, MOST_CALIBRATING, MOST_SPOILT = 2_000, 10_000, 500
 OF_LABELLED = ("auroc", "average_precision", "recall")  # that are metrics of the model
 ALARM, SPOILT, LABELLED = "alarm.json", "spoilt.json", "anomalies.json"
@@ -80,17 +90,45 @@ def examine(vae: VAE, prepared: Path, parameters: Evaluate) -> Examined | None:
         prepared: the folder that `prepare` wrote.
         parameters: of the stage.
     """
-    names = ("train", "test", CALIBRATION, ANOMALY)
-    train, test, calibration, odd = (load_split(prepared, name) for name in names)
+    names = ("train", "validation", CALIBRATION, "test", ANOMALY)
+    train, validation, calibration, test, odd = (load_split(prepared, name) for name in names)
     look = looking_with(vae)
-    calibrated = calibrate(look, calibration, train, parameters)
+    held_back = Group(calibration, read_pictures(prepared, CALIBRATION))
+    calibrated = calibrate(look, train, validation, held_back, parameters)
     if calibrated is None:
         return None
     labelled = {}
     if len(odd):
-        labelled = notice_labelled(look, calibrated, test, odd, read_labels(prepared, ANOMALY))
+        labelled = notice_labelled(
+            look,
+            calibrated,
+            Group(test, read_pictures(prepared, "test")),
+            Group(odd, read_pictures(prepared, ANOMALY)),
+            read_labels(prepared, ANOMALY),
+        )
     noticed = notice_spoilt(look, calibrated, test, parameters.seed)
     return Examined(calibrated, noticed, labelled)
+
+
+class Group(NamedTuple):
+    """Images, and which are tiles of one picture.
+
+    Attributes:
+        images: uint8, `(images, height, width, channels)`.
+        pictures: a number a picture, `(images,)`; None where none was cut.
+    """
+
+    images: Images
+    pictures: np.ndarray | None = None
+
+    def some(self, most: int) -> Group:
+        """Return about as many, of whole pictures, spread over all; pictures to calibrate by."""
+        if self.pictures is None:
+            return Group(self.images[evenly(len(self.images), most)])
+        numbers = np.unique(self.pictures)
+        enough = max(FEWEST_PICTURES, most * len(numbers) // len(self.images))
+        rows = np.isin(self.pictures, numbers[evenly(len(numbers), enough)])
+        return Group(self.images[np.flatnonzero(rows)], self.pictures[rows])
 
 
 class Calibrated(NamedTuple):
@@ -98,6 +136,11 @@ class Calibrated(NamedTuple):
 
     measure: Measure
     alarm: Alarm
+
+    def judge(self, look: Looking, group: Group) -> np.ndarray:
+        """Return the anomaly of each image, or of each picture that was cut: its oddest tile's."""
+        anomalies = _anomalies(look, self.measure, group.images)
+        return anomalies if group.pictures is None else _oddest(anomalies, group.pictures)
 
 
 def looking_with(vae: VAE) -> Looking:
@@ -122,7 +165,7 @@ def looking_with(vae: VAE) -> Looking:
 
 
 def calibrate(
-    look: Looking, images: Images, train: Images, parameters: Evaluate
+    look: Looking, train: Images, validation: Images, held_back: Group, parameters: Evaluate
 ) -> Calibrated | None:
     """Fit a measure, and calibrate it with images that played no part in training.
 
@@ -130,40 +173,64 @@ def calibrate(
 
     Args:
         look: from `looking_with`.
-        images: the calibration images, uint8.
-        train: the training images, uint8, to which the measure is fitted.
+        train, validation: uint8; the measure is fitted to some of both.
+        held_back: the calibration images.
         parameters: the rate of false alarms, and the seed.
     """
-    if len(images) < FEWEST_IMAGES:
+    if len(held_back.images) < FEWEST_IMAGES:
         print(
-            f"warning: {len(images)} images are left to calibrate an anomaly measure by, and "
-            f"{FEWEST_IMAGES} are needed: the bundle will have none. Add images, or raise "
+            f"warning: {len(held_back.images)} images are left to calibrate an anomaly measure "
+            f"by, and {FEWEST_IMAGES} are needed: the bundle will have none. Add images, or raise "
             "prepare.validation_fraction.",
             flush=True,
         )
         return None
-    fitted, calibrating = (
-        np.asarray(of[evenly(len(of), most)])
-        for of, most in ((train, MOST_FITTED), (images, MOST_CALIBRATING))
+    some = (np.asarray(part[evenly(len(part), MOST_FITTED)]) for part in (train, validation))
+    parts = [(_scaled(pixels), look(pixels)) for pixels in some]
+    measure = fit(*parts[0], *parts[1], parameters.seed)
+    images, pictures = held_back.some(MOST_CALIBRATING)
+    anomalies = _anomalies(look, measure, images)
+    measure = measure._replace(calibration=Calibration.by(anomalies))
+    rate = parameters.false_alarm_rate
+    if pictures is None:
+        return Calibrated(measure, _alarm(measure.calibration, rate, "images"))
+    of_pictures = Calibration.by(_oddest(anomalies, pictures))
+    alarm = _alarm(measure.calibration, rate, "tiles").model_copy(
+        update={"of_pictures": _alarm(of_pictures, rate, "pictures")}
     )
-    measure = fit(
-        _scaled(fitted), look(fitted), _scaled(calibrating), look(calibrating), parameters.seed
-    )
-    rate = max(parameters.false_alarm_rate, measure.smallest_rate())
-    if rate > parameters.false_alarm_rate:
+    return Calibrated(measure._replace(pictures=of_pictures), alarm)
+
+
+def _alarm(calibration: Calibration, asked: float, of: str) -> Alarm:
+    """Return the alarm at the rate that is asked for, or at the smallest that can be kept."""
+    count = len(calibration.anomalies)
+    rate = max(asked, calibration.smallest_rate())
+    if rate > asked:
         print(
-            f"warning: {len(measure.calibration)} images to calibrate by can vouch for a false "
-            f"alarm rate of {rate:.2g} at the least, and evaluate.false_alarm_rate is "
-            f"{parameters.false_alarm_rate:g}: the bundle takes {rate:.2g}. Add images, or raise "
-            "prepare.validation_fraction.",
+            f"warning: {count} {of} to calibrate by can vouch for a false alarm rate of {rate:.2g} "
+            f"at the least, and evaluate.false_alarm_rate is {asked:g}: the bundle takes "
+            f"{rate:.2g}. Add images, or raise prepare.validation_fraction.",
             flush=True,
         )
-    alarm = Alarm(
-        false_alarm_rate=rate,
-        threshold=measure.threshold(rate),
-        images=len(measure.calibration),
+    return Alarm(false_alarm_rate=rate, threshold=calibration.threshold(rate), images=count)
+
+
+def _anomalies(look: Looking, measure: Measure, images: Images) -> np.ndarray:
+    """Return the anomaly of images, some at a time: what a model makes of them is large."""
+    blocks = (
+        np.asarray(images[start : start + IMAGES_AT_ONCE])
+        for start in range(0, len(images), IMAGES_AT_ONCE)
     )
-    return Calibrated(measure, alarm)
+    found = [measure.anomaly(_scaled(pixels), look(pixels)) for pixels in blocks]
+    return np.concatenate(found)
+
+
+def _oddest(anomalies: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """Return the largest anomaly of each picture, in the order of their numbers."""
+    _, numbers = np.unique(pictures, return_inverse=True)
+    largest = np.full(numbers.max() + 1, -np.inf, anomalies.dtype)
+    np.maximum.at(largest, numbers, anomalies)
+    return largest
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:
@@ -253,16 +320,16 @@ def notice_spoilt(look: Looking, calibrated: Calibrated, images: Images, seed: i
 
 
 def notice_labelled(
-    look: Looking, calibrated: Calibrated, images: Images, odd: Images, labels: np.ndarray | None
+    look: Looking, calibrated: Calibrated, test: Group, odd: Group, labels: np.ndarray | None
 ) -> dict[str, Any]:
-    """Tell images that are known to be odd from test images.
+    """Tell images that are known to be odd from test images; or pictures, where these were cut.
 
     Args:
         look: from `looking_with`.
         calibrated: the measure.
-        images: test images, uint8 `(images, height, width, channels)`.
-        odd: the known ones, uint8 alike.
-        labels: of these, text `(images,)`, or None.
+        test: the test images.
+        odd: the known ones.
+        labels: of these images, text `(images,)`, or None.
 
     Returns:
         `images` and `usual_images`, how many there are; `auroc` with its `standard_error`;
@@ -271,12 +338,10 @@ def notice_labelled(
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
-    def judge(images: Images) -> np.ndarray:
-        pixels = np.asarray(images)
-        return calibrated.measure.anomaly(_scaled(pixels), look(pixels))
-
-    usual, unusual = judge(images), judge(odd)
-    threshold = calibrated.alarm.threshold
+    usual, unusual = calibrated.judge(look, test), calibrated.judge(look, odd)
+    threshold = (calibrated.alarm.of_pictures or calibrated.alarm).threshold
+    if labels is not None and odd.pictures is not None:
+        labels = labels[np.unique(odd.pictures, return_index=True)[1]]
     truth = np.repeat([0, 1], [len(usual), len(unusual)])
     together = np.concatenate([usual, unusual])
     precision, recall, thresholds = precision_recall_curve(truth, together)

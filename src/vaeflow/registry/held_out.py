@@ -38,20 +38,23 @@ class HeldOut(NamedTuple):
         given: for images whose split was given, the digest of all that were given with theirs;
             None for the others, `(count,)`.
         all_given: those digests of the whole data set.
+        origins: digests of the pictures of which they are tiles, or their own; None: their own.
     """
 
     digests: np.ndarray
     labels: np.ndarray
     given: np.ndarray | None = None
     all_given: frozenset[str] = frozenset()
+    origins: np.ndarray | None = None
 
 
 def read_held_out(prepared: Path) -> HeldOut:
     """Read the test split of the prepared images."""
+    import pyarrow.compute
     import pyarrow.parquet
 
     by_part = given_splits(prepared)
-    columns = ["label", "sha256", *(["given"] if by_part else ())]
+    columns = ["label", "sha256", "picture", *(["given"] if by_part else ())]
     table = pyarrow.parquet.read_table(
         prepared / "index.parquet", columns=columns, filters=[("split", "=", "test")]
     )
@@ -59,13 +62,20 @@ def read_held_out(prepared: Path) -> HeldOut:
     if by_part:
         parts = table["given"].to_pylist()
         given = np.array([part and by_part[part] for part in parts], dtype=object)
-    digests = bytes.fromhex("".join(table["sha256"].to_pylist()))
+    digests, origins = (
+        np.frombuffer(bytes.fromhex("".join(column.to_pylist())), np.uint8).reshape(-1, 32)
+        for column in (
+            table["sha256"],
+            pyarrow.compute.coalesce(table["picture"], table["sha256"]),
+        )
+    )
     labels = np.array(table["label"].to_pylist(), dtype=object)
     return HeldOut(
-        np.frombuffer(digests, np.uint8).reshape(-1, 32),
+        digests,
         labels,
         given,
         frozenset(by_part.values()),
+        origins,
     )
 
 
@@ -83,6 +93,7 @@ def unseen_images(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
         RegistryError: it is not known of one, or too few are left.
     """
     unseen = np.ones(len(split.digests), bool)
+    origins = split.digests if split.origins is None else split.origins
     for model, text in rules.items():
         try:
             rule = SplitRule.parse(text or "")
@@ -96,7 +107,7 @@ def unseen_images(split: HeldOut, rules: dict[str, str | None]) -> np.ndarray:
                 f"which images {model} was trained on is not known: the splits that came with some "
                 f"of them ({', '.join(sorted(gone))}) are not in data/ any more"
             )
-        in_test = rule.assign(split.digests) == "test"
+        in_test = rule.assign(origins) == "test"
         if split.given is not None:
             in_test |= np.isin(split.given.astype(str), list(rule.given))
         unseen &= in_test

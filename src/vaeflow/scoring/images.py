@@ -13,7 +13,8 @@ from vaeflow.data.io.listing import STANDARD_INPUT
 from vaeflow.data.io.reading import Images, Reading, joined, refuse
 from vaeflow.data.io.rules import CHANNELS, Range, Rules, parse_layout, parse_range
 from vaeflow.data.io.sources import count_images, image_blocks
-from vaeflow.errors import BadImageError
+from vaeflow.data.io.tiles import Tiling
+from vaeflow.errors import BadImageError, DataError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Asked:
         value_range: which numbers are black and white.
         pages: `all`, or `first`.
         max_pixels: of one image.
+        tiling: how pictures are cut into images.
     """
 
     resize: str | None = None
@@ -35,6 +37,7 @@ class Asked:
     value_range: str | None = None
     pages: str | None = None
     max_pixels: int | None = None
+    tiling: Tiling | None = None
 
 
 def reading_for(
@@ -54,16 +57,23 @@ def reading_for(
     asked = asked or Asked()
     rules = image.reading or Rules()
     shape = image.shape
+    tiling = asked.tiling or tiling_by(rules)
+    if tiling is not None and shape[:2] != (tiling.edge, tiling.edge):
+        raise DataError(
+            f"tile is {tiling.edge}; the model takes images of {shape[1]}x{shape[0]} pixels, and "
+            "tiles have to be of that size."
+        )
     given = None if asked.value_range is None else parse_range(asked.value_range)
     every = (asked.pages or rules.pages) == "all"
     limits = Limits() if asked.max_pixels is None else Limits(max_pixels=asked.max_pixels)
     return Reading(
-        conversion=_conversion(shape, rules, asked.resize, given),
+        conversion=_conversion(shape, rules, asked.resize, given, tiling is not None),
         limits=limits,
         key=asked.key,
         layout=None if asked.layout is None else parse_layout(asked.layout),
         usual_layout=rules.layout,
         every_page=every,
+        tiling=tiling,
         shape=shape,
         shape_of="the model's",
         remedy="--resize crop|fit|exact",
@@ -72,8 +82,17 @@ def reading_for(
     )
 
 
+def tiling_by(rules: Rules) -> Tiling | None:
+    """Return how the pictures of a data set were cut; None where each is an image."""
+    return None if rules.tile is None else Tiling.of(rules.tile, rules.stride)
+
+
 def _conversion(
-    shape: tuple[int, int, int], rules: Rules, resize: str | None, given: Range | None
+    shape: tuple[int, int, int],
+    rules: Rules,
+    resize: str | None,
+    given: Range | None,
+    tiles: bool,
 ) -> Conversion:
     height, width, channels = shape
     conversion = Conversion.by(rules)
@@ -81,6 +100,8 @@ def _conversion(
         conversion = replace(conversion, pictures=given, integers=given, floats=given)
     if channels == CHANNELS[-1]:
         return replace(conversion, channels=channels, size=None)
+    if tiles:  # pictures of any size, unless those of the data were brought to one
+        return conversion if resize is None else replace(conversion, channels=channels)
     if resize is not None or conversion.size is not None:
         resize = conversion.resize if resize is None else resize
         size = (width, height) if channels in CHANNELS else None
@@ -96,7 +117,7 @@ def blocks(sources: Sequence[str], reading: Reading) -> Iterator[Images]:
     """
     for source in sources:
         if source in COUNTS:
-            yield from known_blocks(source, reading)
+            yield from known_blocks(source, replace(reading, tiling=None))
         else:
             yield from image_blocks(source, reading=reading)
 
@@ -127,6 +148,8 @@ def in_shards(blocks: Iterator[Images], size: int) -> Iterator[Images]:
 
 
 def _cut(images: Images, start: int, stop: int | None) -> Images:
-    pixels, digests, names, labels, splits = images
+    pixels, digests, names, labels, splits, origins = images
     part = slice(start, stop)
-    return Images(pixels[part], digests[part], names[part], labels[part], splits[part])
+    return Images(
+        pixels[part], digests[part], names[part], labels[part], splits[part], origins[part]
+    )

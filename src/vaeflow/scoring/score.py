@@ -8,6 +8,7 @@ is written in one pass from the first row to the last, and takes its name when i
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,11 +26,13 @@ from vaeflow.common.files import atomic_file
 from vaeflow.common.pictures import overlay, write_png
 from vaeflow.common.processes import cores
 from vaeflow.common.progress import Progress
-from vaeflow.data.io.reading import Images, refuse
+from vaeflow.data.io.reading import Images, Reading, refuse
+from vaeflow.data.io.rules import Rules
+from vaeflow.data.io.tiles import Canvas, Place, Tiling, stitched
 from vaeflow.data.survey import left_alone
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.registry.model import Model, locate
-from vaeflow.scoring.images import Asked, blocks, count, in_shards, reading_for
+from vaeflow.scoring.images import Asked, blocks, count, in_shards, reading_for, tiling_by
 from vaeflow.scoring.outputs import Columns, Parts, Table, kind_of, parts_beside
 
 BLOCKS_PER_SHARD = 64
@@ -53,6 +56,7 @@ class Batch:
             the model.
         a_day: how many images come a day; None where nobody says.
         maps: the folder for pictures of what counts as anomalous, with red where; None for none.
+            Of pictures that are cut into tiles those are stitched together.
         asked: what is said of the files; see `reading_for`.
         skip_bad: go on without what cannot be used; otherwise the first such file ends it.
     """
@@ -76,11 +80,13 @@ class Scored:
         out: the file it wrote.
         bundle: the folder of what scored them.
         model: which that is: `model_name`, `model_version`, `bundle_sha256`, `data_md5`.
-        count: images.
+        of: what was scored: `images`, `pictures` that were cut, or their `tiles`.
+        count: of these.
         alarms: those that count as anomalous; None where the bundle cannot tell.
+        uncalibrated: a sentence on why nothing is said of alarms; or none.
         expected: a sentence on how many false alarms are to be expected; or none.
         maps: the folder with pictures of these.
-        resumed: how many of them an earlier run had scored.
+        resumed: how many images an earlier run had scored.
         rejected: files and rows that could not be used.
         ignored: names of files that are no images.
     """
@@ -88,8 +94,10 @@ class Scored:
     out: Path
     bundle: Path
     model: dict[str, str]
+    of: str = "images"
     count: int = 0
     alarms: int | None = None
+    uncalibrated: str = ""
     expected: str = ""
     maps: Path | None = None
     resumed: int = 0
@@ -99,7 +107,8 @@ class Scored:
     def lines(self) -> list[str]:
         """Report what a person wants to know of it, a fact a line."""
         name, version = self.model["model_name"], self.model["model_version"]
-        lines = [f"{self.out}: {self.count:,} images, scored by {name} version {version}"]
+        lines = [f"{self.out}: {self.count:,} {self.of}, scored by {name} version {version}"]
+        lines += [self.uncalibrated] if self.uncalibrated else []
         if self.alarms is not None:
             share = self.alarms / max(1, self.count)
             shown = f"; pictures of them in {self.maps}/" if self.maps and self.alarms else ""
@@ -124,6 +133,10 @@ def score(batch: Batch) -> Scored:
     out where the bundle does not know), and `mean_0`, `mean_1`, ... with `latents`. Parquet's
     metadata hold `Scored.model`.
 
+    Pictures that are cut into tiles have a row each, unless `latents` asks for a row a tile:
+    `tiles` (how many), `score` and `anomaly` (the largest of its tiles'), `p_value` and `anomalous`
+    (how often pictures have as much), `top` and `left` (where the most unusual tile is, pixels).
+
     Raises:
         BundleError: a rate of false alarms is asked for, and the bundle has no anomaly measure.
         DataError: a source cannot be used. What was scored until then is kept for the next run.
@@ -134,30 +147,55 @@ def score(batch: Batch) -> Scored:
         raise VaeflowError(f"{batch.out}: holds scores alone; with --latents, write .parquet.")
     model = Model.load(locate(batch.model), threads=1)
     scored = Scored(batch.out, model.folder, model.description, maps=batch.maps)
-    of_alarms = (batch.false_alarm_rate, batch.a_day, batch.maps)
-    if model.bundle.detects or any(option is not None for option in of_alarms):
-        model.bundle.threshold(batch.false_alarm_rate)  # which may be refused: before any work
+    on_bad = scored.rejected.append if batch.skip_bad else refuse
+    image = model.bundle.manifest.image
+    reading = reading_for(image, batch.asked, on_bad, scored.ignored.append)
+    if reading.tiling is not None:  # latents are those of tiles, and drift compares them
+        scored.of = "tiles" if batch.latents else "pictures"
+    if _raises_alarms(model.bundle, batch, reading, scored):
         scored.alarms = 0
-        scored.expected = _expected(model.bundle, batch)
+        scored.expected = _expected(model.bundle, batch, scored.of)
     key = {**scored.model, "latents": batch.latents, **_versions()}
     try:
         with parts_beside(batch.out, key) as parts:
             fresh = parts.folder / batch.out.name
             with closing(kind(fresh, scored.model)) as table:
-                _fill(table, batch, model.bundle, parts, scored)
+                _fill(table, batch, reading, model.bundle, parts, scored)
             fresh.replace(batch.out)
     except OSError as error:
         raise VaeflowError(f"{batch.out} cannot be written: {error}") from None
     return scored
 
 
-def _expected(bundle: Bundle, batch: Batch) -> str:
-    if batch.a_day is None:
+def _raises_alarms(bundle: Bundle, batch: Batch, reading: Reading, scored: Scored) -> bool:
+    """Return whether it can be said what is anomalous; refuse what is asked for and cannot be."""
+    asked = any(o is not None for o in (batch.false_alarm_rate, batch.a_day, batch.maps))
+    if not bundle.detects and not asked:
+        return False
+    usual = tiling_by(bundle.manifest.image.reading or Rules())
+    joined = scored.of == "pictures"
+    if bundle.detects and joined and reading.tiling != usual:
+        of = f"{usual}" if usual else "whole images"
+        scored.uncalibrated = (
+            f"which pictures are anomalous is not known: the model was calibrated with {of}, and "
+            f"these are {reading.tiling} (vaeflow data add --tile --stride)"
+        )
+        if asked:
+            raise DataError(f"{scored.uncalibrated}.")
+        return False
+    bundle.threshold(batch.false_alarm_rate, of_pictures=joined)  # may be refused: before work
+    return True
+
+
+def _expected(bundle: Bundle, batch: Batch, of: str) -> str:
+    alarm = bundle.manifest.anomaly
+    if batch.a_day is None or alarm is None:
         return ""
-    assert bundle.manifest.anomaly is not None  # it has a threshold
-    rate = batch.false_alarm_rate or bundle.manifest.anomaly.false_alarm_rate
+    if of == "pictures" and alarm.of_pictures is not None:
+        alarm = alarm.of_pictures
+    rate = batch.false_alarm_rate or alarm.false_alarm_rate
     return (
-        f"of {batch.a_day:,} usual images a day {rate * batch.a_day:,.0f} are flagged by mistake, "
+        f"of {batch.a_day:,} usual {of} a day {rate * batch.a_day:,.0f} are flagged by mistake, "
         "in the mean"
     )
 
@@ -169,30 +207,38 @@ def _versions() -> dict[str, str]:
     return {"code": code.digest(code.SCORE), "onnxruntime": onnxruntime.__version__}
 
 
-def _fill(table: Table, batch: Batch, bundle: Bundle, parts: Parts, scored: Scored) -> None:
-    """Write the rows of all images."""
-    on_bad = scored.rejected.append if batch.skip_bad else refuse
-    image = bundle.manifest.image
-    reading = reading_for(image, batch.asked, on_bad, scored.ignored.append)
+def _fill(
+    table: Table, batch: Batch, reading: Reading, bundle: Bundle, parts: Parts, scored: Scored
+) -> None:
+    """Write the rows of all images, or of all pictures that are cut into images."""
     total = count(batch.sources, reading)
     size = BLOCKS_PER_SHARD * bundle.images_at_once(SCORE_SAMPLES)
     shards = in_shards(blocks(batch.sources, reading), size)
     with (
-        Progress("scoring", total, unit="images") as progress,
+        Progress("scoring", total, unit=scored.of) as progress,
         ThreadPoolExecutor(cores()) as pool,
     ):
-        for shard in _Scoring(bundle, batch.latents, parts, pool).run(shards):
-            columns = _columns(bundle, shard, batch.false_alarm_rate)
+        finished = _Scoring(bundle, batch.latents, parts, pool).run(shards)
+        tiling = reading.tiling if scored.of == "pictures" else None
+        if tiling is None:
+            answers = _of_images(finished, bundle, batch.false_alarm_rate)
+        else:
+            rate = None if scored.alarms is None else (batch.false_alarm_rate,)
+            answers = _of_pictures(finished, bundle, rate, keep=batch.maps is not None)
+        for columns, pixels, resumed in answers:
             table.write(columns)
             if scored.alarms is not None:
-                rows = np.flatnonzero(columns["anomalous"])
+                rows = np.flatnonzero(columns["anomalous"]).tolist()
                 if batch.maps:
-                    _show(bundle, shard, rows, batch.maps, scored.count)
+                    for row in rows:
+                        path = _path_of_map(batch.maps, scored.count + row, columns["id"][row])
+                        _show(bundle, pixels[row], tiling, path)
                 scored.alarms += len(rows)
-            scored.count += len(shard.names)
-            scored.resumed += shard.resumed * len(shard.names)
+            written = len(columns["id"])
+            scored.count += written
+            scored.resumed += resumed
             progress.total = max(total, scored.count)  # of a tar archive nobody knows it before
-            progress.advance(len(shard.names))
+            progress.advance(written)
     if not scored.count:
         scored.alarms = None
         reasons = "\n".join(scored.lines()[1:])
@@ -208,29 +254,129 @@ class _Shard(NamedTuple):
     resumed: bool
 
 
-def _show(bundle: Bundle, shard: _Shard, rows: np.ndarray, folder: Path, before: int) -> None:
-    """Write a picture of each of these rows, named by its place among all images and its name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        pixels = shard.pixels[row]
-        (map_,) = bundle.detect(pixels[None], maps=True).maps  # type: ignore[misc]
-        usual, most = MAP_RANGE
-        name = re.sub(r"[^\w.-]+", "_", shard.names[row])[-LONGEST_NAME:]
-        with atomic_file(folder / f"{before + row:07}-{name}.png") as fresh:
-            write_png(fresh, overlay(pixels, (map_ - usual) / (most - usual)))
+class _Answers(NamedTuple):
+    """Rows of the table; the pixels of each, where they are kept; how many were scored before."""
+
+    columns: Columns
+    pixels: np.ndarray | list[np.ndarray]
+    resumed: int
 
 
-def _columns(bundle: Bundle, shard: _Shard, false_alarm_rate: float | None) -> Columns:
-    score, *others = shard.numbers.T
-    columns = {"id": shard.names, "score": score}
-    if bundle.manifest.score_quantiles:
-        columns["percentile"] = 100 * bundle.score_rank(score)
+def _of_images(
+    shards: Iterator[_Shard], bundle: Bundle, false_alarm_rate: float | None
+) -> Iterator[_Answers]:
+    for names, pixels, numbers, resumed in shards:
+        score, *others = numbers.T
+        columns = {"id": names, "score": score}
+        if bundle.manifest.score_quantiles:
+            columns["percentile"] = 100 * bundle.score_rank(score)
+        if bundle.detects:
+            anomaly, *others = others
+            columns["anomaly"] = anomaly
+            columns["p_value"] = bundle.measure.calibration.p_value(anomaly)
+            columns["anomalous"] = anomaly > bundle.threshold(false_alarm_rate)
+        columns |= {f"mean_{unit}": values for unit, values in enumerate(others)}
+        yield _Answers(columns, pixels, resumed * len(names))
+
+
+def _of_pictures(
+    shards: Iterator[_Shard], bundle: Bundle, rate: tuple[float | None] | None, keep: bool
+) -> Iterator[_Answers]:
+    """Join the tiles of each picture, which come one after the other, to what is said of it.
+
+    Args:
+        shards: of tiles.
+        bundle: what scored them.
+        rate: of false alarms, in which None is that of the bundle; None where nothing can be said
+            of alarms.
+        keep: whether to put the pictures together again.
+    """
+    current: _Picture | None = None
+    resumed = 0
+    for shard in shards:
+        done = []
+        for row, name in enumerate(shard.names):
+            place = Place.of(name)
+            if (place.top, place.left) == (0, 0):
+                done += [] if current is None else [current]
+                current = _Picture(place.picture)
+            assert current is not None  # the first tile of a picture comes first
+            current.add(place, shard.numbers[row].tolist(), shard.pixels[row] if keep else None)
+        resumed += shard.resumed * len(shard.names)
+        if done:
+            yield _answers_on(done, bundle, rate, keep, resumed)
+            resumed = 0
+    if current is not None:
+        yield _answers_on([current], bundle, rate, keep, resumed)
+
+
+class _Picture:
+    """What is known of a picture from its tiles until now."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tiles = 0
+        self.canvas = Canvas()
+        self.score = self.most = -math.inf
+        self.top = self.left = 0
+
+    def add(self, place: Place, numbers: Sequence[float], pixels: np.ndarray | None) -> None:
+        """Add a tile: its numbers, score and anomaly if known, and its pixels if they are kept."""
+        self.tiles += 1
+        self.score = max(self.score, numbers[0])
+        if numbers[-1] > self.most:
+            self.most, self.top, self.left = numbers[-1], place.top, place.left
+        if pixels is not None:
+            self.canvas.add(pixels, place.top, place.left)
+
+
+def _answers_on(
+    pictures: Sequence[_Picture],
+    bundle: Bundle,
+    rate: tuple[float | None] | None,
+    keep: bool,
+    resumed: int,
+) -> _Answers:
+    columns: dict[str, Any] = {
+        "id": [picture.name for picture in pictures],
+        "tiles": [picture.tiles for picture in pictures],
+        "score": np.array([picture.score for picture in pictures], np.float32),
+    }
     if bundle.detects:
-        anomaly, *others = others
-        columns["anomaly"] = anomaly
-        columns["p_value"] = bundle.measure.p_value(anomaly)
-        columns["anomalous"] = anomaly > bundle.threshold(false_alarm_rate)
-    return columns | {f"mean_{unit}": values for unit, values in enumerate(others)}
+        columns["anomaly"] = most = np.array([picture.most for picture in pictures], np.float32)
+        if rate is not None:
+            assert bundle.measure.pictures is not None  # as there is a rate
+            columns["p_value"] = bundle.measure.pictures.p_value(most)
+            columns["anomalous"] = most > bundle.threshold(*rate, of_pictures=True)
+    columns["top"] = [picture.top for picture in pictures]
+    columns["left"] = [picture.left for picture in pictures]
+    pixels = [picture.canvas.picture() for picture in pictures] if keep else []
+    return _Answers(columns, pixels, resumed)
+
+
+def _path_of_map(folder: Path, number: int, name: str) -> Path:
+    """Name a picture by its place among all, and its own name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = re.sub(r"[^\w.-]+", "_", name)[-LONGEST_NAME:]
+    return folder / f"{number:07}-{own}.png"
+
+
+def _show(bundle: Bundle, pixels: np.ndarray, tiling: Tiling | None, path: Path) -> None:
+    """Draw an image or a whole picture with red where it is unusual."""
+    if tiling is None:
+        map_ = _maps(bundle, pixels[None])[0]
+    else:
+        rows = (tiling.row(pixels, top) for top in tiling.starts(len(pixels)))
+        map_ = stitched(tiling, pixels.shape, (_maps(bundle, row) for row in rows))
+    usual, most = MAP_RANGE
+    with atomic_file(path) as fresh:
+        write_png(fresh, overlay(pixels, (map_ - usual) / (most - usual)))
+
+
+def _maps(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
+    maps = bundle.detect(pixels, maps=True).maps
+    assert maps is not None
+    return maps
 
 
 class _Scoring:

@@ -309,6 +309,7 @@ class Decoder:
             those that come to another shape.
         allow_constant: whether an image may be of one colour.
         every_page: whether all pages of a file are images, or the first alone.
+        of_any_shape: images need not be of one shape, and come one by one.
     """
 
     conversion: Conversion
@@ -316,6 +317,7 @@ class Decoder:
     check: CheckShape
     allow_constant: bool = True
     every_page: bool = True
+    of_any_shape: bool = False
 
     def run(self, pictures: Iterable[Picture]) -> Generator[Decoded, None, None]:
         """Decode files in their order, on all cores where that is worth it."""
@@ -328,6 +330,7 @@ class Decoder:
             if first.pictures:
                 yield from self._whole(first)
                 at_once = max(1, min(FILES_PER_TASK, BYTES_PER_BLOCK // first.pixels.nbytes))
+                at_once = 1 if self.of_any_shape else at_once
                 tasks = _batched(remaining, at_once)
                 worth_it = _pixels_in_file(picture) >= PIXELS_WORTH_A_THREAD
                 some = _on_all_cores(self._some, tasks) if worth_it else map(self._some, tasks)
@@ -349,7 +352,7 @@ class Decoder:
         faults: list[BadImageError] = []
         seen: Counter[str] = Counter()
         how = (self.conversion, self.limits, self.check, self.every_page)
-        room = most
+        room = 0 if self.of_any_shape else most
         for position, picture in enumerate(task):
             try:
                 for found in decode_pages(picture, *how, page):

@@ -115,7 +115,8 @@ def _digits(reading: Reading) -> Images:
     names = [f"digits#{row}" for row in range(len(pixels))]
     pixels = reading.conversion.of_array(pixels)
     labels = digits.target.astype(str).tolist()
-    return Images(pixels, pixel_digests(pixels), names, labels, [None] * len(names))
+    digests = pixel_digests(pixels)
+    return Images(pixels, digests, names, labels, [None] * len(names), digests)
 
 
 def _download(name: str, known: IdxSet) -> Path:

@@ -20,6 +20,7 @@ from vaeflow.data.io.rules import (
     Range,
     Rules,
 )
+from vaeflow.data.io.tiles import Tiling
 from vaeflow.errors import BadImageError
 
 
@@ -31,6 +32,9 @@ class Images(NamedTuple):
     names: Sequence[str]  # "path" for an image file, "path#index" for a row of an array
     labels: Sequence[str | None]
     splits: Sequence[str | None]  # as given; None: their content decides
+    # SHA-256 of the pictures of which these are tiles, or of the images themselves. It decides the
+    # split: tiles of one picture stay together.
+    origins: np.ndarray
 
 
 def refuse(error: BadImageError) -> NoReturn:
@@ -94,6 +98,7 @@ class Reading:
         row_shape: `(height, width, channels)` of images that are rows of numbers; by default a
             square of grey.
         every_page: whether all pages of a file are images, or the first alone.
+        tiling: how pictures are cut into the images; None: each is one.
         shape: `(height, width, channels)` that all must have; by default, that of the first.
         shape_of: what has that shape, in errors.
         remedy: for an image of another shape, in errors.
@@ -116,6 +121,7 @@ class Reading:
     usual_layout: str | None = None
     row_shape: tuple[int, int, int] | None = None
     every_page: bool = True
+    tiling: Tiling | None = None
     shape: tuple[int, ...] | None = None
     shape_of: str = "what is there"
     remedy: str = "vaeflow data add SOURCE --size WIDTHxHEIGHT --channels 1|3"
@@ -142,6 +148,8 @@ class Reading:
             integers=str(next(iter(integers))) if len(integers) == 1 else None,
             floats=str(next(iter(floats))) if len(floats) == 1 else None,
             pages="all" if self.every_page else "first",
+            tile=self.tiling and self.tiling.edge,
+            stride=self.tiling and self.tiling.stride,
         )
 
 
@@ -163,6 +171,7 @@ def select(images: Images, rows: Sequence[int]) -> Images:
         [images.names[row] for row in rows],
         [images.labels[row] for row in rows],
         [images.splits[row] for row in rows],
+        images.origins[rows],
     )
 
 
@@ -176,4 +185,5 @@ def joined(parts: Sequence[Images]) -> Images:
         [name for part in parts for name in part.names],
         [label for part in parts for label in part.labels],
         [split for part in parts for split in part.splits],
+        np.concatenate([part.origins for part in parts]),
     )

@@ -1,7 +1,8 @@
 """Open whatever file of arrays, and tell of each image in it its name, its label and its split.
 
 `vaeflow data add` writes `index.csv` beside `images.npy`, with the columns `source`, `label` and,
-where it is not the images' contents that decide, `split`. Arrays from elsewhere have their labels
+where it is not the images' contents that decide, `split`; of tiles also `picture`, the digest of
+what they were cut from. Arrays from elsewhere have their labels
 in a second array: `labels.npy` beside `images.npy`, `y_train.npy` beside `x_train.npy`, or the IDX
 file of labels beside that of images (`train-labels-idx1-ubyte` for `train-images-idx3-ubyte`).
 """
@@ -30,7 +31,7 @@ from vaeflow.data.io.arrays import (
     clear_errors,
     label_names,
 )
-from vaeflow.data.splits import GIVEN
+from vaeflow.data.splits import GIVEN, as_digests
 from vaeflow.errors import BadImageError, DataError
 
 IMAGES = "images.npy"
@@ -38,6 +39,9 @@ LABELS = "labels.npy"
 INDEX = "index.csv"
 COLUMNS = ["source", "label"]
 WITH_SPLIT = [*COLUMNS, "split"]
+WITH_PICTURE = [*WITH_SPLIT, "picture"]
+HEADERS = (COLUMNS, WITH_SPLIT, WITH_PICTURE)
+DIGEST = re.compile(r"[0-9a-f]{64}")
 SUFFIXES = {".npy", ".npz", *matrices.SUFFIXES}
 
 
@@ -92,6 +96,7 @@ class Row(NamedTuple):
     names: list[str]
     labels: Sequence[str | None]
     splits: Sequence[str | None]
+    origins: np.ndarray | None = None  # of tiles; see `Images`
 
 
 class Rows:
@@ -146,13 +151,21 @@ class Rows:
         last = self.done == self.count
         if len(rows) < count or (last and next(self._index, None) is not None):
             raise self._damaged(f"has not as many rows as {IMAGES} ({self.count})")
-        if any(len(row) not in (len(COLUMNS), len(WITH_SPLIT)) for row in rows):
+        columns = {len(row) for row in rows}
+        if len(columns) > 1 or not columns <= set(map(len, HEADERS)):
             raise self._damaged("has a row that is not a source, a label and perhaps a split")
         prefix = f"{as_text(str(self.array.path.parent))}/"
         splits = [(row[2] or None) if len(row) > len(COLUMNS) else None for row in rows]
         if unknown := set(splits) - {None, *GIVEN}:
             raise self._damaged(f"has the split {unknown.pop()!r}; expected {', '.join(GIVEN)}")
-        return Row([prefix + row[0] for row in rows], [row[1] or None for row in rows], splits)
+        origins = None
+        if len(WITH_PICTURE) in columns:
+            digests = [row[-1] for row in rows]
+            if not all(map(DIGEST.fullmatch, digests)):
+                raise self._damaged("has a picture that is no SHA-256")
+            origins = as_digests(list(map(bytes.fromhex, digests)))
+        names, labels = [prefix + row[0] for row in rows], [row[1] or None for row in rows]
+        return Row(names, labels, splits, origins)
 
     def _damaged(self, fault: str) -> DataError:
         return DataError(
@@ -178,7 +191,7 @@ def is_part(path: Path) -> bool:
         return False
     with index.open(encoding="utf-8", errors="replace") as file:
         # Another header is somebody else's file of that name.
-        return file.readline(100).rstrip("\r\n").split(",") in (COLUMNS, WITH_SPLIT)
+        return file.readline(100).rstrip("\r\n").split(",") in HEADERS
 
 
 def labels_path(images: Path) -> Path | None:

@@ -41,6 +41,7 @@ class Rules(BaseModel):
         pictures, integers, floats: which numbers are black and white in image files, in arrays of
             integers and of floating point; None: as their type has it.
         pages: `first`, or `all`.
+        tile, stride: of pictures that were cut into tiles, in pixels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +55,8 @@ class Rules(BaseModel):
     integers: str | None = None
     floats: str | None = None
     pages: str = "all"
+    tile: Annotated[int | None, Field(ge=1)] = None
+    stride: Annotated[int | None, Field(ge=1)] = None
 
 
 def shared_rules(rules: Iterable[Rules]) -> Rules:

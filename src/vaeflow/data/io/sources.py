@@ -45,6 +45,7 @@ from vaeflow.data.io.rules import (
     outside,
     to_bytes,
 )
+from vaeflow.data.io.tiles import Place, Tiling
 from vaeflow.data.splits import pixel_digests
 from vaeflow.errors import BadImageError, DataError
 
@@ -71,14 +72,14 @@ def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterat
     for source in sources:
         contents = list_source(source, reading)
         facts = Folders(contents, reading)
-        yield from _merged(_array_blocks(contents.arrays, reading, same, facts))
+        yield from _merged(_cut(_array_blocks(contents.arrays, reading, same, facts), reading))
         for path in contents.tables:
-            yield from _table_blocks(path, reading, same)
+            yield from _merged(_cut(_table_blocks(path, reading, same), reading))
         for path in contents.archives:
             pictures = _packed(path, reading, facts)
-            yield from _merged(_picture_blocks(pictures, reading, same))
+            yield from _merged(_cut(_picture_blocks(pictures, reading, same), reading))
         pictures = _on_disk(contents.pictures, reading, facts)
-        yield from _merged(_picture_blocks(pictures, reading, same))
+        yield from _merged(_cut(_picture_blocks(pictures, reading, same), reading))
 
 
 def count_images(*sources: Path | str, reading: Reading | None = None) -> int:
@@ -106,15 +107,21 @@ def count_images(*sources: Path | str, reading: Reading | None = None) -> int:
 
 
 class _SameShape:
-    """Holds all images to one shape: the one given, else that of the first sound one."""
+    """Holds all images to one shape: the one given, else that of the first sound one.
+
+    Pictures that are cut into tiles may have any size; it is their tiles that are held to it.
+    """
 
     def __init__(self, reading: Reading):
         self.first: str = reading.shape_of
         self.shape = reading.shape
         self._remedy = reading.remedy
+        self._tiling = reading.tiling
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuse a file of another `(height, width, channels)` than the first, naming both."""
+        if self._tiling is not None:
+            shape = self._tiling.shape_of(name, shape)
         if self.shape not in {None, shape}:
             raise BadImageError(
                 name,
@@ -124,6 +131,8 @@ class _SameShape:
 
     def fix(self, name: str, shape: tuple[int, ...]) -> None:
         """Remember the shape of a file that was read well, if it is the first."""
+        if self._tiling is not None:
+            shape = self._tiling.shape_of(name, shape)
         if self.shape is None:
             self.first, self.shape = name, shape
 
@@ -359,7 +368,7 @@ def _sound_rows(
     block: np.ndarray, row: Row, of: Range, reading: Reading, raw: bool = False
 ) -> Images:
     """Convert the rows whose values are those of images."""
-    names, labels, splits = row
+    names, labels, splits, origins = row
     if faults := outside(block, of):
         for index, fault in faults.items():
             reading.on_bad(BadImageError(names[index], f"{fault}."))
@@ -371,7 +380,10 @@ def _sound_rows(
     pixels = to_bytes(block, of)
     pixels = pixels if raw else reading.conversion.of_array(pixels)
     pixels = np.ascontiguousarray(pixels)
-    return varied(Images(pixels, pixel_digests(pixels), names, labels, splits), reading)
+    digests = pixel_digests(pixels)
+    if origins is not None:  # in a picture, a tile of one colour is as good as another
+        return Images(pixels, digests, names, labels, splits, origins)
+    return varied(Images(pixels, digests, names, labels, splits, digests), reading)
 
 
 def _table_blocks(path: Path, reading: Reading, same: _SameShape) -> Iterator[Images]:
@@ -476,7 +488,12 @@ def _picture_blocks(
     pictures: Iterator[Picture], reading: Reading, same: _SameShape
 ) -> Iterator[Images]:
     decoder = Decoder(
-        reading.conversion, reading.limits, same.check, reading.allow_constant, reading.every_page
+        reading.conversion,
+        reading.limits,
+        same.check,
+        reading.allow_constant,
+        reading.every_page,
+        of_any_shape=reading.tiling is not None,
     )
     # Closed with the loop: files that were read ahead are then dropped.
     with closing(decoder.run(pictures)) as decoding:
@@ -497,10 +514,39 @@ def _images_of(decoded: Decoded) -> Images:
         [picture.name for picture in pictures],
         [picture.label for picture in pictures],
         [picture.split for picture in pictures],
+        decoded.digests,
     )
 
 
 # === Blocks ===
+
+
+def _cut(blocks: Iterator[Images], reading: Reading) -> Iterator[Images]:
+    """Cut pictures into tiles, where these are asked for, and count the pictures."""
+    if reading.tiling is None:
+        yield from blocks
+        return
+    for block in blocks:
+        reading.seen.notes[f"pictures cut into {reading.tiling}"] += len(block.pixels)
+        for row in range(len(block.pixels)):
+            yield from _rows_of_tiles(block, row, reading.tiling)
+
+
+def _rows_of_tiles(pictures: Images, number: int, tiling: Tiling) -> Iterator[Images]:
+    """Yield the tiles of one of the pictures, a row of tiles at a time."""
+    picture, name = pictures.pixels[number], pictures.names[number]
+    lefts = tiling.starts(picture.shape[1])
+    count = len(lefts)
+    for top in tiling.starts(picture.shape[0]):
+        tiles = tiling.row(picture, top)
+        yield Images(
+            tiles,
+            pixel_digests(tiles),
+            [str(Place(name, top, left)) for left in lefts],
+            [pictures.labels[number]] * count,
+            [pictures.splits[number]] * count,
+            np.repeat(pictures.origins[number : number + 1], count, axis=0),
+        )
 
 
 def _merged(blocks: Iterator[Images]) -> Iterator[Images]:
