@@ -28,6 +28,7 @@ FORMAT_VERSION: Final = 2
 REQUIRED = {"encoder.onnx", "decoder.onnx"}
 REFERENCE = "reference.npz"
 MEASURE = "anomaly.npz"
+OF_ALARMS = ("anomaly", "p_value", "anomalous")  # what answers and tables say of each image
 
 
 class _Part(BaseModel):

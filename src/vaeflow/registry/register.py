@@ -10,7 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vaeflow.bundle.manifest import MANIFEST, Manifest, bundle_sha256, read_verified
+from vaeflow.bundle.manifest import (
+    MANIFEST,
+    OF_ALARMS,
+    Manifest,
+    bundle_sha256,
+    read_verified,
+)
 from vaeflow.common.code import PACKAGE
 from vaeflow.common.workspace import Workspace
 from vaeflow.registry.versions import SHA256_TAG, Version, create_model, ignore_missing
@@ -151,7 +157,7 @@ def _signature(manifest: Manifest) -> Any:
     number = np.dtype(np.float32)
     names = ["score", "percentile"]
     if manifest.anomaly:
-        names += ["anomaly", "p_value", "anomalous"]
+        names += OF_ALARMS
     return ModelSignature(
         inputs=Schema([TensorSpec(number, (-1, *manifest.image.shape))]),
         outputs=Schema([TensorSpec(number, (-1,), name) for name in names]),

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive, Scope, Send
 
+from vaeflow.bundle.manifest import OF_ALARMS
 from vaeflow.common.code import package_version
 from vaeflow.registry.model import Model
 from vaeflow.serving import bodies
@@ -33,7 +34,6 @@ HEADER_LENGTH = b"inference-header-content-length"
 LENGTH = re.compile("[0-9]{1,18}")
 GIVEN = {"f4": "FP32", "f8": "FP64", "b1": "BOOL"}
 DATATYPES = {"UINT8": "u1", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
-ANOMALY = ("anomaly", "p_value", "anomalous")
 # Output to the operation that gives it, and its name there.
 OUTPUTS = {
     "images": {
@@ -41,7 +41,7 @@ OUTPUTS = {
         "log_variance": ("encode", "log_variance"),
         "reconstruction": ("reconstruct", "images"),
         "score": ("score", "score"),
-        **{name: ("score", name) for name in ("percentile", *ANOMALY, "anomaly_map")},
+        **{name: ("score", name) for name in ("percentile", *OF_ALARMS, "anomaly_map")},
     },
     "latents": {"image": ("decode", "images")},
 }
@@ -170,7 +170,7 @@ def _metadata(model: Model) -> dict[str, Any]:
         "image": image,
     }
     if model.bundle.detects:
-        shapes |= {**{name: [] for name in ANOMALY}, "anomaly_map": image[:2]}
+        shapes |= {**{name: [] for name in OF_ALARMS}, "anomaly_map": image[:2]}
 
     def tensor(name: str, shape: list[int]) -> dict[str, Any]:
         datatype = {"percentile": "FP64", "p_value": "FP64", "anomalous": "BOOL"}.get(name, "FP32")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from starlette.types import Receive, Scope
 
+from vaeflow.bundle.manifest import OF_ALARMS
 from vaeflow.bundle.runtime import NO_MEASURE, SCORE_SAMPLES
 from vaeflow.errors import BundleError
 from vaeflow.registry.model import Model
@@ -149,7 +150,7 @@ def _gives(model: Model, operation: str, options: Mapping[str, int]) -> tuple[st
         return gives
     maps = bool(options.get("maps"))
     if _detects(model, options):
-        return (*gives, "anomaly", "p_value", "anomalous", *(["anomaly_map"] if maps else ()))
+        return (*gives, *OF_ALARMS, *(["anomaly_map"] if maps else ()))
     if maps:
         reason = NO_MEASURE if not model.bundle.detects else "it is of the default draws only."
         raise RefusedError(422, f"map: {reason}", "map")
