@@ -8,39 +8,33 @@ is written in one pass from the first row to the last, and takes its name when i
 
 from __future__ import annotations
 
-import math
-import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
 from vaeflow.common import code
-from vaeflow.common.files import atomic_file
-from vaeflow.common.pictures import overlay, write_png
 from vaeflow.common.processes import cores
 from vaeflow.common.progress import Progress
 from vaeflow.data.io.reading import Images, Reading, refuse
 from vaeflow.data.io.rules import Rules
-from vaeflow.data.io.tiles import Canvas, Place, Tiling, stitched
 from vaeflow.data.survey import left_alone
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.registry.model import Model, locate
 from vaeflow.scoring.images import Asked, blocks, count, in_shards, reading_for, tiling_by
-from vaeflow.scoring.outputs import Columns, Parts, Table, kind_of, parts_beside
+from vaeflow.scoring.outputs import Parts, Table, kind_of, parts_beside
+from vaeflow.scoring.rows import Shard, draw, of_images, of_pictures, path_of_map
 
 BLOCKS_PER_SHARD = 64
 BLOCKS_PER_TASK = 8
 SHARDS_AHEAD = 2  # being computed while the one before them is written
 SHOWN_REJECTED = 5
-MAP_RANGE = (2, 12)  # standard deviations that are no red and all red
-LONGEST_NAME = 100  # characters of an image's own name in that of its picture
 
 
 @dataclass(frozen=True)
@@ -221,18 +215,18 @@ def _fill(
         finished = _Scoring(bundle, batch.latents, parts, pool).run(shards)
         tiling = reading.tiling if scored.of == "pictures" else None
         if tiling is None:
-            answers = _of_images(finished, bundle, batch.false_alarm_rate)
+            answers = of_images(finished, bundle, batch.false_alarm_rate)
         else:
             rate = None if scored.alarms is None else (batch.false_alarm_rate,)
-            answers = _of_pictures(finished, bundle, rate, keep=batch.maps is not None)
+            answers = of_pictures(finished, bundle, rate, keep=batch.maps is not None)
         for columns, pixels, resumed in answers:
             table.write(columns)
             if scored.alarms is not None:
                 rows = np.flatnonzero(columns["anomalous"]).tolist()
                 if batch.maps:
                     for row in rows:
-                        path = _path_of_map(batch.maps, scored.count + row, columns["id"][row])
-                        _show(bundle, pixels[row], tiling, path)
+                        path = path_of_map(batch.maps, scored.count + row, columns["id"][row])
+                        draw(bundle, pixels[row], tiling, path)
                 scored.alarms += len(rows)
             written = len(columns["id"])
             scored.count += written
@@ -245,140 +239,6 @@ def _fill(
         raise DataError(f"no images that can be scored.\n{reasons}")
 
 
-class _Shard(NamedTuple):
-    """Some images in turn; of each a row of numbers: score, anomaly if known, then the latents."""
-
-    names: Sequence[str]
-    pixels: np.ndarray
-    numbers: np.ndarray
-    resumed: bool
-
-
-class _Answers(NamedTuple):
-    """Rows of the table; the pixels of each, where they are kept; how many were scored before."""
-
-    columns: Columns
-    pixels: np.ndarray | list[np.ndarray]
-    resumed: int
-
-
-def _of_images(
-    shards: Iterator[_Shard], bundle: Bundle, false_alarm_rate: float | None
-) -> Iterator[_Answers]:
-    for names, pixels, numbers, resumed in shards:
-        score, *others = numbers.T
-        columns = {"id": names, "score": score}
-        if bundle.manifest.score_quantiles:
-            columns["percentile"] = 100 * bundle.score_rank(score)
-        if bundle.detects:
-            anomaly, *others = others
-            columns["anomaly"] = anomaly
-            columns["p_value"] = bundle.measure.calibration.p_value(anomaly)
-            columns["anomalous"] = anomaly > bundle.threshold(false_alarm_rate)
-        columns |= {f"mean_{unit}": values for unit, values in enumerate(others)}
-        yield _Answers(columns, pixels, resumed * len(names))
-
-
-def _of_pictures(
-    shards: Iterator[_Shard], bundle: Bundle, rate: tuple[float | None] | None, keep: bool
-) -> Iterator[_Answers]:
-    """Join the tiles of each picture, which come one after the other, to what is said of it.
-
-    Args:
-        shards: of tiles.
-        bundle: what scored them.
-        rate: of false alarms, in which None is that of the bundle; None where nothing can be said
-            of alarms.
-        keep: whether to put the pictures together again.
-    """
-    current: _Picture | None = None
-    resumed = 0
-    for shard in shards:
-        done = []
-        for row, name in enumerate(shard.names):
-            place = Place.of(name)
-            if (place.top, place.left) == (0, 0):
-                done += [] if current is None else [current]
-                current = _Picture(place.picture)
-            assert current is not None  # the first tile of a picture comes first
-            current.add(place, shard.numbers[row].tolist(), shard.pixels[row] if keep else None)
-        resumed += shard.resumed * len(shard.names)
-        if done:
-            yield _answers_on(done, bundle, rate, keep, resumed)
-            resumed = 0
-    if current is not None:
-        yield _answers_on([current], bundle, rate, keep, resumed)
-
-
-class _Picture:
-    """What is known of a picture from its tiles until now."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.tiles = 0
-        self.canvas = Canvas()
-        self.score = self.most = -math.inf
-        self.top = self.left = 0
-
-    def add(self, place: Place, numbers: Sequence[float], pixels: np.ndarray | None) -> None:
-        """Add a tile: its numbers, score and anomaly if known, and its pixels if they are kept."""
-        self.tiles += 1
-        self.score = max(self.score, numbers[0])
-        if numbers[-1] > self.most:
-            self.most, self.top, self.left = numbers[-1], place.top, place.left
-        if pixels is not None:
-            self.canvas.add(pixels, place.top, place.left)
-
-
-def _answers_on(
-    pictures: Sequence[_Picture],
-    bundle: Bundle,
-    rate: tuple[float | None] | None,
-    keep: bool,
-    resumed: int,
-) -> _Answers:
-    columns: dict[str, Any] = {
-        "id": [picture.name for picture in pictures],
-        "tiles": [picture.tiles for picture in pictures],
-        "score": np.array([picture.score for picture in pictures], np.float32),
-    }
-    if bundle.detects:
-        columns["anomaly"] = most = np.array([picture.most for picture in pictures], np.float32)
-        if rate is not None:
-            assert bundle.measure.pictures is not None  # as there is a rate
-            columns["p_value"] = bundle.measure.pictures.p_value(most)
-            columns["anomalous"] = most > bundle.threshold(*rate, of_pictures=True)
-    columns["top"] = [picture.top for picture in pictures]
-    columns["left"] = [picture.left for picture in pictures]
-    pixels = [picture.canvas.picture() for picture in pictures] if keep else []
-    return _Answers(columns, pixels, resumed)
-
-
-def _path_of_map(folder: Path, number: int, name: str) -> Path:
-    """Name a picture by its place among all, and its own name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    own = re.sub(r"[^\w.-]+", "_", name)[-LONGEST_NAME:]
-    return folder / f"{number:07}-{own}.png"
-
-
-def _show(bundle: Bundle, pixels: np.ndarray, tiling: Tiling | None, path: Path) -> None:
-    """Draw an image or a whole picture with red where it is unusual."""
-    if tiling is None:
-        map_ = _maps(bundle, pixels[None])[0]
-    else:
-        rows = (tiling.row(pixels, top) for top in tiling.starts(len(pixels)))
-        map_ = stitched(tiling, pixels.shape, (_maps(bundle, row) for row in rows))
-    usual, most = MAP_RANGE
-    with atomic_file(path) as fresh:
-        write_png(fresh, overlay(pixels, (map_ - usual) / (most - usual)))
-
-
-def _maps(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
-    maps = bundle.detect(pixels, maps=True).maps
-    assert maps is not None
-    return maps
-
-
 class _Scoring:
     """The numbers of shards, found among the parts or computed and kept there."""
 
@@ -388,7 +248,7 @@ class _Scoring:
         self._parts = parts
         self._pool = pool
 
-    def run(self, shards: Iterator[Images]) -> Iterator[_Shard]:
+    def run(self, shards: Iterator[Images]) -> Iterator[Shard]:
         """Yield the shards in their order, computed a few ahead of the reader."""
         running: deque[tuple[Images, str, np.ndarray | list[Future[Any]]]] = deque()
         try:
@@ -413,15 +273,15 @@ class _Scoring:
             for start in range(0, len(images.pixels), size)
         ]
 
-    def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Future[Any]]) -> _Shard:
+    def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Future[Any]]) -> Shard:
         if isinstance(numbers, np.ndarray):
-            return _Shard(images.names, images.pixels, numbers, resumed=True)
+            return Shard(images.names, images.pixels, numbers, resumed=True)
         numbers = np.concatenate([future.result() for future in numbers])
         self._parts.keep(name, numbers)
-        return _Shard(images.names, images.pixels, numbers, resumed=False)
+        return Shard(images.names, images.pixels, numbers, resumed=False)
 
     def _compute(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute the numbers of images, float32 `(count, numbers)`; see `_Shard`."""
+        """Compute the numbers of images, float32 `(count, numbers)`; see `Shard`."""
         with np.errstate(all="ignore"):  # refused below
             if self._bundle.detects:
                 scores = np.column_stack(self._bundle.detect(pixels)[:2])
