@@ -43,6 +43,33 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return sheet
 
 
+def shrunk(images: np.ndarray, edge: int) -> np.ndarray:
+    """Shrink images whose longer edge is more than `edge` pixels to that; leave others.
+
+    Args:
+        images: uint8 or floating point in [0, 1], `(count, height, width, channels)`.
+        edge: in pixels.
+
+    Returns:
+        uint8 alike, the mean of each area.
+    """
+    from PIL import Image
+
+    if images.dtype != np.uint8:
+        images = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    height, width = images.shape[1:3]
+    if max(height, width) <= edge:
+        return images
+    scale = edge / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    channels = np.moveaxis(images, -1, 1)  # Pillow knows no other numbers of them than 1, 3 and 4
+    small = [
+        [np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BOX)) for plane in image]
+        for image in channels
+    ]
+    return np.moveaxis(np.array(small), 1, -1)
+
+
 def pairs(originals: np.ndarray, reconstructions: np.ndarray, columns: int = 12) -> np.ndarray:
     """Lay out rows of originals, each with the row of its reconstructions below.
 
