@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from vaeflow.bundle.card import CARD, model_card
 from vaeflow.bundle.manifest import (
     MEASURE,
     REFERENCE,
@@ -82,6 +83,8 @@ def export(workspace: Workspace, parameters: Export) -> Manifest:
             export_differences=differences,
             files=describe_files(folder),
         )
+        (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+        manifest = manifest.model_copy(update={"files": describe_files(folder)})
         write_manifest(folder, manifest)
     return manifest
 
