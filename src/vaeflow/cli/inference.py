@@ -154,6 +154,32 @@ def score(
 
 
 @commands.command(rich_help_panel=PANEL)
+def report(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A bundle's folder, models:/NAME@ALIAS or models:/NAME/VERSION; by default "
+            "outputs/bundle, with all that the stages wrote about it."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; by default outputs/report.")
+    ] = None,
+) -> None:
+    """Write a page on a model, to look at: index.html, which opens from disk, without network."""
+    from vaeflow.report.page import write_report
+
+    workspace = None
+    if model is None:
+        workspace, _ = find_workspace()
+        workspace.require(workspace.bundle / "manifest.json", "Make it: dvc repro")
+        model, out = str(workspace.bundle), out or workspace.root / "outputs" / "report"
+    if out is None:
+        raise DataError("say where to: --out FOLDER")
+    print(write_report(out, _load(model), workspace))
+
+
+@commands.command(rich_help_panel=PANEL)
 def drift(
     scores: Annotated[
         Path, typer.Argument(help="Table of a batch: .parquet, from score --latents.")
