@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 OVERLAY, RED, RED_SHARE = 256, (255, 32, 0), 0.75
+MAP_RANGE = (2, 12)  # standard deviations that are no red and all red
 TITLE = 32  # rows of a title
 SMALLEST_TILE = 48  # screen pixels; smaller images are enlarged by whole factors
 
@@ -24,10 +25,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     Returns:
         uint8, `(rows, columns, 3)`.
     """
-    if images.dtype != np.uint8:
-        images = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
-    if images.shape[-1] != 3:
-        images = np.repeat(images[..., :1], 3, axis=-1)
+    images = coloured(images)
     enlarge = max(1, math.ceil(SMALLEST_TILE / max(images.shape[1:3])))
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
 
@@ -55,8 +53,7 @@ def shrunk(images: np.ndarray, edge: int) -> np.ndarray:
     """
     from PIL import Image
 
-    if images.dtype != np.uint8:
-        images = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    images = _as_bytes(images)
     height, width = images.shape[1:3]
     if max(height, width) <= edge:
         return images
@@ -80,8 +77,7 @@ def pairs(originals: np.ndarray, reconstructions: np.ndarray, columns: int = 12)
     Returns:
         uint8, `(rows, columns, 3)`.
     """
-    reconstructions = np.rint(np.clip(reconstructions, 0, 1) * 255).astype(np.uint8)
-    return interleaved(originals, reconstructions, columns)
+    return interleaved(originals, _as_bytes(reconstructions), columns)
 
 
 def interleaved(above: np.ndarray, below: np.ndarray, columns: int = 12) -> np.ndarray:
@@ -126,22 +122,45 @@ def sections(sheets: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay an image beside itself with red over it, as much as `heat` says.
+def overlay(image: np.ndarray, unusual: np.ndarray) -> np.ndarray:
+    """Lay an image beside itself with red where it is unusual.
 
     Args:
-        image: uint8, `(height, width, channels)`; shown as by `grid`.
-        heat: from 0 for none to 1, `(height, width)`.
+        image, unusual: as for `reddened`.
 
     Returns:
         uint8, `(rows, columns, 3)`, enlarged to 256 pixels or so.
     """
-    times = max(1, OVERLAY // max(heat.shape))
-    plain = (image if image.shape[-1] == 3 else image[..., :1].repeat(3, axis=-1)).astype(float)
-    share = RED_SHARE * np.clip(heat, 0, 1)[..., None]
-    reddened = (1 - share) * plain + share * np.array(RED)
-    both = np.rint(np.stack([plain, reddened])).astype(np.uint8)
+    times = max(1, OVERLAY // max(unusual.shape))
+    both = np.stack([coloured(image), reddened(image, unusual)])
     return grid(both.repeat(times, axis=1).repeat(times, axis=2), columns=2)
+
+
+def reddened(image: np.ndarray, unusual: np.ndarray) -> np.ndarray:
+    """Lay red over an image where it is unusual.
+
+    Args:
+        image: uint8, `(height, width, channels)`; shown as by `grid`.
+        unusual: by so many standard deviations, `(height, width)`.
+
+    Returns:
+        uint8, `(height, width, 3)`.
+    """
+    low, high = MAP_RANGE
+    share = RED_SHARE * np.clip((unusual - low) / (high - low), 0, 1)[..., None]
+    return np.rint((1 - share) * coloured(image) + share * np.array(RED)).astype(np.uint8)
+
+
+def coloured(images: np.ndarray) -> np.ndarray:
+    """Bring images, of whatever leading axes, to uint8 and three channels; see `grid`."""
+    images = _as_bytes(images)
+    return images if images.shape[-1] == 3 else images[..., :1].repeat(3, axis=-1)
+
+
+def _as_bytes(images: np.ndarray) -> np.ndarray:
+    if images.dtype == np.uint8:
+        return images
+    return np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -205,12 +205,7 @@ def read_labels(prepared: Path, split: str) -> np.ndarray | None:
         prepared: the folder that `prepare` wrote.
         split: `train`, `validation`, `calibration`, `test` or `anomaly`.
     """
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(
-        prepared / "index.parquet", columns=["label"], filters=[("split", "=", split)]
-    )
-    labels = table["label"]
+    labels = _index(prepared, split, "label")["label"]
     if labels.null_count == len(labels):
         return None
     return labels.fill_null("none").to_numpy().astype(str)
@@ -226,17 +221,30 @@ def read_pictures(prepared: Path, split: str) -> np.ndarray | None:
         split: `train`, `validation`, `calibration`, `test` or `anomaly`.
     """
     import pyarrow.compute
-    import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(
-        prepared / "index.parquet",
-        columns=["picture", "sha256"],
-        filters=[("split", "=", split)],
-    )
+    table = _index(prepared, split, "picture", "sha256")
     if table["picture"].null_count == len(table):
         return None
     pictures = pyarrow.compute.coalesce(table["picture"], table["sha256"])
     return np.unique(pictures.to_numpy().astype(str), return_inverse=True)[1]
+
+
+def read_sources(prepared: Path, split: str) -> list[str]:
+    """Read where each image of a split came from, in the order of its array.
+
+    Args:
+        prepared: the folder that `prepare` wrote.
+        split: `train`, `validation`, `calibration`, `test` or `anomaly`.
+    """
+    return [str(source) for source in _index(prepared, split, "source")["source"].to_pylist()]
+
+
+def _index(prepared: Path, split: str, *columns: str) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(
+        prepared / "index.parquet", columns=list(columns), filters=[("split", "=", split)]
+    )
 
 
 def given_splits(prepared: Path) -> dict[str, str]:

@@ -58,14 +58,14 @@ def lines(title: str, x: str, y: str, series: Mapping[str, tuple[np.ndarray, np.
                 Markup(
                     '<circle class="dot s{}" cx="{}" cy="{}" r="5"><title>{}</title></circle>'
                 ).format(
-                    number, f"{across(a):.1f}", f"{up(b):.1f}", f"{name}, {x} {a:g}: {_said(b)}"
+                    number, f"{across(a):.1f}", f"{up(b):.1f}", f"{name}, {x} {a:g}: {said(b)}"
                 )
                 for a, b in zip(px, py, strict=True)
             ]
     names = list(series)
     every = sorted(set(places.tolist()))
     found = [dict(zip(px.tolist(), py.tolist(), strict=True)) for px, py in finite.values()]
-    rows = [[f"{at:g}", *(_said(of[at]) if at in of else "" for of in found)] for at in every]
+    rows = [[f"{at:g}", *(said(of[at]) if at in of else "" for of in found)] for at in every]
     return Chart(_svg(title, HEIGHT, parts, names), [x, *names], rows)
 
 
@@ -86,8 +86,8 @@ def bars(
     for number, bar in enumerate(rows):
         top = number * ROW
         end = across(min(max(bar.value, low), high))
-        said = _said(bar.value) + (f" ± {_said(bar.error)}" if bar.error else "")
-        tip = f"{bar.name}: {said}" + ("" if bar.mark is None else f"; marked: {_said(bar.mark)}")
+        text = said(bar.value) + (f" ± {said(bar.error)}" if bar.error else "")
+        tip = f"{bar.name}: {text}" + ("" if bar.mark is None else f"; marked: {said(bar.mark)}")
         parts.append(
             Markup(
                 '<g><title>{}</title><text class="name" x="{}" y="{}">{}</text>'
@@ -105,10 +105,10 @@ def bars(
             )
         parts.append(
             Markup('<text class="value" x="{}" y="{}">{}</text></g>').format(
-                f"{max(end, across(bar.mark or low)) + 6:.1f}", top + 17, _said(bar.value)
+                f"{max(end, across(bar.mark or low)) + 6:.1f}", top + 17, said(bar.value)
             )
         )
-        table.append([bar.name, said, *([] if bar.mark is None else [_said(bar.mark)])])
+        table.append([bar.name, text, *([] if bar.mark is None else [said(bar.mark)])])
     marked = any(bar.mark is not None for bar in rows)
     return Chart(
         _svg(title, ROW * len(rows) + 4, parts, []),
@@ -142,7 +142,7 @@ def histogram(
                 f"{across(left):.1f},{up(height):.1f}",
                 f"{across(right):.1f},{up(height):.1f}",
             ]
-            tip = f"{name}, {_said(left)} to {_said(right)}: {height:.1%}"
+            tip = f"{name}, {said(left)} to {said(right)}: {height:.1%}"
             parts.append(
                 Markup(
                     '<rect class="hover" x="{}" y="{}" width="{}" height="{}">'
@@ -165,10 +165,10 @@ def histogram(
             Markup(
                 '<line class="mark" x1="{}" x2="{}" y1="{}" y2="{}">'
                 "<title>threshold: {}</title></line>"
-            ).format(at, at, TOP, HEIGHT - BOTTOM, _said(line))
+            ).format(at, at, TOP, HEIGHT - BOTTOM, said(line))
         )
     rows = [
-        [f"{_said(left)} to {_said(right)}", *(f"{share[number]:.1%}" for share in shares.values())]
+        [f"{said(left)} to {said(right)}", *(f"{share[number]:.1%}" for share in shares.values())]
         for number, (left, right) in enumerate(itertools.pairwise(edges.tolist()))
     ]
     return Chart(_svg(title, HEIGHT, parts, list(values)), [x, *values], rows)
@@ -240,5 +240,6 @@ def _svg(title: str, height: float, parts: Sequence[Markup], names: Sequence[str
     ).format(legend, WIDTH, height, escape(title), Markup("").join(parts))
 
 
-def _said(value: float) -> str:
+def said(value: float) -> str:
+    """Write a number with as many digits as are worth reading."""
     return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.1f}"

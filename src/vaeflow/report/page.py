@@ -21,10 +21,10 @@ from markupsafe import Markup
 from vaeflow.bundle.card import MEANINGS
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.common.files import atomic_directory
-from vaeflow.common.pictures import grid, interleaved, shrunk
+from vaeflow.common.pictures import coloured, grid, interleaved, reddened, shrunk
 from vaeflow.common.workspace import Workspace
-from vaeflow.data.splits import SPLITS, evenly, load_split
-from vaeflow.report.charts import Bar, Chart, bars, histogram, lines
+from vaeflow.data.splits import SPLITS, evenly, load_split, read_sources
+from vaeflow.report.charts import Bar, Chart, bars, histogram, lines, said
 
 PAGE = "index.html"
 SAMPLES, PAIRS, SHEET = 64, 24, 48  # images
@@ -32,7 +32,6 @@ ODDEST = 8  # and as many of the most usual
 MOST_JUDGED = 5_000  # test images
 EDGE = 128  # pixels: larger images are shown smaller
 DIMENSIONS = 24  # latent ones, by KL
-MAP_RANGE = (2, 12)  # standard deviations that are no red and all red
 
 
 @dataclass
@@ -103,12 +102,8 @@ def _overview(bundle: Bundle) -> Section:
     for name, meaning in MEANINGS.items():
         if name in metrics:
             error = metrics.get(f"{name}_standard_error")
-            shown = (
-                f"{metrics[name]:,.4g}" if abs(metrics[name]) < 1_000 else f"{metrics[name]:,.1f}"
-            )
-            rows.append(
-                (name.replace("_", " "), shown, "" if error is None else f"± {error:.2g}", meaning)
-            )
+            margin = "" if error is None else f"± {error:.2g}"
+            rows.append((name.replace("_", " "), said(metrics[name]), margin, meaning))
     return Section(
         "overview",
         "How good it is",
@@ -229,7 +224,8 @@ def _judged(bundle: Bundle, workspace: Workspace) -> Iterator[Section | None]:
     test = load_split(workspace.prepared, "test")
     rows = evenly(len(test), MOST_JUDGED)
     images = np.asarray(test[rows])
-    names = [_sources(workspace)[row] for row in rows.tolist()]
+    sources = read_sources(workspace.prepared, "test")
+    names = [sources[row] for row in rows.tolist()]
     if not bundle.detects:
         yield _unmeasured(bundle, images)
         return
@@ -275,24 +271,13 @@ def _with_maps(
     assert maps is not None
     again = bundle.reconstruct(some)
     for row, image, made, heat in zip(chosen.tolist(), some, again, maps, strict=True):
-        triple = np.stack([_colours(image), _colours(made), _reddened(image, heat)])
+        triple = np.stack([coloured(image), coloured(made), reddened(image, heat)])
         facts = f"anomaly {found.anomaly[row]:.3g}, p-value {found.p_value[row]:.3g}"
         yield _picture(
             grid(shrunk(triple, EDGE), columns=3),
             f"{names[row]}: image, reconstruction, and where it is unusual",
             f"{names[row]}: {facts}",
         )
-
-
-def _colours(image: np.ndarray) -> np.ndarray:
-    scaled = image / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1)
-    return scaled if scaled.shape[-1] == 3 else scaled[..., :1].repeat(3, axis=-1)
-
-
-def _reddened(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    usual, most = MAP_RANGE
-    share = 0.75 * np.clip((heat - usual) / (most - usual), 0, 1)[..., None]
-    return (1 - share) * _colours(image) + share * np.array([1.0, 0.13, 0.0])
 
 
 def _unmeasured(bundle: Bundle, images: np.ndarray) -> Section:
@@ -305,16 +290,6 @@ def _unmeasured(bundle: Bundle, images: np.ndarray) -> Section:
             ("", histogram("scores of test images", "score, nats", {"test": bundle.score(images)}))
         ],
     )
-
-
-def _sources(workspace: Workspace) -> list[str]:
-    """Return where each test image came from."""
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(
-        workspace.prepared / "index.parquet", columns=["source"], filters=[("split", "=", "test")]
-    )
-    return [str(name) for name in table["source"].to_pylist()]
 
 
 def _data(workspace: Workspace) -> Section | None:

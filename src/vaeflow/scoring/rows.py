@@ -16,7 +16,6 @@ from vaeflow.common.pictures import overlay, write_png
 from vaeflow.data.io.tiles import Canvas, Place, Tiling, stitched
 from vaeflow.scoring.outputs import Columns
 
-MAP_RANGE = (2, 12)  # standard deviations that are no red and all red
 LONGEST_NAME = 100  # characters of an image's own name in that of its picture
 
 
@@ -144,9 +143,8 @@ def draw(bundle: Bundle, pixels: np.ndarray, tiling: Tiling | None, path: Path) 
     else:
         rows = (tiling.row(pixels, top) for top in tiling.starts(len(pixels)))
         map_ = stitched(tiling, pixels.shape, (_maps(bundle, row) for row in rows))
-    usual, most = MAP_RANGE
     with atomic_file(path) as fresh:
-        write_png(fresh, overlay(pixels, (map_ - usual) / (most - usual)))
+        write_png(fresh, overlay(pixels, map_))
 
 
 def _maps(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
