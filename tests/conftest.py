@@ -92,6 +92,17 @@ def finished() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def not_deterministic_for_good() -> Iterator[None]:
+    """A stage that a test runs in this process makes TensorFlow deterministic: not for the next.
+
+    XLA compiles nothing then.
+    """
+    yield
+    if config := sys.modules.get("tensorflow.python.framework.config"):
+        config.disable_op_determinism()
+
+
 @pytest.fixture
 def bundle(finished, tmp_path) -> Path:
     """A copy of a real bundle, to be damaged at will."""
