@@ -28,9 +28,9 @@ from vaeflow.bundle.statistics import (
 
 SMALLEST_SCALE = 0.02  # of a statistic that is nearly the same in all images
 LARGEST = 30.0  # scales that a statistic may be away: more says nothing more
-# The first statistics are the score and the latent's surprise. Above what is usual, each counts for
-# as much as ten: this is what the model was made to know.
-OF_THE_MODEL, WEIGHT_OF_THE_MODEL = slice(0, 2), 10
+# The first statistics are the score and the latent's surprise. A scale and more above what is usual,
+# each counts for as much as so many: this is what the model was made to know.
+OF_THE_MODEL, WEIGHT_OF_THE_MODEL, USUAL_TO_THE_MODEL = slice(0, 2), 200, 1
 # What lies outside of all that was seen counts for as much as so many: a black frame does, in many
 # statistics by a little.
 WEIGHT_OUTSIDE = 30
@@ -114,7 +114,7 @@ class Measure(NamedTuple):
         """Return how unusual images are: about 1 is usual, and more is less so.
 
         It is the root of the sum of squares of the statistics, made uncorrelated and of variance
-        1, over their number; the score and the latent's surprise, where they are above what is
+        1, over their number; the score and the latent's surprise, where they are well above what is
         usual, count for more, and so does whatever is outside of what was ever seen.
 
         Args:
@@ -130,7 +130,7 @@ class Measure(NamedTuple):
         """Return the anomaly of images that `statistics` describes, `(count, statistics)`."""
         away = np.clip((described - self.centre) / self.scale, -LARGEST, LARGEST)
         squares = np.square((away - self.mean) @ self.whitening).sum(axis=1)
-        above = np.maximum(away[:, OF_THE_MODEL], 0)
+        above = np.maximum(away[:, OF_THE_MODEL] - USUAL_TO_THE_MODEL, 0)
         squares += WEIGHT_OF_THE_MODEL * np.square(above).sum(axis=1)
         outside = np.maximum(np.maximum(away - self.highest, self.lowest - away), 0)
         squares += WEIGHT_OUTSIDE * np.square(outside).sum(axis=1)
