@@ -28,7 +28,7 @@ from vaeflow.bundle.statistics import (
 
 SMALLEST_SCALE = 0.02  # of a statistic that is nearly the same in all images
 LARGEST = 30.0  # scales that a statistic may be away: more says nothing more
-# The first statistics are the score and the latent's surprise. A scale and more above what is usual,
+# The first statistics are the score and the latent's surprise. From a scale above what is usual on,
 # each counts for as much as so many: this is what the model was made to know.
 OF_THE_MODEL, WEIGHT_OF_THE_MODEL, USUAL_TO_THE_MODEL = slice(0, 2), 200, 1
 # What lies outside of all that was seen counts for as much as so many: a black frame does, in many
