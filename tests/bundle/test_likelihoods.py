@@ -2,20 +2,17 @@
 
 import json
 
-import keras
 import numpy as np
 import pytest
 from keras import ops
-from model_bundles import write_bundle
+from model_bundles import make_model, write_bundle
 from scipy.special import logsumexp
 
 from vaeflow.bundle.manifest import MANIFEST
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.config.model import VAEConfig
 from vaeflow.errors import BundleError
 from vaeflow.model import objective
 from vaeflow.model.likelihoods import LIKELIHOODS
-from vaeflow.model.vae import VAE
 
 pytestmark = pytest.mark.slow
 
@@ -27,11 +24,7 @@ CASES = [*((name, "standard") for name in LIKELIHOODS), ("bernoulli", "flow")]
 def pair(request, tmp_path_factory):
     """A model, and the folder of a bundle of it."""
     likelihood, prior = request.param
-    keras.utils.set_random_seed(0)
-    sizes = {"filters": (4,), "hidden_units": 8}
-    vae = VAE(VAEConfig((9, 7, 3), 2, **sizes, likelihood=likelihood, prior=prior))
-    for variable in vae.prior.trainable_variables:
-        variable.assign(0.2 * keras.random.normal(variable.shape))
+    vae = make_model((9, 7, 3), likelihood=likelihood, prior=prior)
     folder = tmp_path_factory.mktemp("bundle")
     return vae, write_bundle(folder, vae)
 

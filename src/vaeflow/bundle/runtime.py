@@ -112,7 +112,7 @@ class Bundle:
 
     def __init__(self, folder: Path | str, threads: int = 0) -> None:
         folder = Path(folder)
-        self._threads = threads
+        self._folder, self._threads = folder, threads
         self.manifest: Manifest = read_verified(folder)
         self._encoder = self._session(folder, "encoder.onnx")
         self._decoder = self._session(folder, "decoder.onnx")
@@ -163,6 +163,15 @@ class Bundle:
     def images_at_once(self, samples: int = 1) -> int:
         """Return how many images a block has when each is decoded from `samples` draws."""
         return max(1, VALUES_PER_BLOCK // (math.prod(self.image_shape) * samples))
+
+    def read_file(self, name: str) -> bytes:
+        """Read one of its files again, and check it.
+
+        Raises:
+            BundleError: it is not what it was.
+            OSError: it is gone.
+        """
+        return read_file(self._folder, self.manifest, name)
 
     def encode(self, images: np.ndarray) -> Posterior:
         """Encode images to the posterior of each."""

@@ -19,17 +19,18 @@ import numpy as np
 from markupsafe import Markup
 
 from vaeflow.bundle.card import MEANINGS
-from vaeflow.bundle.runtime import Bundle
+from vaeflow.bundle.runtime import Bundle, Detection
 from vaeflow.common.files import atomic_directory
 from vaeflow.common.pictures import coloured, grid, interleaved, reddened, shrunk
 from vaeflow.common.workspace import Workspace
-from vaeflow.data.splits import SPLITS, evenly, load_split, read_sources
+from vaeflow.data.splits import SPLITS, evenly, load_split
 from vaeflow.report.charts import Bar, Chart, bars, histogram, lines, said
+from vaeflow.report.explorer import explorer
+from vaeflow.report.judged import Judged
 
 PAGE = "index.html"
 SAMPLES, PAIRS, SHEET = 64, 24, 48  # images
 ODDEST = 8  # and as many of the most usual
-MOST_JUDGED = 5_000  # test images
 EDGE = 128  # pixels: larger images are shown smaller
 DIMENSIONS = 24  # latent ones, by KL
 
@@ -71,26 +72,36 @@ def write_report(out: Path, bundle: Bundle, workspace: Workspace | None = None) 
     """
     from jinja2 import Environment, PackageLoader
 
-    sections = [section for section in _sections(bundle, workspace) if section is not None]
+    judged = Judged.by(bundle, workspace.prepared) if workspace is not None else None
+    sections = [section for section in _sections(bundle, judged, workspace) if section is not None]
     environment = Environment(
         loader=PackageLoader("vaeflow.report", "."), autoescape=True, trim_blocks=True
     )
-    text = environment.get_template("page.html").render(manifest=bundle.manifest, sections=sections)
+    text = environment.get_template("page.html").render(
+        manifest=bundle.manifest,
+        sections=sections,
+        explorer=explorer(bundle, judged, workspace),
+    )
     with atomic_directory(out) as folder:
         (folder / PAGE).write_text(text, encoding="utf-8")
     return out / PAGE
 
 
-def _sections(bundle: Bundle, workspace: Workspace | None) -> Iterator[Section | None]:
+def _sections(
+    bundle: Bundle, judged: Judged | None, workspace: Workspace | None
+) -> Iterator[Section | None]:
     yield _overview(bundle)
     if workspace is not None:
         yield _training(workspace)
-        yield _reconstructions(bundle, workspace)
+    if judged is not None:
+        yield _reconstructions(bundle, judged)
     yield _samples(bundle)
     if workspace is not None:
         yield _dimensions(workspace)
         yield _spoilt(workspace)
-        yield from _judged(bundle, workspace)
+    if judged is not None:
+        yield from _alarms(bundle, judged)
+    if workspace is not None:
         yield _data(workspace)
     yield _lineage(bundle)
 
@@ -144,11 +155,8 @@ def _training(workspace: Workspace) -> Section | None:
     )
 
 
-def _reconstructions(bundle: Bundle, workspace: Workspace) -> Section | None:
-    if not (workspace.prepared / "test.npy").is_file():
-        return None
-    test = load_split(workspace.prepared, "test")
-    images = np.asarray(test[evenly(len(test), PAIRS)])
+def _reconstructions(bundle: Bundle, judged: Judged) -> Section:
+    images = judged.some(PAIRS).images
     again = shrunk(bundle.reconstruct(images), EDGE)
     return Section(
         "reconstructions",
@@ -217,26 +225,17 @@ def _spoilt(workspace: Workspace) -> Section | None:
     )
 
 
-def _judged(bundle: Bundle, workspace: Workspace) -> Iterator[Section | None]:
+def _alarms(bundle: Bundle, judged: Judged) -> Iterator[Section]:
     """Say how test images are judged, and show the oddest and the most usual."""
-    if not (workspace.prepared / "test.npy").is_file():
+    found, alarm = judged.found, bundle.manifest.anomaly
+    if found is None or alarm is None:
+        yield _unmeasured(judged)
         return
-    test = load_split(workspace.prepared, "test")
-    rows = evenly(len(test), MOST_JUDGED)
-    images = np.asarray(test[rows])
-    sources = read_sources(workspace.prepared, "test")
-    names = [sources[row] for row in rows.tolist()]
-    if not bundle.detects:
-        yield _unmeasured(bundle, images)
-        return
-    found = bundle.detect(images)
-    threshold = bundle.threshold()
     spread = {
         "calibration": bundle.measure.calibration.anomalies,
-        f"test, {len(images):,} images": found.anomaly,
+        f"test, {len(judged.images):,} images": found.anomaly,
     }
-    alarm = bundle.manifest.anomaly
-    assert alarm is not None  # it detects
+    threshold = bundle.threshold()
     yield Section(
         "calibration",
         "When it raises an alarm",
@@ -259,14 +258,14 @@ def _judged(bundle: Bundle, workspace: Workspace) -> Iterator[Section | None]:
             name,
             title,
             "Each with its reconstruction, and with red where it is unusual.",
-            pictures=list(_with_maps(bundle, images, chosen, names, found)),
+            pictures=list(_with_maps(bundle, judged, found, chosen)),
         )
 
 
 def _with_maps(
-    bundle: Bundle, images: np.ndarray, chosen: np.ndarray, names: list[str], found: Any
+    bundle: Bundle, judged: Judged, found: Detection, chosen: np.ndarray
 ) -> Iterator[Picture]:
-    some = images[chosen]
+    some = judged.images[chosen]
     maps = bundle.detect(some, maps=True).maps
     assert maps is not None
     again = bundle.reconstruct(some)
@@ -275,20 +274,18 @@ def _with_maps(
         facts = f"anomaly {found.anomaly[row]:.3g}, p-value {found.p_value[row]:.3g}"
         yield _picture(
             grid(shrunk(triple, EDGE), columns=3),
-            f"{names[row]}: image, reconstruction, and where it is unusual",
-            f"{names[row]}: {facts}",
+            f"{judged.names[row]}: image, reconstruction, and where it is unusual",
+            f"{judged.names[row]}: {facts}",
         )
 
 
-def _unmeasured(bundle: Bundle, images: np.ndarray) -> Section:
+def _unmeasured(judged: Judged) -> Section:
     return Section(
         "scores",
         "Scores",
         "Minus the ELBO of test images. This bundle has no anomaly measure: too few images were "
         "left to calibrate one, or it was made before there was one.",
-        charts=[
-            ("", histogram("scores of test images", "score, nats", {"test": bundle.score(images)}))
-        ],
+        charts=[("", histogram("scores of test images", "score, nats", {"test": judged.score}))],
     )
 
 
