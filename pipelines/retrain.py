@@ -110,10 +110,12 @@ def push_outputs(workspace: Workspace) -> None:
     say(f"push       {run_dvc(workspace, 'push').strip()}")
 
 
-@step(task_run_name="report")
+@patient(task_run_name="publish")
+@without_traceback
 def publish(workspace: Workspace, outcome: champion.Outcome) -> None:
-    """Leave a summary, the figures and a picture beside the run."""
+    """Leave a summary, the figures and a picture beside the run, and the page beside the model."""
     found = report.describe(workspace, outcome.version)
+    report.publish_page(workspace, str(outcome), found)
     create_markdown_artifact(report.summary(str(outcome), found), key="retrain-summary")
     create_table_artifact(report.metrics_table(workspace), key="retrain-metrics")
     if picture := report.picture(workspace):
@@ -177,7 +179,7 @@ def bring_up_to_date(place: Workspace, force: bool, push: bool) -> str | State:
         version = result_of(register_bundle(place, return_state=True))
         verdict = result_of(judge(place, version, probe, return_state=True))
     outcome = result_of(promote(place, version, verdict, return_state=True))
-    publish(place, outcome)
+    result_of(publish(place, outcome, return_state=True))
     if push:
         result_of(push_outputs(place, return_state=True))
     say(f"see        {report.where_to_look(place)}")

@@ -18,6 +18,7 @@ STAGES = {
     "train": ("vaeflow.training.train", code.TRAIN),
     "evaluate": ("vaeflow.evaluation.evaluate", code.EVALUATE),
     "export": ("vaeflow.bundle.export", code.EXPORT),
+    "report": ("vaeflow.report.page", code.REPORT),
 }
 # What these do leaves no trace in an output: paths, errors, bars, records of runs and models.
 OF_NO_INFLUENCE = {
@@ -33,6 +34,7 @@ FORMS = {
     "train": {"vaeflow.bundle"},
     "evaluate": set(),
     "export": set(),
+    "report": {"vaeflow.config.model", "vaeflow.config.schema"},
     "score": {"vaeflow.config.model", "vaeflow.config.schema"},
 }
 
@@ -84,7 +86,7 @@ def test_dvc_watches_the_same():
     stages = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
     for stage, (_, parts) in STAGES.items():
         deps = [dep for dep in stages[stage]["deps"] if dep.startswith("src/")]
-        own = [] if stage == "prepare" else [str(code.OWN_NETWORKS)]
+        own = [] if stage in {"prepare", "report"} else [str(code.OWN_NETWORKS)]
         assert deps == own + [f"{code.IN_WORKSPACE}/{part}" for part in parts]
 
 
@@ -107,6 +109,8 @@ def test_changed_code_makes_what_it_makes_out_of_date(finished, tmp_path):
     assert out_of_date() == {"evaluate"}
     append(package / "model" / "networks.py", "\n# a remark\n")
     assert out_of_date() == {"train", "evaluate", "export"}
+    append(package / "report" / "model.js", "\n// a remark\n")
+    assert out_of_date() == {"train", "evaluate", "export", "report"}
 
 
 def test_a_checkpoint_of_other_code_is_not_gone_on_with(finished, tmp_path, monkeypatch):

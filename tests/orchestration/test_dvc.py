@@ -24,12 +24,12 @@ def test_stages_come_from_dvc_in_an_order_that_works(place):
     (place.root / "more").mkdir()
     more = "stages:\n  last:\n    cmd: echo\n    deps: [../outputs/bundle]\n"
     (place.root / "more" / "dvc.yaml").write_text(more)
-    expected = ["prepare", "train", "evaluate", "export", "more/dvc.yaml:last"]
+    expected = ["prepare", "train", "evaluate", "export", "report", "more/dvc.yaml:last"]
     assert dvc.stages(place) == expected
 
 
 def test_what_comes_before_the_first_change_is_not_run(place):
-    everything = ["prepare", "train", "evaluate", "export"]
+    everything = ["prepare", "train", "evaluate", "export", "report"]
     dvc.run_stage(place, "prepare", print)
     assert dvc.fetch_data(place) == everything[1:]
     assert dvc.fetch_data(place, force=True) == everything
@@ -42,7 +42,7 @@ def test_a_stage_added_to_dvc_yaml_is_found_where_it_belongs(place):
     )
     path.write_text(text)
     found = dvc.stages(place)
-    assert sorted(found) == ["audit", "evaluate", "export", "prepare", "train"]
+    assert sorted(found) == ["audit", "evaluate", "export", "prepare", "report", "train"]
     assert found.index("train") < found.index("audit")
 
 
@@ -53,7 +53,7 @@ def test_a_broken_graph_says_so(place):
 
 
 def test_data_that_are_missing_come_back_and_changed_ones_are_refused(place):
-    assert dvc.fetch_data(place) == ["prepare", "train", "evaluate", "export"]
+    assert dvc.fetch_data(place) == ["prepare", "train", "evaluate", "export", "report"]
     path = place.data / "digits" / "images.npy"
     images = np.load(path)
     path.unlink()

@@ -88,6 +88,15 @@ def test_the_flow_registers_a_champion_and_equals_dvc_repro(
     drawn = (root / "outputs" / "evaluation" / "reconstructions.png").read_bytes()
     assert base64.b64decode(picture) == drawn
 
+    # The stage's page has no verdict; that beside the model in MLflow has.
+    page = (root / "outputs" / "report" / "index.html").read_text(encoding="utf-8")
+    (published,) = (root / "mlartifacts").rglob("report/index.html")
+    judged = published.read_text(encoding="utf-8")
+    assert 'id="verdict"' not in page
+    assert "is @champion: there was no champion" in judged
+    assert "<dt>servability</dt><dd>passed: pulled, verified" in judged
+    assert judged.partition("</main>")[2] == page.partition("</main>")[2]
+
 
 def artifacts():
     """The newest artifact of each key that flows left in Prefect's database."""

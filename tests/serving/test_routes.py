@@ -295,3 +295,13 @@ def test_the_examples_of_the_openapi_page_are_true(client):
                     np.testing.assert_allclose(answer.json()[name], values, atol=0.05, rtol=0.01)
             tried += 1
     assert tried == 6
+
+
+def test_there_is_a_page_to_walk_in_the_latent_space(client, model):
+    first, again = client.get("/explore"), client.get("/explore")
+    assert first.status_code == 200
+    assert first.headers["content-type"] == "text/html; charset=utf-8"
+    assert first.headers["x-model-version"] == client.post("/sample").headers["x-model-version"]
+    assert 'id="explorer"' in first.text
+    assert model.manifest.name in first.text
+    assert again.content == first.content

@@ -30,7 +30,7 @@ SMALLEST_SCALE = 0.02  # of a statistic that is nearly the same in all images
 LARGEST = 30.0  # scales that a statistic may be away: more says nothing more
 # The first statistics are the score and the latent's surprise. From a scale above what is usual on,
 # each counts for as much as so many: this is what the model was made to know.
-OF_THE_MODEL, WEIGHT_OF_THE_MODEL, USUAL_TO_THE_MODEL = slice(0, 2), 200, 1
+OF_THE_MODEL, WEIGHT_OF_THE_MODEL, USUAL_TO_THE_MODEL = slice(0, 2), 100, 1
 # What lies outside of all that was seen counts for as much as so many: a black frame does, in many
 # statistics by a little.
 WEIGHT_OUTSIDE = 30

@@ -173,7 +173,7 @@ def report(
     if model is None:
         workspace, _ = find_workspace()
         workspace.require(workspace.bundle / "manifest.json", "Make it: dvc repro")
-        model, out = str(workspace.bundle), out or workspace.root / "outputs" / "report"
+        model, out = str(workspace.bundle), out or workspace.report
     if out is None:
         raise DataError("say where to: --out FOLDER")
     print(write_report(out, _load(model), workspace))

@@ -19,6 +19,7 @@ PREPARE = ("config/schema.py", "data")
 TRAIN = ("config/auto.py", "config/model.py", "config/schema.py", "data", "model", "training")
 EVALUATE = ("bundle", "config/model.py", "config/schema.py", "data", "evaluation", "model")
 EXPORT = ("bundle", "config/model.py", "config/schema.py", "data", "model")
+REPORT = ("bundle", "data", "model/likelihoods.py", "report")
 SCORE = ("bundle", "data", "model/likelihoods.py", "scoring")
 
 PACKAGE = Path(__file__).parents[1]

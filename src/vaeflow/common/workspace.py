@@ -86,6 +86,11 @@ class Workspace:
         return self.root / "outputs" / "bundle"
 
     @property
+    def report(self) -> Path:
+        """Output of `report`: a page on the model, `index.html`."""
+        return self.root / "outputs" / "report"
+
+    @property
     def flow(self) -> Path:
         """The file with the retraining flow."""
         return self.root / "pipelines" / "retrain.py"

@@ -6,12 +6,15 @@ import base64
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaeflow.common.workspace import Workspace
 from vaeflow.registry.versions import SCHEME
-from vaeflow.tracking.runs import connect, registry_errors
+from vaeflow.report.page import PAGE, with_verdict
+from vaeflow.tracking.runs import connect, find_run, registry_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -33,11 +36,7 @@ def describe(workspace: Workspace, version: Version) -> ModelVersion:
 def summary(outcome: str, found: ModelVersion) -> str:
     """Write Markdown: what became of the run, the gate's verdict, and where the model came from."""
     tags = found.tags
-    checks = [
-        f"| {key.removeprefix('gate.')} | {tags[key]} |"
-        for key in ("gate.quality", "gate.servability", "gate.sanity")
-        if key in tags
-    ]
+    checks = [f"| {name} | {said} |" for name, said in _checks(found).items()]
     made_of = [
         f"| {key} | `{tags.get(key, 'unknown')}` |"
         for key in ("data_md5", "git_commit", "parameters_sha256", "bundle_sha256")
@@ -59,6 +58,28 @@ def summary(outcome: str, found: ModelVersion) -> str:
     )
 
 
+def _checks(found: ModelVersion) -> dict[str, str]:
+    """Return what the gate looked at, and what it found."""
+    tags = {name: found.tags.get(f"gate.{name}") for name in ("quality", "servability", "sanity")}
+    return {name: said for name, said in tags.items() if said is not None}
+
+
+def publish_page(workspace: Workspace, outcome: str, found: ModelVersion) -> None:
+    """Put the page on the model, with the gate's verdict, beside its run in MLflow.
+
+    The stage's own page is an output of DVC's, which stays what the stage has made.
+    """
+    page = workspace.report / PAGE
+    run = find_run(workspace, str(found.run_id)) if page.is_file() else None
+    if run is None:
+        return
+    text = with_verdict(page.read_text(encoding="utf-8"), outcome, _checks(found))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PAGE
+        copy.write_text(text, encoding="utf-8")
+        run.log_file(copy, "report")
+
+
 def metrics_table(workspace: Workspace) -> list[dict[str, str]]:
     """Return the figures on the test images, a row each."""
     metrics: Mapping[str, float] = json.loads((workspace.evaluation / "metrics.json").read_text())
@@ -74,10 +95,10 @@ def picture(workspace: Workspace) -> str | None:
 
 
 def where_to_look(place: Workspace) -> str:
-    """Say where pictures, versions and runs are, for whoever has just made some."""
-    pictures = place.evaluation.relative_to(place.root)
+    """Say where the page on the model, versions and runs are, for whoever has just made some."""
+    page = (place.report / PAGE).relative_to(place.root)
     runs = "" if tracking_server() else " | mlflow ui --backend-store-uri sqlite:///mlflow.db"
-    return f"pictures in {pictures}/ | vaeflow models{runs}"
+    return f"{page} | vaeflow models{runs}"
 
 
 def tracking_server() -> str:

@@ -29,6 +29,7 @@ from vaeflow.report.explorer import explorer
 from vaeflow.report.judged import Judged
 
 PAGE = "index.html"
+VERDICT = "<!-- no verdict yet -->"  # where it goes, once there is one
 SAMPLES, PAIRS, SHEET = 64, 24, 48  # images
 ODDEST = 8  # and as many of the most usual
 EDGE = 128  # pixels: larger images are shown smaller
@@ -64,11 +65,23 @@ def write_report(out: Path, bundle: Bundle, workspace: Workspace | None = None) 
 
     Args:
         out: the folder.
-        bundle: of the model.
-        workspace: whose outputs are about this model; None where there is none.
+        bundle, workspace: as for `page_of`.
 
     Returns:
         The page.
+    """
+    text = page_of(bundle, workspace)
+    with atomic_directory(out) as folder:
+        (folder / PAGE).write_text(text, encoding="utf-8")
+    return out / PAGE
+
+
+def page_of(bundle: Bundle, workspace: Workspace | None = None) -> str:
+    """Make the page: HTML that needs nothing beside it.
+
+    Args:
+        bundle: of the model.
+        workspace: whose outputs are about this model; None where there is none.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -77,14 +90,29 @@ def write_report(out: Path, bundle: Bundle, workspace: Workspace | None = None) 
     environment = Environment(
         loader=PackageLoader("vaeflow.report", "."), autoescape=True, trim_blocks=True
     )
-    text = environment.get_template("page.html").render(
+    return environment.get_template("page.html").render(
         manifest=bundle.manifest,
         sections=sections,
         explorer=explorer(bundle, judged, workspace),
     )
-    with atomic_directory(out) as folder:
-        (folder / PAGE).write_text(text, encoding="utf-8")
-    return out / PAGE
+
+
+def with_verdict(text: str, outcome: str, checks: Mapping[str, str]) -> str:
+    """Return a page that says in its beginning what the gate made of the model.
+
+    Args:
+        text: a page that `write_report` has written.
+        outcome: a sentence.
+        checks: what the gate looked at, and what it found.
+    """
+    facts = Markup("").join(
+        Markup("<dt>{}</dt><dd>{}</dd>\n").format(name, found) for name, found in checks.items()
+    )
+    verdict = Markup(
+        '<section aria-labelledby="verdict">\n<h2 id="verdict">What the gate says</h2>\n'
+        "<p>{}</p>\n<dl>\n{}</dl>\n</section>"
+    ).format(outcome, facts)
+    return text.replace(VERDICT, verdict, 1)
 
 
 def _sections(

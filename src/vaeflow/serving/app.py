@@ -1,6 +1,7 @@
 """The application: what every request passes, and the plain routes."""
 
 # Annotations are not postponed: FastAPI reads those of the routes, which name local values.
+import asyncio
 import hmac
 import time
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from typing import Annotated, Any, cast
 import pydantic_core
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vaeflow.bundle.runtime import SCORE_SAMPLES
 from vaeflow.common.code import package_version
+from vaeflow.registry.model import Model
+from vaeflow.report.page import page_of
 from vaeflow.serving import bodies, protocol
 from vaeflow.serving.answers import answer, answers_of, body_of
 from vaeflow.serving.bodies import JSON, RefusedError, header
@@ -96,12 +99,36 @@ def create_app(service: Service) -> RequestFilter:
     _add_operations(app, service)
     protocol.add_routes(app, service)
 
+    pages = _Pages()
+
+    @app.get("/explore", response_class=HTMLResponse, tags=["model"])
+    async def explore() -> Response:
+        """Show a page on the model, with its latent space to walk in; it decodes by itself."""
+        return HTMLResponse(await pages.of(service.model), headers=service.model.headers)
+
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def metrics() -> Response:
         """Return figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     return RequestFilter(protocol.Direct(app, service), service)
+
+
+class _Pages:
+    """The page on the model that answers, made when it is asked for first."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._model: Model | None = None
+        self._page = b""
+
+    async def of(self, model: Model) -> bytes:
+        """Return the model's page; who asks meanwhile waits for the same one."""
+        async with self._lock:
+            if self._model is not model:
+                self._page = (await asyncio.to_thread(page_of, model.bundle)).encode()
+                self._model = model
+            return self._page
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
