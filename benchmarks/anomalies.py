@@ -8,10 +8,10 @@
   MNIST. Measures: minus the ELBO; minus the ELBO less the size of a PNG file (Serrà et al. 2020);
   how far minus the ELBO is from its median, on either side; and the distance of all statistics,
   with the score and the latent's surprise counted for nothing more, for 50, for 100 (which is
-  shipped) and for 200. The kinds in `CHOSEN_ON` served to choose, the others were left to report on; the
-  weight was also chosen with the digits 2, 5, 7 and 9 left out. Also: the share of false alarms
-  over 1,000 random divisions of held-back images into those that calibrate and those that are
-  judged, and the time of `Bundle.detect` beside that of `Bundle.score`.
+  shipped) and for 200. The kinds in `CHOSEN_ON` served to choose, the others were left to report
+  on; the weight was also chosen with the digits 2, 5, 7 and 9 left out. Also: the share of false
+  alarms over 1,000 random divisions of held-back images into those that calibrate and those that
+  are judged, and the time of `Bundle.detect` beside that of `Bundle.score`.
 - `left-out`: MNIST without one digit, which is then to be told from the others, for each digit.
   Beside it the error of a reconstruction from principal components, and isolation forests on
   pixels and on the model's latents, all of them fitted to the same training images.

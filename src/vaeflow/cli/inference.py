@@ -176,7 +176,8 @@ def report(
         model, out = str(workspace.bundle), out or workspace.report
     if out is None:
         raise DataError("say where to: --out FOLDER")
-    print(write_report(out, _load(model), workspace))
+    page, here = write_report(out, _load(model), workspace), Path.cwd()
+    print(page.relative_to(here) if page.is_relative_to(here) else page)
 
 
 @commands.command(rich_help_panel=PANEL)
