@@ -115,13 +115,15 @@ def push_outputs(workspace: Workspace) -> None:
 def publish(workspace: Workspace, outcome: champion.Outcome) -> None:
     """Leave a summary, the figures and a picture beside the run, and the page beside the model."""
     found = report.describe(workspace, outcome.version)
-    report.publish_page(workspace, str(outcome), found)
+    shown = report.publish_page(workspace, str(outcome), found)
     create_markdown_artifact(report.summary(str(outcome), found), key="retrain-summary")
     create_table_artifact(report.metrics_table(workspace), key="retrain-metrics")
     if picture := report.picture(workspace):
         create_image_artifact(picture, key="retrain-reconstructions")
     if page := report.mlflow_page(found):
         create_link_artifact(page, link_text=outcome.uri, key="retrain-mlflow")
+    if shown:
+        create_link_artifact(shown, link_text=f"page on {outcome.uri}", key="retrain-report")
 
 
 @flow(name="retrain", log_prints=True)

@@ -64,20 +64,28 @@ def _checks(found: ModelVersion) -> dict[str, str]:
     return {name: said for name, said in tags.items() if said is not None}
 
 
-def publish_page(workspace: Workspace, outcome: str, found: ModelVersion) -> None:
+def publish_page(workspace: Workspace, outcome: str, found: ModelVersion) -> str | None:
     """Put the page on the model, with the gate's verdict, beside its run in MLflow.
 
     The stage's own page is an output of DVC's, which stays what the stage has made.
+
+    Returns:
+        Its address in MLflow's pages; None where no server shows any.
     """
     page = workspace.report / PAGE
     run = find_run(workspace, str(found.run_id)) if page.is_file() else None
     if run is None:
-        return
+        return None
     text = with_verdict(page.read_text(encoding="utf-8"), outcome, _checks(found))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / PAGE
         copy.write_text(text, encoding="utf-8")
         run.log_file(copy, "report")
+    pages = _mlflow_pages()
+    with registry_errors(run.client.tracking_uri):
+        experiment = run.client.get_run(run.run_id).info.experiment_id
+    place = f"experiments/{experiment}/runs/{run.run_id}/artifacts/report/{PAGE}"
+    return f"{pages}/{place}" if pages else None
 
 
 def metrics_table(workspace: Workspace) -> list[dict[str, str]]:
@@ -108,9 +116,14 @@ def tracking_server() -> str:
 
 def mlflow_page(found: ModelVersion) -> str | None:
     """Return the address of the version's page in MLflow, where a server shows one."""
+    pages = _mlflow_pages()
+    return f"{pages}/models/{found.name}/versions/{found.version}" if pages else None
+
+
+def _mlflow_pages() -> str | None:
     server = tracking_server()
     if not server.startswith("http"):
         return None
     # The link is kept by Prefect: whoever may follow it has a password of their own.
     server = re.sub(r"(?<=://)[^/]*@", "", server)
-    return f"{server.rstrip('/')}/#/models/{found.name}/versions/{found.version}"
+    return f"{server.rstrip('/')}/#"
