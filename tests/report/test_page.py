@@ -94,6 +94,11 @@ def test_it_needs_nothing_beside_it_and_says_what_is_to_be_seen(written):
     assert [path.name for path in written.parent.iterdir()] == ["index.html"]
 
 
+def test_the_same_model_has_the_same_page(written, finished, tmp_path):
+    again = write_report(tmp_path, vaeflow.load(finished / "outputs/bundle"), Workspace(finished))
+    assert again.read_bytes() == written.read_bytes()
+
+
 def test_of_a_bundle_alone_it_has_what_there_is(finished, tmp_path):
     run(tmp_path, "vaeflow", "report", finished / "outputs" / "bundle", "--out", "page")
     page = Page((tmp_path / "page" / "index.html").read_text(encoding="utf-8"))

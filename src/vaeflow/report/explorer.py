@@ -27,7 +27,7 @@ from vaeflow.report.judged import Judged
 MOST_BYTES = 64 * 2**20  # of ONNX files: a page of more is slow to open
 THUMBNAIL = 64  # pixels: the longest edge
 SHEET_PIXELS = 8_000_000  # of all thumbnails
-SLIDERS = 16
+SLIDERS = 64
 LEAST_CHANGE = 0.02  # of the picture, beside what the dimension that changes it most does
 RUNTIME = files("vaeflow.report") / "onnxruntime"
 MODULE, BINARY = "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm.gz"
@@ -69,8 +69,8 @@ def explorer(bundle: Bundle, judged: Judged | None, workspace: Workspace | None)
     models = {name: bundle.read_file(f"{name}.onnx") for name in names}
     if sum(map(len, models.values())) > MOST_BYTES:
         return None
-    packed = {f"model-{name}": _base64(gzip.compress(code, 6)) for name, code in models.items()}
-    packed["ort-module"] = _base64(gzip.compress((RUNTIME / MODULE).read_bytes()))
+    packed = {f"model-{name}": _packed(code) for name, code in models.items()}
+    packed["ort-module"] = _packed((RUNTIME / MODULE).read_bytes())
     packed["ort-binary"] = _base64((RUNTIME / BINARY).read_bytes())
     scripts = [(files("vaeflow.report") / name).read_text(encoding="utf-8") for name in SCRIPTS]
     digests = [_base64(hashlib.sha256(script.encode()).digest()) for script in scripts]
@@ -167,6 +167,11 @@ def _sheet(images: np.ndarray, columns: int) -> str:
     picture = Image.fromarray(sheet.reshape(rows * height, columns * width, 3))
     picture.save(file, "WEBP", quality=90, method=4)
     return f"data:image/webp;base64,{_base64(file.getvalue())}"
+
+
+def _packed(content: bytes) -> str:
+    # Without the time in it: the same model has the same page.
+    return _base64(gzip.compress(content, 6, mtime=0))
 
 
 def _base64(content: bytes) -> str:
