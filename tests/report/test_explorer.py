@@ -269,6 +269,7 @@ def test_every_likelihood_is_that_of_the_bundle(browser, tmp_path, likelihood, c
     Image.fromarray(image[0] if channels == 3 else image[0, ..., 0]).save(file, "PNG")
     with of(browser, page) as opened:
         check_decoded(opened, bundle)
+        opened.wait_for_function("vaeflow.tiles() > 50")  # decoded at as many places of the map
         opened.evaluate("draws => { vaeflow.facts.draws = draws; }", DRAWS)
         give(opened, "file", "mine.png", file.getvalue())
         opened.wait_for_selector("#own[data-score]")

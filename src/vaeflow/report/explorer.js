@@ -41,15 +41,20 @@
   }
 
   // Move t in the map's plane alone: what the map does not show stays.
-  function moveTo(x, y) {
+  function moved(x, y) {
+    const to = t.slice();
     if (axes === 'dimensions') {
       const [across, down] = dimensionsOnMap();
-      t[across] = x;
-      t[down] = y;
-      return;
+      to[across] = x;
+      to[down] = y;
+      return to;
     }
     const [fromX, fromY] = project(t);
-    for (let i = 0; i < size; i++) t[i] += (x - fromX) * plane[1][i] + (y - fromY) * plane[2][i];
+    return to.map((value, i) => value + (x - fromX) * plane[1][i] + (y - fromY) * plane[2][i]);
+  }
+
+  function moveTo(x, y) {
+    t = moved(x, y);
   }
 
   let places = [];  // of the points, on the plane
@@ -158,7 +163,32 @@
       x - w / 2, y - h / 2, w, h);
   }
 
+  // Where there are no images to show, the map has what the decoder makes of its places.
+  const TILE = 44;
+  let tiles = [], tiled = '', soon = 0;
+  function retile() {
+    clearTimeout(soon);
+    soon = setTimeout(async () => {
+      const wanted = JSON.stringify([view, axes, dimensionsOnMap(), Array.from(moved(0, 0)), map.clientWidth]);
+      if (wanted === tiled || !map.clientWidth) return;
+      tiled = wanted;
+      const centres = [];
+      for (let y = TILE / 2; y < map.clientHeight; y += TILE)
+        for (let x = TILE / 2; x < map.clientWidth; x += TILE) centres.push(fromScreen(x, y));
+      const all = new Float32Array(centres.length * size);
+      centres.forEach((place, i) => all.set(moved(...place), i * size));
+      const images = await vaeflow.decoded(all);
+      tiles = images.map((image, i) => {
+        const canvas = document.createElement('canvas');
+        vaeflow.paint(canvas, image);
+        return [centres[i], canvas];
+      });
+      draw();
+    }, 150);
+  }
+
   function draw() {
+    if (!points) retile();
     const ratio = window.devicePixelRatio || 1;
     const [w, h] = [map.clientWidth, map.clientHeight];
     if (map.width !== Math.round(w * ratio) || map.height !== Math.round(h * ratio)) {
@@ -175,6 +205,11 @@
       context.moveTo(clamp(from[0], -9, w + 9), clamp(from[1], -9, h + 9));
       context.lineTo(clamp(to[0], -9, w + 9), clamp(to[1], -9, h + 9));
       context.stroke();
+    }
+    for (const [place, canvas] of tiles) {
+      const [x, y] = toScreen(place), scale = (TILE - 5) / Math.max(canvas.width, canvas.height);
+      context.drawImage(canvas, x - canvas.width * scale / 2, y - canvas.height * scale / 2,
+        canvas.width * scale, canvas.height * scale);
     }
     const pictures = $('thumbnails').checked && points, edge = 30;
     const taken = new Set();  // cells that have a thumbnail already
@@ -456,6 +491,7 @@
 
   vaeflow.point = () => Array.from(t);
   vaeflow.waiting = () => busy;
+  vaeflow.tiles = () => tiles.length;
 
   const dark = window.matchMedia('(prefers-color-scheme: dark)');
   dark.addEventListener('change', draw);
