@@ -80,7 +80,7 @@ def test_what_was_spoilt_raises_an_alarm(model, finished):
     assert model.detect(test).anomalous.mean() < 0.1  # in the mean of all calibrations 0.01
     for name in ("black", "white", "grey", "one_colour", "noise", "inverted", "shuffled_patches"):
         found = model.detect(spoil(name, test, 0).images, false_alarm_rate=0.05)
-        assert found.anomalous.mean() > 0.95, name
+        assert found.anomalous.mean() > 0.9, name
     # Where it was spoilt the map is higher.
     spoilt = spoil("occluded", test, 0)
     maps = model.detect(spoilt.images, maps=True).maps
