@@ -97,7 +97,7 @@ def drawn(page, canvas="decoded"):
 
 def point(page):
     """Where it is in the latent space, once the decoder has followed."""
-    page.wait_for_function("!vaeflow.waiting()")
+    page.wait_for_function("() => !vaeflow.waiting()")
     return np.array([page.evaluate("vaeflow.point()")], np.float32)
 
 
@@ -222,7 +222,9 @@ def test_a_picture_of_ones_own_is_encoded_scored_and_placed(opened, finished, wa
     np.testing.assert_allclose(placed, bundle.encode(image).mean[0], atol=1e-4)
     assert drawn(opened, "own")[..., :1] == pytest.approx(image[0] / 255, abs=1e-6)
     give(opened, way, "no.png", b"this is none")
-    opened.wait_for_function("document.getElementById('status').textContent.includes('no.png')")
+    opened.wait_for_function(
+        "() => document.getElementById('status').textContent.includes('no.png')"
+    )
 
 
 def give(page, way, name, content):
@@ -269,14 +271,18 @@ def test_every_likelihood_is_that_of_the_bundle(browser, tmp_path, likelihood, c
     Image.fromarray(image[0] if channels == 3 else image[0, ..., 0]).save(file, "PNG")
     with of(browser, page) as opened:
         check_decoded(opened, bundle)
-        opened.wait_for_function("vaeflow.tiles() > 50")  # decoded at as many places of the map
+        opened.wait_for_function(
+            "() => vaeflow.tiles() > 50"
+        )  # decoded at as many places of the map
         opened.evaluate("draws => { vaeflow.facts.draws = draws; }", DRAWS)
         give(opened, "file", "mine.png", file.getvalue())
         opened.wait_for_selector("#own[data-score]")
         check_score(opened, bundle, image)
         check_decoded(opened, bundle)
         opened.locator("#random").click()
-        opened.wait_for_function("document.getElementById('status').textContent.includes('prior')")
+        opened.wait_for_function(
+            "() => document.getElementById('status').textContent.includes('prior')"
+        )
         check_decoded(opened, bundle)
 
 

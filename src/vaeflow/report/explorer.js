@@ -165,7 +165,7 @@
 
   // Where there are no images to show, the map has what the decoder makes of its places.
   const TILE = 44;
-  let tiles = [], tiled = '', soon = 0;
+  let tiles = [], tilings = 0, tiled = '', soon = 0;
   function retile() {
     clearTimeout(soon);
     soon = setTimeout(async () => {
@@ -183,50 +183,71 @@
         vaeflow.paint(canvas, image);
         return [centres[i], canvas];
       });
+      tilings += 1;
       draw();
     }, 150);
+  }
+
+  // All that stays while the point moves: drawn again only when one of these has changed.
+  const layer = document.createElement('canvas');
+  let layered = '';
+  function drawLayer(w, h, ratio) {
+    const scheme = colour('--page'), loaded = sprite ? sprite.complete : true;
+    const now = JSON.stringify([w, h, ratio, view, axes, dimensionsOnMap(), $('colour').value,
+      $('thumbnails').checked, tilings, scheme, loaded]);
+    if (now === layered) return;
+    layered = now;
+    layer.width = Math.round(w * ratio);
+    layer.height = Math.round(h * ratio);
+    const on = layer.getContext('2d');
+    on.setTransform(ratio, 0, 0, ratio, 0, 0);
+    on.imageSmoothingEnabled = false;
+    on.strokeStyle = colour('--rule');
+    on.lineWidth = 1;
+    for (const [from, to] of [[toScreen([0, -1e4]), toScreen([0, 1e4])], [toScreen([-1e4, 0]), toScreen([1e4, 0])]]) {
+      on.beginPath();
+      on.moveTo(clamp(from[0], -9, w + 9), clamp(from[1], -9, h + 9));
+      on.lineTo(clamp(to[0], -9, w + 9), clamp(to[1], -9, h + 9));
+      on.stroke();
+    }
+    for (const [place, canvas] of tiles) {
+      const [x, y] = toScreen(place), scale = (TILE - 5) / Math.max(canvas.width, canvas.height);
+      on.drawImage(canvas, x - canvas.width * scale / 2, y - canvas.height * scale / 2,
+        canvas.width * scale, canvas.height * scale);
+    }
+    const pictures = $('thumbnails').checked && points, edge = 30, plain = colour('--s0');
+    const taken = new Set();  // cells that have a thumbnail already
+    places.forEach((place, i) => {
+      const [x, y] = toScreen(place);
+      if (x < -edge || y < -edge || x > w + edge || y > h + edge) return;
+      const [fill, shape] = marks[i] || [plain, 0];
+      const cell = `${Math.floor(x / edge)},${Math.floor(y / edge)}`;
+      if (pictures && !taken.has(cell)) {
+        taken.add(cell);
+        thumbnail(on, i, x, y, edge - 4);
+        on.strokeStyle = fill;
+        on.lineWidth = 2;
+        on.strokeRect(x - edge / 2 + 1, y - edge / 2 + 1, edge - 2, edge - 2);
+        drawMark(on, x - edge / 2 + 2, y - edge / 2 + 2, fill, shape, 4);
+      } else if (!pictures) drawMark(on, x, y, fill, shape, 3.5);
+    });
   }
 
   function draw() {
     if (!points) retile();
     const ratio = window.devicePixelRatio || 1;
     const [w, h] = [map.clientWidth, map.clientHeight];
-    if (map.width !== Math.round(w * ratio) || map.height !== Math.round(h * ratio)) {
-      map.width = Math.round(w * ratio);
-      map.height = Math.round(h * ratio);
+    if (!w || !h) return;
+    drawLayer(w, h, ratio);
+    if (map.width !== layer.width || map.height !== layer.height) {
+      map.width = layer.width;
+      map.height = layer.height;
     }
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, map.width, map.height);
+    context.drawImage(layer, 0, 0);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, w, h);
     context.imageSmoothingEnabled = false;
-    context.strokeStyle = colour('--rule');
-    context.lineWidth = 1;
-    for (const [from, to] of [[toScreen([0, -1e4]), toScreen([0, 1e4])], [toScreen([-1e4, 0]), toScreen([1e4, 0])]]) {
-      context.beginPath();
-      context.moveTo(clamp(from[0], -9, w + 9), clamp(from[1], -9, h + 9));
-      context.lineTo(clamp(to[0], -9, w + 9), clamp(to[1], -9, h + 9));
-      context.stroke();
-    }
-    for (const [place, canvas] of tiles) {
-      const [x, y] = toScreen(place), scale = (TILE - 5) / Math.max(canvas.width, canvas.height);
-      context.drawImage(canvas, x - canvas.width * scale / 2, y - canvas.height * scale / 2,
-        canvas.width * scale, canvas.height * scale);
-    }
-    const pictures = $('thumbnails').checked && points, edge = 30;
-    const taken = new Set();  // cells that have a thumbnail already
-    places.forEach((place, i) => {
-      const [x, y] = toScreen(place);
-      if (x < -edge || y < -edge || x > w + edge || y > h + edge) return;
-      const [fill, shape] = marks[i] || [colour('--s0'), 0];
-      const cell = `${Math.floor(x / edge)},${Math.floor(y / edge)}`;
-      if (pictures && !taken.has(cell)) {
-        taken.add(cell);
-        thumbnail(context, i, x, y, edge - 4);
-        context.strokeStyle = fill;
-        context.lineWidth = 2;
-        context.strokeRect(x - edge / 2 + 1, y - edge / 2 + 1, edge - 2, edge - 2);
-        drawMark(context, x - edge / 2 + 2, y - edge / 2 + 2, fill, shape, 4);
-      } else if (!pictures) drawMark(context, x, y, fill, shape, 3.5);
-    });
     if (ends.from && ends.to) {
       context.strokeStyle = colour('--ink');
       context.lineWidth = 1.5;
