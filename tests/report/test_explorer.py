@@ -3,10 +3,10 @@
 import io
 import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from helpers import run
 from model_bundles import make_model, write_bundle
 from PIL import Image
 
@@ -37,11 +37,10 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def written(finished, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("explorer")
-    run(finished, "vaeflow", "report", "--out", folder / "report")
-    return folder / "report" / "index.html"
+@pytest.fixture
+def written(finished):
+    """The page that the stage has made."""
+    return finished / "outputs" / "report" / "index.html"
 
 
 @pytest.fixture
@@ -50,36 +49,29 @@ def opened(browser, written):
         yield page
 
 
-class of:  # noqa: N801 - a context, used as a function
+@contextmanager
+def of(browser, address, **options):
     """A page opened from disk, whose decoder has answered, and that asked for nothing else."""
+    page, wrong = browser.new_page(**{"viewport": {"width": 1100, "height": 900}, **options}), []
 
-    def __init__(self, browser, address, **options):
-        self.page = browser.new_page(**{"viewport": {"width": 1100, "height": 900}, **options})
-        self.address, self.wrong = address, []
+    def hear(said):
+        if said.type in ("error", "warning") and not said.text.startswith(OF_THIS_TEST):
+            wrong.append(said.text)
 
-    def __enter__(self):
-        page, wrong = self.page, self.wrong
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "console",
-            lambda said: (
-                wrong.append(said.text)
-                if said.type in ("error", "warning") and not said.text.startswith(OF_THIS_TEST)
-                else None
-            ),
-        )
-        page.on("request", self.asked)
-        page.goto(self.address.as_uri())
+    def asked(request):
+        if not request.url.startswith(("data:", "blob:", address.as_uri())):
+            wrong.append(request.url)
+
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", hear)
+    page.on("request", asked)
+    try:
+        page.goto(address.as_uri())
         page.wait_for_selector("#decoded[data-done]")
-        return page
-
-    def asked(self, request):
-        if not request.url.startswith(("data:", "blob:", self.address.as_uri())):
-            self.wrong.append(request.url)
-
-    def __exit__(self, *_):
-        self.page.close()
-        assert self.wrong == []
+        yield page
+    finally:
+        page.close()
+    assert wrong == []
 
 
 def drawn(page, canvas="decoded"):

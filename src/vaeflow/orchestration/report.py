@@ -82,10 +82,11 @@ def publish_page(workspace: Workspace, outcome: str, found: ModelVersion) -> str
         copy.write_text(text, encoding="utf-8")
         run.log_file(copy, "report")
     pages = _mlflow_pages()
+    if pages is None:
+        return None
     with registry_errors(run.client.tracking_uri):
         experiment = run.client.get_run(run.run_id).info.experiment_id
-    place = f"experiments/{experiment}/runs/{run.run_id}/artifacts/report/{PAGE}"
-    return f"{pages}/{place}" if pages else None
+    return f"{pages}/experiments/{experiment}/runs/{run.run_id}/artifacts/report/{PAGE}"
 
 
 def metrics_table(workspace: Workspace) -> list[dict[str, str]]:

@@ -389,7 +389,7 @@
   });
   for (const type of ['pointerup', 'pointercancel'])
     map.addEventListener(type, event => {
-      const [place] = [held.get(event.pointerId)];
+      const place = held.get(event.pointerId);
       held.delete(event.pointerId);
       if (type !== 'pointerup' || !place || travelled >= 4) return;
       const index = nearest(...place, 20);

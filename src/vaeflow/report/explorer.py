@@ -14,7 +14,7 @@ import io
 import math
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -89,9 +89,9 @@ def explorer(bundle: Bundle, judged: Judged | None, workspace: Workspace | None)
         [Markup(script) for script in scripts],
         " ".join(f"'sha256-{digest}'" for digest in digests),
     )
-    order = _by_kl(workspace) if workspace is not None else None
-    if order is None:
-        order = _by_change(bundle)
+    known = dimensions_by_kl(workspace)
+    order = [one.number for one in known if one.active] or [one.number for one in known]
+    order = order or _by_change(bundle)
     if judged is None:
         centre, spread = np.zeros(bundle.latent_dim), np.ones(bundle.latent_dim)
         axes = np.eye(bundle.latent_dim)[[order[0], order[min(1, len(order) - 1)]]]
@@ -135,15 +135,27 @@ def _add_points(found: Explorer, judged: Judged) -> None:
     found.facts["plane"] = [centre.tolist(), *first.tolist()]
 
 
-def _by_kl(workspace: Workspace) -> list[int] | None:
-    """Return the dimensions in use, by their KL."""
+class Dimension(NamedTuple):
+    """A latent dimension, and what `evaluate` found of it: nats, and whether it is in use."""
+
+    number: int
+    kl: float
+    active: bool
+
+
+def dimensions_by_kl(workspace: Workspace | None) -> list[Dimension]:
+    """Return all dimensions, those that carry most first; none where `evaluate` has left none."""
+    if workspace is None:
+        return []
     path = workspace.evaluation / "latent_dimensions.csv"
     if not path.is_file():
-        return None
+        return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["kl"]))
-    active = [int(row["dimension"]) for row in rows if row["active"] == "1"]
-    return active or [int(row["dimension"]) for row in rows]
+        found = [
+            Dimension(int(row["dimension"]), float(row["kl"]), row["active"] == "1")
+            for row in csv.DictReader(file)
+        ]
+    return sorted(found, key=lambda dimension: -dimension.kl)
 
 
 def _by_change(bundle: Bundle) -> list[int]:

@@ -318,6 +318,5 @@ const vaeflow = (() => {
     return pixels;
   }
 
-  return {$, facts, size, floats, start, session, decoded, score, encode, percentile, paint, pixelsOf,
-    priorDraws};
+  return {$, facts, size, floats, decoded, score, percentile, paint, pixelsOf, priorDraws};
 })();

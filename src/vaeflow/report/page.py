@@ -7,7 +7,6 @@ is left out. Names of images, labels and models stay text: the template escapes 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from vaeflow.common.pictures import coloured, grid, interleaved, reddened, shrun
 from vaeflow.common.workspace import Workspace
 from vaeflow.data.splits import SPLITS, evenly, load_split
 from vaeflow.report.charts import Bar, Chart, bars, histogram, lines, said
-from vaeflow.report.explorer import explorer
+from vaeflow.report.explorer import dimensions_by_kl, explorer
 from vaeflow.report.judged import Judged
 
 PAGE = "index.html"
@@ -214,17 +213,12 @@ def _samples(bundle: Bundle) -> Section:
 
 
 def _dimensions(workspace: Workspace) -> Section | None:
-    path = workspace.evaluation / "latent_dimensions.csv"
-    if not path.is_file():
+    found = dimensions_by_kl(workspace)
+    if not found:
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        found = sorted(csv.DictReader(file), key=lambda row: -float(row["kl"]))
     rows = [
-        Bar(
-            f"dimension {row['dimension']}" + ("" if row["active"] == "1" else " (not in use)"),
-            float(row["kl"]),
-        )
-        for row in found[:DIMENSIONS]
+        Bar(f"dimension {one.number}" + ("" if one.active else " (not in use)"), one.kl)
+        for one in found[:DIMENSIONS]
     ]
     return Section(
         "dimensions",
