@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from vaeflow.bundle.anomaly import VALUES_AT_ONCE, Measure
 from vaeflow.bundle.manifest import MEASURE, Manifest, read_file, read_verified
+from vaeflow.bundle.onnx_graph import check_graph
 from vaeflow.bundle.statistics import Look
 from vaeflow.data.io.conversion import as_batch, check_range
 from vaeflow.errors import BundleError, DataError
@@ -38,6 +39,33 @@ NO_MEASURE = (
     "this bundle has no anomaly measure. One needs images to calibrate by, and is made by: "
     "dvc repro --single-item --force evaluate export"
 )
+
+
+def _compare(
+    path: Path,
+    session: onnxruntime.InferenceSession,
+    takes: Mapping[str, tuple[int, ...]],
+    gives: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Compare what a model takes and gives with the manifest: shapes without the first axis.
+
+    Raises:
+        BundleError: it is something else.
+    """
+    for expected, found in ((takes, session.get_inputs()), (gives, session.get_outputs())):
+        shapes = {value.name: value.shape for value in found}
+        for name, shape in expected.items():
+            # An axis that is not known beforehand has a name, or none.
+            known = shapes.get(name, [])[1:]
+            fits = len(known) == len(shape) and all(
+                not isinstance(there, int) or there == here
+                for there, here in zip(known, shape, strict=True)
+            )
+            if not fits or (expected is takes and len(shapes) != len(takes)):
+                described = ", ".join(f"{key} {list(axes)}" for key, axes in shapes.items())
+                raise BundleError(
+                    f"{path}: {described}; by its manifest {name} has the shape {list(shape)}."
+                )
 
 
 class NumpyOperations:
@@ -121,17 +149,22 @@ class Bundle:
         manifest = self.manifest
         spec = PixelSpec(manifest.image.channels, manifest.levels, manifest.mixtures)
         self._likelihood = LIKELIHOODS[manifest.likelihood](NumpyOperations, spec)
+        latents = {"latents": (self.latent_dim,)}
+        posterior = dict.fromkeys(("mean", "log_variance"), (self.latent_dim,))
+        _compare(folder / "encoder.onnx", self._encoder, {"images": self.image_shape}, posterior)
         given = {output.name for output in self._decoder.get_outputs()}
         if given != set(self._likelihood.parameters):
             raise BundleError(
                 f"{folder / 'decoder.onnx'} gives {', '.join(sorted(given))}; a likelihood "
                 f"{self.manifest.likelihood} takes {', '.join(self._likelihood.parameters)}."
             )
+        _compare(folder / "decoder.onnx", self._decoder, latents, {})
 
     def _session(self, folder: Path, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime
 
         content = read_file(folder, self.manifest, name)
+        check_graph(content, str(folder / name))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         # Threads that wait actively take the cores from whatever else the process does.

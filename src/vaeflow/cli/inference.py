@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -214,10 +215,26 @@ def serve(
     follow: Annotated[
         str, typer.Option(help="How often to look for a new version, such as 30s or 5m; 0: never.")
     ] = "0",
-    token: Annotated[
-        str,
-        typer.Option(envvar="VAEFLOW_TOKEN", help="Ask for it in Authorization: Bearer TOKEN."),
-    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ask for the token in this file in Authorization: Bearer TOKEN. The environment's "
+            "VAEFLOW_TOKEN does the same."
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that clients may give for this server, or *. Repeat for several. By "
+            "default any, and on a loopback address that address and localhost."
+        ),
+    ] = None,
+    connections: Annotated[
+        int, typer.Option(min=1, help="Connections that may be open at once.")
+    ] = Settings.connections,
+    connections_of_address: Annotated[
+        int, typer.Option(min=0, help="Of one address; 0 behind a proxy: any.")
+    ] = Settings.connections_of_address,
     batch: Annotated[
         int, typer.Option(min=1, help="Images run together at most.")
     ] = Settings.batch,
@@ -234,14 +251,17 @@ def serve(
     false_alarm_rate: Rate = None,
 ) -> None:
     """Answer over HTTP, until stopped; /docs shows how."""
-    from vaeflow.serving.settings import parse_seconds
+    from vaeflow.serving.settings import hosts_of, parse_seconds, read_token
     from vaeflow.serving.workers import run
 
     settings = Settings(
         model=model,
         workers=workers,
         follow=parse_seconds(follow),
-        token=token,
+        token=read_token(token_file, os.environ.get("VAEFLOW_TOKEN")),
+        hosts=hosts_of(host, allowed_host or []),
+        connections=connections,
+        connections_of_address=connections_of_address,
         batch=batch,
         wait=wait / 1000,
         queue=queue,

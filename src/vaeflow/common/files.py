@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -148,7 +149,10 @@ def cache_folder() -> Path:
     """
     folder = _cache_path()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What others could write there they could have loaded here.
+        if (mode := stat.S_IMODE(folder.stat().st_mode)) & 0o022:
+            folder.chmod(mode & ~0o022)
     except OSError as error:
         raise VaeflowError(_unusable(folder, error)) from None
     return folder
@@ -163,7 +167,8 @@ def cache_error_message(error: OSError) -> str | None:
 
 
 def _cache_path() -> Path:
-    return Path(os.environ.get("VAEFLOW_CACHE", "~/.cache/vaeflow")).expanduser().absolute()
+    # Set and empty is unset: it would be the working directory.
+    return Path(os.environ.get("VAEFLOW_CACHE") or "~/.cache/vaeflow").expanduser().absolute()
 
 
 def _unusable(cache: Path, error: OSError) -> str:

@@ -6,17 +6,20 @@ An address is the folder of a bundle, or a model of the MLflow registry: `models
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
-from vaeflow.bundle.manifest import bundle_sha256
+from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.common.processes import python_command
 from vaeflow.common.workspace import Workspace
-from vaeflow.errors import RegistryError
+from vaeflow.errors import BundleError, RegistryError
 from vaeflow.registry.versions import SCHEME, Located
 
 PULL_SECONDS = 600
@@ -49,8 +52,14 @@ class Model:
         Raises:
             BundleError: it is missing, changed or damaged.
         """
+        sha256 = bundle_sha256(located.folder) if (located.folder / MANIFEST).is_file() else ""
+        # The manifest vouches for the files, and the registry for the manifest.
+        if located.sha256 not in (None, sha256):
+            raise BundleError(
+                f"{located.folder}: not the bundle that was expected (its manifest's SHA-256 "
+                "differs). Remove the folder; it is fetched again."
+            )
         bundle = Bundle(located.folder, threads)
-        sha256 = bundle_sha256(located.folder)
         return cls(bundle, located.folder, located.version or sha256[:12], sha256)
 
     @property
@@ -76,12 +85,13 @@ class Model:
     @cached_property
     def headers(self) -> dict[str, str]:
         """The HTTP headers of every answer of this model."""
-        return {"X-Model-Name": self.name, "X-Model-Version": self.version}
+        # A header is ASCII: a name in other letters goes as a URL has it.
+        return {"X-Model-Name": quote(self.name, safe=" "), "X-Model-Version": self.version}
 
     @cached_property
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """The same headers as ASGI has them."""
-        return [(k.lower().encode(), v.encode("latin-1")) for k, v in self.headers.items()]
+        return [(k.lower().encode(), v.encode()) for k, v in self.headers.items()]
 
 
 def locate(
@@ -112,19 +122,35 @@ def locate_apart(model: str) -> Located:
     Raises:
         RegistryError: see `locate`.
     """
+    return asyncio.run(locate_beside(model))
+
+
+async def locate_beside(model: str) -> Located:
+    """Resolve an address as `locate_apart`; cancelled, it ends the other process too."""
     if not model.startswith(SCHEME):
         return Located(Path(model), None)
+    process = await asyncio.create_subprocess_exec(
+        *python_command("vaeflow.registry.pull", model),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
-        done = subprocess.run(
-            python_command("vaeflow.registry.pull", model),
-            capture_output=True,
-            text=True,
-            timeout=PULL_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
+        async with asyncio.timeout(PULL_SECONDS):
+            said, complaint = await process.communicate()
+    except TimeoutError:
         raise RegistryError(f"{model}: not fetched within {PULL_SECONDS} seconds.") from None
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    finally:
+        await kill(process)
+    if process.returncode:
+        last = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
         raise RegistryError(f"{model}: {last[0]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Located(Path(answer["folder"]), answer["version"])
+    answer = json.loads(said.splitlines()[-1])
+    return Located(Path(answer["folder"]), answer["version"], answer["sha256"])
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    """End a process that is not wanted any more."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

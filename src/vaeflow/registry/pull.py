@@ -88,7 +88,7 @@ def pull_version(uri: str, offline_ok: bool = False, workspace: Workspace | None
     folder = _fetch(client, version, digest)
     with atomic_file(note) as fresh:
         write_json(fresh, {"uri": uri, "version": str(version.version), "sha256": digest})
-    return Located(folder, str(version.version))
+    return Located(folder, str(version.version), digest)
 
 
 def _fetch(client: MlflowClient, version: ModelVersion, digest: str) -> Path:
@@ -140,7 +140,7 @@ def _last_pulled(note: Path, error: UnreachableError) -> Located:
     warnings.warn(
         f"{error} Version {noted['version']}, pulled earlier, is taken instead.", stacklevel=2
     )
-    return Located(folder, noted["version"])
+    return Located(folder, noted["version"], noted["sha256"])
 
 
 def _holds(folder: Path, digest: str) -> bool:
@@ -182,7 +182,7 @@ def main(address: str) -> None:
         sys.exit(" ".join(str(error).split()))
     except ModuleNotFoundError as error:
         sys.exit(f"this needs the package {error.name}: pip install 'vaeflow[pipeline]'")
-    print(json.dumps({"folder": str(pulled.folder), "version": pulled.version}))
+    print(json.dumps({**pulled._asdict(), "folder": str(pulled.folder)}))
 
 
 if __name__ == "__main__":

@@ -79,10 +79,12 @@ class Located(NamedTuple):
     Attributes:
         folder: of the bundle.
         version: its number in the registry; None where it was addressed as a folder.
+        sha256: of the bundle, as the registry has it.
     """
 
     folder: Path
     version: str | None
+    sha256: str | None = None
 
 
 class Address(NamedTuple):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pydantic_core
-from starlette.responses import Response
 
 from vaeflow.common.pictures import grid
-from vaeflow.serving.bodies import JSON, NPY, PICTURES, RefusedError
+from vaeflow.serving import numbers
+from vaeflow.serving.bodies import JSON, NPY, PICTURES, PNG
+from vaeflow.serving.refusals import RefusedError
 
-PNG = "image/png"
+BYTES_OF = {JSON: 24, NPY: 4, PNG: 4}  # of a number, at the most or nearly so
 _ERROR = {
     "type": "object",
     "properties": {"error": {"type": "string"}, "field": {"type": "string"}},
@@ -40,23 +40,28 @@ SHOWN_DIGITS = 3  # after the point, in an example
 MOST_SHOWN = 4096  # numbers in an example; those of larger images would fill the page
 
 
-def answer(arrays: Mapping[str, np.ndarray], accept: str, headers: Mapping[str, str]) -> Response:
-    """Write JSON of all arrays, or the first of them as `.npy`, or as PNG where it is of images.
+def writer(arrays: Mapping[str, np.ndarray], accept: str) -> tuple[Callable[[], bytes], str]:
+    """Choose how to write an answer: JSON of all arrays, or `.npy` or PNG of the first of them.
 
     Args:
         arrays: by name; `images` are float32 in [0, 1], `(count, height, width, channels)`.
         accept: the request's header; empty takes JSON.
-        headers: of the answer.
+
+    Returns:
+        What writes it, and its media type.
 
     Raises:
         RefusedError: 406 when none of the forms is accepted.
     """
     name, first = next(iter(arrays.items()))
-    writers = {JSON: lambda: _json(arrays), NPY: lambda: _npy(first)}
+    writers: dict[str, Callable[[], bytes]] = {
+        JSON: lambda: numbers.write(arrays),
+        NPY: lambda: _npy(first),
+    }
     if name == "images" and first.shape[-1] in (1, 3):
         writers[PNG] = lambda: _png(first)
     chosen = choose_media_type(accept, list(writers))
-    return Response(writers[chosen](), media_type=chosen, headers=dict(headers))
+    return writers[chosen], chosen
 
 
 def choose_media_type(accept: str, offered: list[str]) -> str:
@@ -83,10 +88,6 @@ def choose_media_type(accept: str, offered: list[str]) -> str:
     if not quality_of(best) > 0:
         raise RefusedError(406, f"Accept: this can be answered as {', '.join(offered)}.", "accept")
     return best
-
-
-def _json(arrays: Mapping[str, np.ndarray]) -> bytes:
-    return pydantic_core.to_json({name: values.tolist() for name, values in arrays.items()})
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -3,15 +3,19 @@
 # Annotations are not postponed: FastAPI reads those of the routes, which name local values.
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, cast
 
+import numpy as np
 import pydantic_core
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vaeflow.bundle.runtime import SCORE_SAMPLES
@@ -19,12 +23,18 @@ from vaeflow.common.code import package_version
 from vaeflow.registry.model import Model
 from vaeflow.report.page import page_of
 from vaeflow.serving import bodies, protocol
-from vaeflow.serving.answers import answer, answers_of, body_of
-from vaeflow.serving.bodies import JSON, RefusedError, header
+from vaeflow.serving.answers import BYTES_OF, answers_of, body_of, writer
+from vaeflow.serving.bodies import JSON, NPY, header
+from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.service import MOST_SAMPLES, OPERATIONS, Service
 
 ALWAYS = frozenset({"/v2/health/live", "/v2/health/ready"})  # answered to anyone, at any time
 WATCHED = ALWAYS | {"/metrics"}  # not work: answered while draining and under load
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+PORT = re.compile(r":\d*$")
+PIECE = 64 << 10  # bytes of an answer that are sent at once
+# What is read of a request that was refused already.
+LINGER_SECONDS, LINGER_BYTES = 5, 64 << 20
 LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
 
@@ -34,56 +44,120 @@ class RequestFilter:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        self._token = f"Bearer {service.settings.token}".encode() if service.settings.token else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it with a refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        service, start, status = self._service, time.perf_counter(), 500
-
-        async def note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if status in (408, 413) or service.draining:
-                    # The rest of such a body is not worth reading.
-                    MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
+        service, start = self._service, time.perf_counter()
+        exchange = _Exchange(receive, send, service)
         working = scope["path"] not in WATCHED
         service.in_flight += working
         try:
             self._check(scope, working)
-            await self._app(scope, receive, note)
+            await self._app(scope, exchange.receive, exchange.send)
         except RefusedError as refusal:
-            await _refuse(refusal, note)
+            await _refuse(refusal, scope, exchange.send)
         finally:
             service.in_flight -= working
+            service.release(scope)
             # A path that is no route is a name that the client made up: not a label.
             route = getattr(scope.get("route"), "path", "none")
-            service.metrics.request(route, status, time.perf_counter() - start)
+            service.metrics.request(route, exchange.status, time.perf_counter() - start)
+        await exchange.end()
 
     def _check(self, scope: Scope, working: bool) -> None:
         service = self._service
         if working and service.draining:
             raise RefusedError(503, "the server is about to end.", retry_after=1)
-        if service.settings.token and scope["path"] not in ALWAYS:
-            given = header(scope, b"authorization").encode("latin-1")
-            expected = f"Bearer {service.settings.token}".encode()
-            if not hmac.compare_digest(given, expected):
-                raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")
+        if scope["path"] not in ALWAYS:
+            self._check_source(scope)
+            if self._token:
+                scheme, _, given = header(scope, b"authorization").encode("latin-1").partition(b" ")
+                given = scheme.capitalize() + b" " + given.strip()
+                if not hmac.compare_digest(given, self._token):
+                    raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")
         if working and service.in_flight > service.settings.in_flight:
             raise RefusedError(429, "too many requests at once; try again later.", retry_after=1)
 
+    def _check_source(self, scope: Scope) -> None:
+        """Refuse what a page of another site makes its visitor's browser send."""
+        host, hosts = header(scope, b"host").lower(), self._service.settings.hosts
+        if hosts and PORT.sub("", host) not in hosts:
+            raise RefusedError(
+                421, "the Host header names another server; see vaeflow serve --allowed-host."
+            )
+        origin = header(scope, b"origin").lower()
+        if origin and origin.partition("://")[2] != host and scope["method"] not in SAFE:
+            raise RefusedError(403, "a page of another site may not ask this.")
 
-async def _refuse(refusal: RefusedError, send: Send) -> None:
+
+class _Exchange:
+    """A request and its answer.
+
+    An answer is sent in pieces, each when the client has taken those before it, so that what is
+    not taken lies in memory once and is counted. Where the connection is to be closed, what the
+    client still sends is read for a while: it would else get an error in the place of the answer.
+    """
+
+    def __init__(self, receive: Receive, send: Send, service: Service):
+        self._receive, self._send, self._service = receive, send, service
+        self._whole = self._closes = self._lingers = False
+        self.status = 500
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._whole |= not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._closes = self.status in (408, 413) or self._service.draining
+            if self._closes:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await self._send(message)
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        self._lingers = self._closes and not self._whole and not more
+        for start in range(0, len(body) - PIECE, PIECE):
+            await self._send(_part(body[start : start + PIECE], True))
+        rest = max(0, (len(body) - 1) // PIECE * PIECE)
+        await self._send(_part(body[rest:], more or self._lingers))
+
+    async def end(self) -> None:
+        """Read what is left of the request, within bounds, and close."""
+        if not self._lingers:
+            return
+        left = LINGER_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0 and not self._whole:
+                    left -= len((await self.receive()).get("body", b""))
+        await self._send(_part(b"", False))
+
+
+def _part(body: bytes, more: bool) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def _refuse(refusal: RefusedError, scope: Scope, send: Send) -> None:
     """Answer with a refusal; under too much load these are most answers, and must be cheap."""
-    body = pydantic_core.to_json(refusal.content())
+    body = pydantic_core.to_json(_content(refusal, scope["path"]))
     headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
     headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send(_part(body, False))
+
+
+def _content(refusal: RefusedError, path: str) -> dict[str, str]:
+    """Return the JSON of a refusal; that of the inference protocol has no other field."""
+    if not path.startswith("/v2"):
+        return refusal.content()
+    named = not refusal.field or str(refusal).startswith(refusal.field)
+    return {"error": str(refusal) if named else f"{refusal.field}: {refusal}"}
 
 
 def create_app(service: Service) -> RequestFilter:
@@ -96,6 +170,7 @@ def create_app(service: Service) -> RequestFilter:
     )
     app.add_exception_handler(RefusedError, cast("Any", _refused))
     app.add_exception_handler(RequestValidationError, cast("Any", _invalid))
+    app.add_exception_handler(HTTPException, cast("Any", _not_found))
     _add_operations(app, service)
     protocol.add_routes(app, service)
 
@@ -136,9 +211,23 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         model, deadline = service.model, service.deadline()
         body = await service.read(request.scope, request.receive)
         read = getattr(bodies, f"{OPERATIONS[operation].takes}_of")
-        rows = read(body, request.headers.get("content-type", ""), model.bundle)
+        kind, most = request.headers.get("content-type", ""), service.most_rows(model)
+        # A small picture can be a large one, packed.
+        size = 1 << 30 if bodies.media_type(kind) in bodies.PICTURES else len(body)
+        size = 0 if bodies.media_type(kind) == bodies.NPY else size
+        rows = await service.apart(size, deadline, read, body, kind, model.bundle, most)
         arrays = await service.run(model, operation, rows, deadline, **options)
-        return answer(arrays, request.headers.get("accept", ""), model.headers)
+        return await give(request, model, arrays, deadline)
+
+    async def give(
+        request: Request, model: Model, arrays: dict[str, np.ndarray], deadline: float
+    ) -> Response:
+        write, kind = writer(arrays, request.headers.get("accept", ""))
+        size = sum(array.size for array in arrays.values())
+        # Held before it is there: as JSON it is longer than in memory.
+        service.hold(request.scope, size * BYTES_OF[kind])
+        content = await service.apart(0 if kind == NPY else size, deadline, write)
+        return Response(content, media_type=kind, headers=model.headers)
 
     def post(operation: str) -> Callable[[Any], Any]:
         taken, given = service.example(operation)
@@ -202,14 +291,21 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             arrays = await service.run(model, "draw_pixels", latents, deadline, seed=seed)
         else:
             arrays = await service.run(model, "decode", latents, deadline)
-        return answer(arrays, request.headers.get("accept", ""), model.headers)
+        return await give(request, model, arrays, deadline)
 
 
 async def _refused(request: Request, refusal: RefusedError) -> JSONResponse:
-    return JSONResponse(refusal.content(), refusal.status, refusal.headers)
+    content = _content(refusal, request.url.path)
+    return JSONResponse(content, refusal.status, refusal.headers)
+
+
+async def _not_found(request: Request, error: HTTPException) -> JSONResponse:
+    message = f"{error.detail}: {request.method} {request.url.path[:200]}. See /docs."
+    return JSONResponse({"error": message}, error.status_code, error.headers)
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     fault = error.errors()[0]
     field = ".".join(str(part) for part in fault["loc"][1:])
-    return JSONResponse({"error": f"{field}: {fault['msg']}.", "field": field}, 422)
+    refusal = RefusedError(422, f"{field}: {fault['msg']}.", field)
+    return await _refused(request, refusal)

@@ -17,11 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from vaeflow.serving.bodies import RefusedError
+from vaeflow.serving.refusals import RefusedError
 
 Outputs = tuple[np.ndarray, ...]
 # Called with rows joined along the first axis; its outputs have as many.
 Function = Callable[[np.ndarray], Outputs]
+
+
+def late() -> RefusedError:
+    """Return the refusal of what was not answered in time."""
+    return RefusedError(504, "not answered within the deadline; send less at once.")
 
 
 @dataclass(slots=True)
@@ -34,8 +39,7 @@ class _Job:
     def give_up(self) -> None:
         """Refuse the job: its deadline has passed."""
         if not self.answer.done():
-            late = RefusedError(504, "not answered within the deadline; send less at once.")
-            self.answer.set_exception(late)
+            self.answer.set_exception(late())
 
 
 class Batcher:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pydantic_core
@@ -22,38 +21,19 @@ from vaeflow.data.io.arrays import read_npy_header
 from vaeflow.data.io.conversion import Conversion
 from vaeflow.data.io.decoding import Picture, decode
 from vaeflow.data.io.rules import BYTE, UNIT, Rules, outside, to_bytes
-from vaeflow.errors import BadImageError, DataError, VaeflowError
+from vaeflow.errors import BadImageError, DataError
+from vaeflow.serving import numbers
+from vaeflow.serving.refusals import RefusedError
 
-PICTURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
+PNG = "image/png"
+PICTURES = {PNG: b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 NPY = "application/x-npy"
 JSON = "application/json"
 LIMITS = Limits(max_pixels=2**24)  # of a picture that is to be resized: many come at once
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
-
-
-class RefusedError(VaeflowError):
-    """A request that is not answered with a result.
-
-    Args:
-        status: the HTTP status.
-        message: what is wrong, and what would be right; never the content itself.
-        field: of the request, such as `images`; empty where it is not about one.
-        retry_after: seconds until it is worth trying again, where it is.
-    """
-
-    def __init__(
-        self, status: int, message: str, field: str = "", retry_after: int | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.field = field
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        if status == 401:
-            self.headers["WWW-Authenticate"] = "Bearer"
-
-    def content(self) -> dict[str, str]:
-        """Return the answer's JSON."""
-        return {"error": str(self), **({"field": self.field} if self.field else {})}
+MOST_AXES, LONGEST_AXIS = 8, 2**31
+# Pieces of a picture's file: each costs the decoder more than its bytes.
+MOST_CHUNKS, MOST_COMMENTS, MOST_SEGMENTS, MOST_SCANS = 20_000, 64, 256, 64
 
 
 def header(scope: Scope, name: bytes) -> str:
@@ -64,13 +44,22 @@ def header(scope: Scope, name: bytes) -> str:
     return ""
 
 
-async def read(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
+async def read(
+    scope: Scope, receive: Receive, limit: int, seconds: float, hold: Callable[[int], None]
+) -> bytes:
     """Receive the body within the limits.
 
+    Args:
+        limit: bytes that it may have.
+        seconds: in which it must be whole.
+        hold: called with the bytes of each part; may refuse them.
+
     Raises:
-        RefusedError: 413 when it is larger than `limit` bytes, 408 when it takes longer, 400 when
-            it ends early.
+        RefusedError: 413 when it is larger, 408 when it takes longer, 400 when it ends early, 415
+            when it is compressed.
     """
+    if header(scope, b"content-encoding").strip().lower() not in ("", "identity"):
+        raise RefusedError(415, "Content-Encoding: send the body as it is.", "content-encoding")
     declared = header(scope, b"content-length")
     # What is declared too large is not read at all.
     allowed = -1 if declared.isdecimal() and int(declared) > limit else limit
@@ -83,6 +72,7 @@ async def read(scope: Scope, receive: Receive, limit: int, seconds: float) -> by
                     raise RefusedError(400, "the body ended before it was whole.", "body")
                 parts.append(message.get("body", b""))
                 allowed -= len(parts[-1])
+                hold(len(parts[-1]))
                 more = message.get("more_body", False)
     except TimeoutError:
         raise RefusedError(
@@ -93,8 +83,8 @@ async def read(scope: Scope, receive: Receive, limit: int, seconds: float) -> by
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def images_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
-    """Read the images of a body: one PNG or JPEG, an array in `.npy`, or JSON.
+def images_of(body: bytes, content_type: str, bundle: Bundle, rows: int) -> np.ndarray:
+    """Read the images of a body, `rows` at most: one PNG or JPEG, an array in `.npy`, or JSON.
 
     Returns:
         As `Bundle.as_pixels`.
@@ -105,7 +95,8 @@ def images_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
     kind = media_type(content_type)
     if kind in PICTURES:
         return _picture(body, kind, bundle)
-    return pixels_of(array_of(body, kind, "images"), bundle, "images")
+    most = rows * math.prod(bundle.image_shape)
+    return pixels_of(array_of(body, kind, "images", most), bundle, "images")
 
 
 def pixels_of(array: np.ndarray, bundle: Bundle, field: str) -> np.ndarray:
@@ -122,9 +113,9 @@ def pixels_of(array: np.ndarray, bundle: Bundle, field: str) -> np.ndarray:
     return checked(bundle.as_pixels, array, field)
 
 
-def latents_of(body: bytes, content_type: str, bundle: Bundle) -> np.ndarray:
-    """Read the latents of a body: an array in `.npy`, or JSON; as `Bundle.as_latents`."""
-    latents = array_of(body, media_type(content_type), "latents")
+def latents_of(body: bytes, content_type: str, bundle: Bundle, rows: int) -> np.ndarray:
+    """Read the latents of a body, `rows` at most, in `.npy` or JSON; as `Bundle.as_latents`."""
+    latents = array_of(body, media_type(content_type), "latents", rows * bundle.latent_dim)
     return checked(bundle.as_latents, latents, "latents")
 
 
@@ -133,51 +124,41 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def array_of(body: bytes, kind: str, field: str) -> np.ndarray:
-    """Read the array of a body of some media type."""
+def array_of(body: bytes, kind: str, field: str, most: int) -> np.ndarray:
+    """Read the array of a body of some media type, of `most` numbers at most."""
     if kind == NPY:
         return _npy(body, field)
     if kind == JSON:
-        content = json_of(body)
-        if not isinstance(content, dict) or field not in content:
-            raise RefusedError(422, f"expected a JSON object with {field!r}.", field)
-        dtype = content.get("dtype", "float32")
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise RefusedError(422, f"dtype: expected one of {', '.join(DTYPES)}.", "dtype")
-        return numbers(content[field], np.dtype(DTYPES[dtype]), field)
+        return _json(body, field, most)
     accepted = [*(PICTURES if field == "images" else ()), NPY, JSON]
     raise RefusedError(415, f"Content-Type: expected one of {', '.join(accepted)}.", "content-type")
 
 
-def json_of(body: bytes) -> Any:
-    """Parse JSON."""
+def _json(body: bytes, field: str, most: int) -> np.ndarray:
+    text, lists = numbers.parse(body, field)
     try:
-        return pydantic_core.from_json(body)
+        content = pydantic_core.from_json(text)
     except ValueError as error:
         raise RefusedError(422, f"not JSON: {error}.", "body") from None
+    if not isinstance(content, dict) or field not in content:
+        raise RefusedError(422, f"expected a JSON object with {field!r}.", field)
+    dtype = content.get("dtype", "float32")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise RefusedError(422, f"dtype: expected one of {', '.join(DTYPES)}.", "dtype")
+    if not lists:
+        raise RefusedError(422, f"{field}: expected nested lists of numbers.", field)
+    return lists[-1].read(np.dtype(DTYPES[dtype]), field, most)  # of several, JSON takes the last
 
 
-def numbers(values: Any, dtype: np.dtype, field: str) -> np.ndarray:
-    """Convert nested lists of numbers to an array.
+def check_shape(shape: Sequence[int], field: str) -> None:
+    """Refuse a shape that no array can have, before anything is computed with it.
 
-    Raises:
-        RefusedError: 422 when they are ragged, no numbers, or do not fit into the type.
+    An axis of length 0 makes all of it empty, and does not make the other axes harmless.
     """
-    try:
-        array = np.asarray(values)
-    except (ValueError, OverflowError, RecursionError):
-        raise RefusedError(422, f"{field}: the lists differ in length.", field) from None
-    if array.dtype.kind not in "iuf":
-        raise RefusedError(
-            422, f"{field}: expected nested lists of numbers, of equal lengths.", field
-        )
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        whole = array.dtype.kind in "iu"
-        if not whole or (array.size and not info.min <= array.min() <= array.max() <= info.max):
-            raise RefusedError(422, f"{field}: expected integers {info.min}..{info.max}.", field)
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused with its field
-        return array.astype(dtype)
+    if len(shape) > MOST_AXES or not all(0 <= edge <= LONGEST_AXIS for edge in shape):
+        raise RefusedError(422, f"{field}: no such shape.", field)
+    if math.prod(edge for edge in shape if edge) > 2**40:
+        raise RefusedError(422, f"{field}: no such shape.", field)
 
 
 def checked(check: Callable[[np.ndarray], np.ndarray], array: np.ndarray, field: str) -> np.ndarray:
@@ -196,8 +177,9 @@ def _npy(body: bytes, field: str) -> np.ndarray:
         raise RefusedError(422, f"{field}: not an array in NumPy's .npy format.", field) from None
     if dtype.kind not in "uif" or dtype.itemsize > 8:
         raise RefusedError(422, f"{field}: dtype {dtype}; expected uint8 or floating point.", field)
+    check_shape(shape, field)
     size = math.prod(shape) * dtype.itemsize
-    if any(edge < 0 for edge in shape) or size != len(body) - offset:
+    if size != len(body) - offset:
         raise RefusedError(
             422,
             f"{field}: the header declares {size} bytes, {len(body) - offset} follow.",
@@ -227,7 +209,47 @@ def _picture(body: bytes, kind: str, bundle: Bundle) -> np.ndarray:
     size = None if rules.size is None else (width, height)
     conversion = replace(rules, size=size, channels=channels)
     try:
+        found = _png_size(body) if kind == PNG else _jpeg_size(body)
+        if rules.size is None and sorted(found) != sorted((width, height)):
+            same_shape("images", (found[1], found[0], channels))
         pixels = decode(Picture("images", body), conversion, LIMITS, same_shape)
     except BadImageError as error:
         raise RefusedError(422, str(error), "images") from None
     return pixels[np.newaxis]
+
+
+def _png_size(body: bytes) -> tuple[int, int]:
+    """Return width and height; refuse what would keep the decoder busy with other things.
+
+    Raises:
+        BadImageError: it has too many chunks.
+    """
+    chunks, comments, at = 0, 0, 8
+    while at + 8 <= len(body) and (kind := body[at + 4 : at + 8]) != b"IEND":
+        chunks, comments = chunks + 1, comments + bool(kind[0] & 0x20)
+        if chunks > MOST_CHUNKS or comments > MOST_COMMENTS:
+            raise BadImageError("images", "a PNG in too many chunks. Save it again.")
+        at += 12 + int.from_bytes(body[at : at + 4], "big")
+    return int.from_bytes(body[16:20], "big"), int.from_bytes(body[20:24], "big")
+
+
+def _jpeg_size(body: bytes) -> tuple[int, int]:
+    """Return width and height; refuse what would keep the decoder busy with other things.
+
+    Raises:
+        BadImageError: it has too many segments or scans, or ends before its size.
+    """
+    if body.count(b"\xff\xda") > MOST_SCANS:
+        raise BadImageError("images", "a JPEG in too many scans. Save it again.")
+    at = 2
+    for _ in range(MOST_SEGMENTS):
+        while body[at + 1 : at + 2] == b"\xff":  # filling
+            at += 1
+        marker, length = body[at + 1 : at + 2], int.from_bytes(body[at + 2 : at + 4], "big")
+        if not marker or length < 2:
+            break
+        if 0xC0 <= marker[0] <= 0xCF and marker[0] not in (0xC4, 0xC8, 0xCC):  # a frame begins
+            height, width = body[at + 5 : at + 7], body[at + 7 : at + 9]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        at += 2 + length
+    raise BadImageError("images", "not a readable JPEG (its size was not found).")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
 import pydantic_core
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive, Scope, Send
@@ -21,15 +22,18 @@ from starlette.types import Receive, Scope, Send
 from vaeflow.bundle.manifest import OF_ALARMS
 from vaeflow.common.code import package_version
 from vaeflow.registry.model import Model
-from vaeflow.serving import bodies
-from vaeflow.serving.answers import ERRORS, MOST_SHOWN, shown
-from vaeflow.serving.bodies import RefusedError
+from vaeflow.serving import bodies, numbers
+from vaeflow.serving.answers import BYTES_OF, ERRORS, MOST_SHOWN, shown
+from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.service import OPERATIONS, Service
 
 Answer = tuple[list[tuple[bytes, bytes]], bytes]  # headers and body
 
-INFER = "/v2/models/{name}/infer"
-INFER_PATH = re.compile("/v2/models/([^/]+)/infer")
+MODELS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+INFER_PATH = re.compile("/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+# Parameters of tensors and requests; any other would change what is meant.
+OF_INPUT, OF_OUTPUT = {"binary_data_size"}, {"binary_data"}
+NOT_TAKEN = re.compile("shared_memory|classification|sequence")
 HEADER_LENGTH = b"inference-header-content-length"
 LENGTH = re.compile("[0-9]{1,18}")
 GIVEN = {"f4": "FP32", "f8": "FP64", "b1": "BOOL"}
@@ -94,28 +98,29 @@ def add_routes(app: FastAPI, service: Service) -> None:
         404: {**ERRORS[422], "description": "No such model"}
     }
 
-    @app.get("/v2/models/{name}", responses=failures, tags=["inference protocol"])
-    async def metadata(name: str) -> dict[str, Any]:
-        """Describe the tensors that the model takes and gives."""
-        return _metadata(_named(service, name))
+    # The paths without a version mean the one that answers now, and so do those with its number.
+    for model in MODELS:
+        about: dict[str, Any] = {"responses": failures, "tags": ["inference protocol"]}
 
-    @app.get("/v2/models/{name}/ready", responses=failures, tags=["inference protocol"])
-    async def model_ready(name: str) -> JSONResponse:
-        """Report whether the model takes work."""
-        _named(service, name)
-        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+        @app.get(model, **about)
+        async def metadata(name: str, version: str = "") -> dict[str, Any]:
+            """Describe the tensors that the model takes and gives."""
+            return describe_model(named(service, name, version))
 
-    @app.post(
-        INFER,
-        response_class=Response,
-        responses={**ERRORS, **failures},
-        openapi_extra=_body(service),
-        tags=["inference protocol"],
-    )
-    async def infer(name: str, request: Request) -> Response:
-        """Run the model on one tensor; the outputs asked for decide what is computed."""
-        # Direct has answered by now, but for names with a line break at their end.
-        raise RefusedError(404, f"no model of that name; this is {service.model.name}.", "name")
+        @app.get(f"{model}/ready", **about)
+        async def model_ready(name: str, version: str = "") -> JSONResponse:
+            """Report whether the model takes work."""
+            named(service, name, version)
+            return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+        about["responses"] = {**ERRORS, **failures}
+
+        @app.post(f"{model}/infer", response_class=Response, openapi_extra=_body(service), **about)
+        async def infer(name: str, version: str = "") -> Response:
+            """Run the model on one tensor; the outputs asked for decide what is computed."""
+            # Direct has answered by now, but for names with a line break at their end.
+            named(service, "", version)
+            raise AssertionError
 
 
 class Direct:
@@ -127,7 +132,10 @@ class Direct:
 
     def __init__(self, app: FastAPI, service: Service):
         self._app, self._service = app, service
-        self._route = next(route for route in app.routes if getattr(route, "path", "") == INFER)
+        self._routes = [
+            next(route for route in app.routes if getattr(route, "path", "") == f"{model}/infer")
+            for model in MODELS
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on; what is wrong with a request is raised as RefusedError."""
@@ -135,31 +143,48 @@ class Direct:
         if found is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        scope["route"] = self._route
-        headers, body = await _infer(self._service, found[1], scope, receive)
+        name, version = found[1], found[2] or ""
+        scope["route"] = self._routes[bool(version)]
+        headers, body = await _infer(self._service, name, version, scope, receive)
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-async def _infer(service: Service, name: str, scope: Scope, receive: Receive) -> Answer:
-    model, deadline = _named(service, name), service.deadline()
+async def _infer(
+    service: Service, name: str, version: str, scope: Scope, receive: Receive
+) -> Answer:
+    model, deadline = named(service, name, version), service.deadline()
     body = await service.read(scope, receive)
-    asked, binary = _parse(body, bodies.header(scope, HEADER_LENGTH))
+    length = _length(body, bodies.header(scope, HEADER_LENGTH))
+    most = service.most_rows(model)
+    asked, rows = await service.apart(length, deadline, _read, body, length, model, most)
     tensor = asked.inputs[0]
-    rows = _rows(tensor, binary, model)
     wanted = [output.name for output in asked.outputs] or list(DEFAULT[tensor.name])
-    arrays = await _compute(service, model, tensor.name, wanted, rows, deadline)
-    return _answer(asked, model, arrays)
+    arrays = await compute(service, model, tensor.name, wanted, rows, deadline)
+    binary = _in_binary(asked)
+    written = sum(array.size for name, array in arrays.items() if not binary(name))
+    raw = sum(array.nbytes for name, array in arrays.items() if binary(name))
+    service.hold(scope, BYTES_OF[bodies.JSON] * written + raw)
+    return await service.apart(written, deadline, _answer, asked, model, arrays)
 
 
-def _named(service: Service, name: str) -> Model:
-    if name != service.model.name:
-        raise RefusedError(404, f"no model of that name; this is {service.model.name}.", "name")
-    return service.model
+def named(service: Service, name: str, version: str = "") -> Model:
+    """Return the model that answers, if it is the one that is named.
+
+    Raises:
+        RefusedError: 404, it is another.
+    """
+    model = service.model
+    if name != model.name:
+        raise RefusedError(404, f"no model of that name; this is {model.name}.", "name")
+    if version not in ("", model.version):
+        raise RefusedError(404, f"no such version; this is {model.version}.", "version")
+    return model
 
 
-def _metadata(model: Model) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
+    """Describe the tensors that a model takes and gives, as the protocol does."""
     image, latent = list(model.bundle.image_shape), [model.bundle.latent_dim]
     shapes = {
         "mean": latent,
@@ -185,31 +210,55 @@ def _metadata(model: Model) -> dict[str, Any]:
     }
 
 
-def _parse(body: bytes, header_length: str) -> tuple[_Inference, memoryview]:
-    """Parse the request's JSON, and return the raw tensor after it."""
-    length = len(body)
-    if header_length:
-        if not LENGTH.fullmatch(header_length) or int(header_length) > len(body):
-            field = HEADER_LENGTH.decode()
-            raise RefusedError(422, f"{field}: no length within the body.", field)
-        length = int(header_length)
+def _length(body: bytes, header_length: str) -> int:
+    """Return where the request's JSON ends, and its raw tensor begins."""
+    if not header_length:
+        return len(body)
+    if not LENGTH.fullmatch(header_length) or int(header_length) > len(body):
+        field = HEADER_LENGTH.decode()
+        raise RefusedError(422, f"{field}: no length within the body.", field)
+    return int(header_length)
+
+
+def _read(body: bytes, length: int, model: Model, most: int) -> tuple[_Inference, np.ndarray]:
+    """Parse the request's JSON, and the input as an array that the bundle has checked."""
+    text, lists = numbers.parse(body[:length], "data")
     try:
-        return _Inference.model_validate_json(body[:length]), memoryview(body)[length:]
+        asked = _Inference.model_validate_json(text)
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"]) or "body"
         raise RefusedError(422, f"{field}: {fault['msg']}.", field) from None
+    _check_parameters(asked)
+    return asked, _rows(asked.inputs[0], lists, memoryview(body)[length:], model, most)
 
 
-def _rows(tensor: _Tensor, binary: memoryview, model: Model) -> np.ndarray:
-    """Read the input as an array that the bundle has checked."""
+def _check_parameters(asked: _Inference) -> None:
+    """Refuse what would be ignored, and is not meant to be."""
+    given = [("parameters", key) for key in asked.parameters if NOT_TAKEN.match(key)]
+    given += [("inputs.0.parameters", key) for key in asked.inputs[0].parameters.keys() - OF_INPUT]
+    for index, output in enumerate(asked.outputs):
+        path = f"outputs.{index}.parameters"
+        given += [(path, key) for key in output.parameters.keys() - OF_OUTPUT]
+    for path, key in given:
+        field = f"{path}.{key[:100]}"
+        raise RefusedError(422, f"{field}: this server does not do that.", field)
+
+
+def _rows(
+    tensor: _Tensor, lists: list[numbers.Found], binary: memoryview, model: Model, most: int
+) -> np.ndarray:
     if tensor.name not in OUTPUTS:
         raise RefusedError(422, f"inputs.0.name: expected {' or '.join(OUTPUTS)}.", "inputs.0.name")
     if tensor.datatype not in DATATYPES:
         known = ", ".join(DATATYPES)
         raise RefusedError(422, f"inputs.0.datatype: expected {known}.", "inputs.0.datatype")
     dtype = np.dtype(DATATYPES[tensor.datatype])
+    bodies.check_shape(tensor.shape, "inputs.0.shape")
     count = math.prod(tensor.shape)
+    if tensor.shape and tensor.shape[0] > most:
+        message = f"inputs.0.shape: {tensor.shape[0]} rows; one request may have {most}."
+        raise RefusedError(413, message, "inputs.0.shape")
     size = tensor.parameters.get("binary_data_size")
     if size is not None:
         if type(size) is not int or size != len(binary) or size != count * dtype.itemsize:
@@ -221,9 +270,9 @@ def _rows(tensor: _Tensor, binary: memoryview, model: Model) -> np.ndarray:
             )
         array = np.frombuffer(binary, dtype)
     else:
-        if binary or not isinstance(tensor.data, list):
+        if binary or not lists or tensor.data != len(lists) - 1:
             raise RefusedError(422, "inputs.0.data: expected a list of numbers.", "inputs.0.data")
-        array = bodies.numbers(tensor.data, dtype, "inputs.0.data")
+        array = lists[-1].read(dtype, "inputs.0.data", count)
         if array.size != count:
             raise RefusedError(
                 422, f"inputs.0.data: {array.size} numbers; the shape has {count}.", "inputs.0.data"
@@ -234,7 +283,7 @@ def _rows(tensor: _Tensor, binary: memoryview, model: Model) -> np.ndarray:
     return bodies.checked(model.bundle.as_latents, array, field)
 
 
-async def _compute(
+async def compute(
     service: Service,
     model: Model,
     takes: str,
@@ -261,27 +310,34 @@ async def _compute(
     return arrays
 
 
-def _answer(asked: _Inference, model: Model, arrays: dict[str, np.ndarray]) -> Answer:
-    """Write JSON, and behind it those outputs that were asked for in binary."""
+def _in_binary(asked: _Inference) -> Callable[[str], bool]:
+    """Return what says of an output whether it goes as raw bytes."""
     everywhere = asked.parameters.get("binary_data_output") is True
     binary = {
         output.name: output.parameters.get("binary_data", everywhere) is True
         for output in asked.outputs
     }
+    return lambda name: binary.get(name, everywhere)
+
+
+def _answer(asked: _Inference, model: Model, arrays: dict[str, np.ndarray]) -> Answer:
+    """Write JSON, and behind it those outputs that were asked for in binary."""
+    binary = _in_binary(asked)
     outputs, raw = [], []
     for name, array in arrays.items():
         datatype = GIVEN[array.dtype.kind + str(array.dtype.itemsize)]
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
-        if binary.get(name, everywhere):
+        data = b""
+        if binary(name):
             raw.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
             output["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            output["data"] = array.ravel().tolist()
-        outputs.append(output)
-    content = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
+            data = b',"data":' + numbers.write_flat(array)
+        outputs.append(pydantic_core.to_json(output)[:-1] + data + b"}")
+    content: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if asked.id is not None:
         content["id"] = asked.id
-    header = pydantic_core.to_json(content)
+    header = b'%s,"outputs":[%s]}' % (pydantic_core.to_json(content)[:-1], b",".join(outputs))
     if not raw:
         return [(b"content-type", bodies.JSON.encode()), *model.raw_headers], header
     headers = [

@@ -5,121 +5,86 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
+import sys
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import uvloop
 
 from vaeflow.bundle.manifest import bundle_sha256
-from vaeflow.errors import BundleError, ServingError, VaeflowError
-from vaeflow.registry.model import Model, locate_apart
+from vaeflow.errors import ServingError, VaeflowError
+from vaeflow.registry.model import Model, locate_apart, locate_beside
 from vaeflow.registry.versions import Located
 from vaeflow.serving.app import create_app
+from vaeflow.serving.connections import IDLE_SECONDS, Connection, Connections
 from vaeflow.serving.service import Service, open_model
 from vaeflow.serving.settings import Settings
+from vaeflow.serving.trial import try_model
 
 log = logging.getLogger("uvicorn.error")
 # Waits until it is time, and gives the folder and version that the followed address stands for.
 Poll = Callable[[], Awaitable[Located]]
 # From a connection that waits to be accepted to its first request counted it takes five.
 TURNS = 10
-
-
-class Connection(HttpToolsProtocol):
-    """Uvicorn's, but for how it writes.
-
-    Uvicorn hands an answer's head and its body to the system one after the other, and each call
-    costs more than all of its own work on a small answer.
-    """
-
-    def connection_made(  # type: ignore[override]  # of TCP: a transport that writes
-        self, transport: asyncio.Transport
-    ) -> None:
-        """Write through `_Gathered`."""
-        super().connection_made(cast("asyncio.Transport", _Gathered(transport, self.loop)))
-
-
-class _Gathered:
-    """A transport that passes on at once what is written in one turn of the event loop."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._parts: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._parts:
-            self._transport.write(b"".join(self._parts))
-            self._parts.clear()
+SWITCH_SECONDS = 0.0005
+PAUSE_SECONDS = 0.5  # after a refusal: what cannot be asked at all is not asked without end
 
 
 async def poll_registry(service: Service) -> Located:
     """Ask the registry, when it is time again."""
     await asyncio.sleep(service.settings.follow)
-    return await asyncio.to_thread(locate_apart, service.settings.model)
+    return await locate_beside(service.settings.model)
 
 
 async def follow(service: Service, poll: Poll, notify: Callable[[Model], None]) -> None:
     """Poll for another version again and again, until cancelled.
 
-    It is verified and warmed beside the old one, which goes on when anything is wrong.
+    It is tried in a process of its own, then loaded and warmed beside the old one, which goes on
+    when anything is wrong, whatever that is: the next version may be sound.
 
     Args:
         service: whose model it is.
-        look: see `Look`.
-        tell: called with each version that was taken.
+        poll: see `Poll`.
+        notify: called with each version that was taken.
     """
     refused = ""
     while True:
         try:
-            fresh = await asyncio.to_thread(_newer, await poll(), service)
-        except VaeflowError as error:
-            if str(error) != refused:  # once, not at every look
-                log.warning("version %s goes on: %s", service.model.version, error)
+            fresh = await _newer(await poll(), service)
+            if fresh is not None:
+                log.info("version %s replaces %s", fresh.version, service.model.version)
+                service.replace(fresh)
+                notify(fresh)
+            refused = ""
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if reason != refused:  # once, not at every look
+                expected = isinstance(error, VaeflowError)
+                log.warning(
+                    "version %s goes on: %s", service.model.version, reason, exc_info=not expected
+                )
                 service.metrics.refused_model()
-            refused = str(error)
-            continue
-        refused = ""
-        if fresh is not None:
-            log.info("version %s replaces %s", fresh.version, service.model.version)
-            service.replace(fresh)
-            notify(fresh)
+            refused = reason
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
-def _newer(located: Located, service: Service) -> Model | None:
-    """Load the version that was found, if it is another."""
+async def _newer(located: Located, service: Service) -> Model | None:
+    """Try and load the version that was found, if it is another."""
     present = service.model
-    if located.version == present.version and bundle_sha256(located.folder) == present.sha256:
+    if located.version == present.version and present.sha256 == (
+        located.sha256 or bundle_sha256(located.folder)
+    ):
         return None
-    fresh = open_model(located, service.settings)
-    for what in ("name", "image_shape", "latent_dim"):
-        old, new = (_property(model, what) for model in (present, fresh))
-        if old != new:
-            raise BundleError(
-                f"version {located.version} has {what} {new}, and clients count on {old}. "
-                "Serve it from a server of its own."
-            )
-    return fresh
-
-
-def _property(model: Model, what: str) -> object:
-    return model.name if what == "name" else getattr(model.bundle, what)
+    await try_model(located, present, service.settings)
+    return await asyncio.to_thread(open_model, located, service.settings)
 
 
 class _Server(uvicorn.Server):
@@ -129,27 +94,29 @@ class _Server(uvicorn.Server):
         self, config: uvicorn.Config, service: Service, notify: Callable[[Model], None]
     ) -> None:
         super().__init__(config)
-        self._service, self._notify = service, notify
+        self.service, self.notify = service, notify
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Log what is served where; where any free port would do, it is known only now."""
         assert sockets  # `serve` gives the one it listens at
         await super().startup(sockets)
-        model = self._service.model
+        model = self.service.model
         host, port = sockets[0].getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         log.info("%s version %s running on http://%s:%d", model.name, model.version, host, port)
-        self._notify(model)
+        self.notify(model)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop being ready. A second signal ends the wait."""
-        if not self._service.ready:
+        if not self.service.ready:
             self.should_exit = True
-        self._service.ready = False
+        else:
+            _end_within(self.service.settings.ends_within + 1)
+        self.service.ready = False
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to end; called ten times a second."""
-        service = self._service
+        service = self.service
         if not service.ready:
             # What had reached the machine by now is looked at first: accepted before the server
             # drains, and refused with an answer, rather than cut off, before it ends.
@@ -158,6 +125,18 @@ class _Server(uvicorn.Server):
             self.should_exit |= service.draining and not service.in_flight
             service.draining = True
         return await super().on_tick(counter)
+
+
+def _end_within(seconds: float) -> None:
+    """End this process then, whatever it does: a model may never end, nor a registry answer."""
+
+    def end() -> None:
+        log.error("not ended within %d seconds: what is left is cut off", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -211,34 +190,37 @@ def serve(
         look: for new versions; see `vaeflow.serving.server`.
         tell: called with the model when the server listens, and with each that replaces it.
     """
+    connections = Connections(service.settings)
     config = uvicorn.Config(
         create_app(service),
         access_log=False,
-        http=Connection,
-        proxy_headers=False,  # nothing here asks who the client is
+        http=cast("type[asyncio.Protocol]", partial(Connection, connections)),
+        ws="none",
+        proxy_headers=False,  # the limits of one address are those of whoever connects
         log_level="info",
-        # What is accepted is answered or refused within two deadlines: its body's, and its own.
-        timeout_graceful_shutdown=int(2 * service.settings.deadline) + 1,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=ceil(service.settings.ends_within),
     )
+    # Long texts are read in a thread: what the loop has to do meanwhile waits no longer than this.
+    sys.setswitchinterval(SWITCH_SECONDS)
     # What is there now stays: the garbage collector need not look through it again and again.
     gc.collect()
     gc.freeze()
-    asyncio.run(_serve(_Server(config, service, notify), service, bound, poll, notify))
+    uvloop.run(_serve(_Server(config, service, notify), connections, bound, poll))
 
 
 async def _serve(
-    server: _Server,
-    service: Service,
-    bound: socket.socket,
-    poll: Poll | None,
-    notify: Callable[[Model], None],
+    server: _Server, connections: Connections, bound: socket.socket, poll: Poll | None
 ) -> None:
-    follower = asyncio.create_task(follow(service, poll, notify)) if poll else None
+    service = server.service
+    tasks = [asyncio.create_task(connections.watch())]
+    if poll:
+        tasks.append(asyncio.create_task(follow(service, poll, server.notify)))
     try:
         await server.serve(sockets=[bound])
     finally:
-        if follower is not None:
-            follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await follower
+        for task in tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks)
         service.close()

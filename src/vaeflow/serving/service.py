@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from starlette.types import Receive, Scope
@@ -17,12 +21,14 @@ from vaeflow.registry.model import Model
 from vaeflow.registry.versions import Located
 from vaeflow.serving import bodies
 from vaeflow.serving.answers import SHOWN_DIGITS
-from vaeflow.serving.batching import Batcher, Outputs
-from vaeflow.serving.bodies import RefusedError
+from vaeflow.serving.batching import Batcher, Outputs, late
 from vaeflow.serving.metrics import Metrics
+from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.settings import Settings
 
 MOST_SAMPLES = 128
+MOST_VALUES = 1 << 24  # pixels that one request may ask for, whatever its rows
+SMALL = 16 << 10  # bytes that are parsed, and numbers that are written, at once
 
 
 class Operation(NamedTuple):
@@ -39,6 +45,8 @@ OPERATIONS = {
     "score": Operation("images", ("score",)),
     "draw_pixels": Operation("latents", ("images",)),
 }
+HELD = "vaeflow.held"  # in a request's scope: bytes that it takes
+Result = TypeVar("Result")
 # What a row comes to depends on the rows before it: such requests are not run together.
 ALONE = frozenset({"draw_pixels"})
 
@@ -51,6 +59,7 @@ class Service:
         model: what answers new requests; `replace` changes it.
         metrics: what it counts.
         in_flight: requests received and not answered yet.
+        held: bytes of bodies and answers in memory, see `hold`.
         ready: whether to send it more; false as soon as it is told to end.
         draining: whether new requests are refused because it ends.
     """
@@ -62,6 +71,10 @@ class Service:
         self._batcher = Batcher(settings.batch, settings.wait, settings.queue, self.metrics.batch)
         self.metrics.describe(model)
         self.in_flight = 0
+        self.held = 0
+        self._held_of: Counter[str] = Counter()
+        # Long texts and pictures: never more than one at a time, and not in the loop's thread.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self.ready = True
         self.draining = False
 
@@ -73,6 +86,52 @@ class Service:
     def close(self) -> None:
         """Free the inference thread."""
         self._batcher.close()
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def hold(self, scope: Scope, count: int) -> None:
+        """Count bytes that a request takes, until `release`.
+
+        Raises:
+            RefusedError: 429 when all requests together, or those of one client, take too much.
+        """
+        address, most = _address(scope), self.settings.held
+        shared = self.settings.connections_of_address > 0
+        if self.held + count > most or (shared and self._held_of[address] + count > most // 2):
+            raise RefusedError(429, "too many bytes at once; try again later.", retry_after=1)
+        self.held += count
+        self._held_of[address] += count
+        scope[HELD] = scope.get(HELD, 0) + count
+
+    def release(self, scope: Scope) -> None:
+        """Count the bytes of a request no more."""
+        if count := scope.pop(HELD, 0):
+            self.held -= count
+            self._held_of[_address(scope)] -= count
+            if not self._held_of[_address(scope)]:
+                del self._held_of[_address(scope)]
+
+    async def apart(
+        self, size: int, deadline: float, function: Callable[..., Result], *arguments: Any
+    ) -> Result:
+        """Call a function that reads or writes a text; a long one in a thread of its own.
+
+        Args:
+            size: bytes or numbers of it.
+            deadline: by `time.monotonic()`.
+            function: works in short steps, or without the interpreter's lock.
+            arguments: of it.
+
+        Raises:
+            RefusedError: 504 when the deadline has passed.
+        """
+        if size <= SMALL:
+            return function(*arguments)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await loop.run_in_executor(self._reader, function, *arguments)
+        except TimeoutError:
+            raise late() from None
 
     async def run(
         self, model: Model, operation: str, rows: np.ndarray, deadline: float, **options: int
@@ -96,7 +155,7 @@ class Service:
             RefusedError: 413 too many rows, 429 the queue is full, 504 too late, 422 when the
                 numbers are so large that the answer is not finite, or when there are no maps.
         """
-        self.check_rows(len(rows))
+        self.check_rows(model, len(rows))
         gives = _gives(model, operation, options)
         function = partial(_apply, model, operation, options, self.settings.false_alarm_rate)
         key: Hashable = (id(model), operation, tuple(sorted(options.items())), rows.dtype.str)
@@ -119,18 +178,27 @@ class Service:
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """Receive a request's body within the limits; see `vaeflow.serving.bodies.read`."""
-        return await bodies.read(scope, receive, self.settings.body, self.settings.deadline)
+        hold = partial(self.hold, scope)
+        return await bodies.read(scope, receive, self.settings.body, self.settings.deadline, hold)
 
-    def check_rows(self, count: int) -> None:
+    def most_rows(self, model: Model) -> int:
+        """Return how many rows one request may have: fewer where images are large."""
+        of_memory = MOST_VALUES // math.prod(model.bundle.image_shape)
+        return max(1, min(self.settings.rows, of_memory))
+
+    def check_rows(self, model: Model, count: int) -> None:
         """Refuse more rows than one request may ask for."""
-        if count > self.settings.rows:
-            raise RefusedError(
-                413, f"{count} rows; one request may have {self.settings.rows}.", "count"
-            )
+        if count > (most := self.most_rows(model)):
+            raise RefusedError(413, f"{count} rows; one request may have {most}.", "count")
 
     def deadline(self) -> float:
         """Return the deadline of a request that arrives now."""
         return time.monotonic() + self.settings.deadline
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _detects(model: Model, options: Mapping[str, int]) -> bool:

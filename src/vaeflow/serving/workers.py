@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from vaeflow.errors import ServingError, VaeflowError
-from vaeflow.registry.model import Model, locate_apart
+from vaeflow.registry.model import Model, locate_beside
 from vaeflow.registry.versions import Located
 from vaeflow.serving import server
 from vaeflow.serving.metrics import SHARED, forget
@@ -69,7 +69,7 @@ class _Keeper:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
-        self._model = self._told = await asyncio.to_thread(locate_apart, self._settings.model)
+        self._model = self._told = await locate_beside(self._settings.model)
 
         # The first shows whether the model can be served at all.
         tasks = [asyncio.create_task(self._keep(0))]
@@ -142,8 +142,8 @@ class _Keeper:
         while self._settings.follow:
             await asyncio.sleep(self._settings.follow)
             try:
-                found = await asyncio.to_thread(locate_apart, self._settings.model)
-            except VaeflowError as error:
+                found = await locate_beside(self._settings.model)
+            except Exception as error:  # whatever it is, the next look may find one
                 if str(error) != refused:  # once, not at every look
                     log.warning("no new version: %s", error)
                 refused = str(error)
@@ -189,15 +189,15 @@ def _listener() -> server.Poll:
 
 
 def _notify(model: Model) -> None:
-    print(json.dumps(_as_json(Located(model.folder, model.version))), flush=True)
+    print(json.dumps(_as_json(Located(model.folder, model.version, model.sha256))), flush=True)
 
 
 def _as_json(located: Located) -> dict[str, str | None]:
-    return {"folder": str(located.folder), "version": located.version}
+    return {**located._asdict(), "folder": str(located.folder)}
 
 
 def _from_json(content: dict[str, Any]) -> Located:
-    return Located(Path(content["folder"]), content["version"])
+    return Located(Path(content["folder"]), content["version"], content["sha256"])
 
 
 if __name__ == "__main__":
