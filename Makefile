@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help setup repro preset test test-kills test-servers test-backends test-combinations \
-        test-fuzz test-load gpu test-all lint coverage docs release lock clean
+        test-fuzz test-load attack gpu test-all lint coverage docs release lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ test-fuzz: $(READY) ## more than ten thousand generated requests to a server
 test-load: $(READY) ## twice the load that a server can carry, for two minutes, and a report
 	VAEFLOW_LOAD=120 pytest -s -m load
 
+attack: $(READY) ## hostile clients of twenty kinds, and honest ones beside them, and a report
+	pytest -m attack tests/serving/test_attack.py
+
 # `make gpu DATA=FOLDER`, with MNIST's four files there. Elsewhere its tests are skipped.
 DATA ?=
 gpu: $(READY) ## measure on a GPU in eight minutes, then the tests for one
@@ -57,7 +60,7 @@ gpu: $(READY) ## measure on a GPU in eight minutes, then the tests for one
 	  else echo "no GPU: nvidia-smi shows none, and nothing is measured"; fi
 	pytest -m gpu
 
-test-all: test test-kills test-servers test-backends test-combinations test-fuzz test-load ## all of them
+test-all: test test-kills test-servers test-backends test-combinations test-fuzz test-load attack ## all of them
 
 lint: $(READY) ## linter, formatter check, and strict types
 	ruff check

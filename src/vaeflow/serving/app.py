@@ -216,7 +216,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         size = 1 << 30 if bodies.media_type(kind) in bodies.PICTURES else len(body)
         size = 0 if bodies.media_type(kind) == bodies.NPY else size
         rows = await service.apart(size, deadline, read, body, kind, model.bundle, most)
-        arrays = await service.run(model, operation, rows, deadline, **options)
+        client = service.client(request.scope)
+        arrays = await service.run(model, operation, rows, deadline, client, **options)
         return await give(request, model, arrays, deadline)
 
     async def give(
@@ -287,10 +288,11 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """Draw new images from the prior."""
         model, deadline = service.model, service.deadline()
         latents = model.bundle.draw(count, seed)
+        client = service.client(request.scope)
         if pixels:
-            arrays = await service.run(model, "draw_pixels", latents, deadline, seed=seed)
+            arrays = await service.run(model, "draw_pixels", latents, deadline, client, seed=seed)
         else:
-            arrays = await service.run(model, "decode", latents, deadline)
+            arrays = await service.run(model, "decode", latents, deadline, client)
         return await give(request, model, arrays, deadline)
 
 

@@ -54,7 +54,7 @@ class Batcher:
 
     def __init__(self, batch: int, wait: float, queue: int, on_batch: Callable[[int, int], None]):
         self._batch, self._wait, self._queue, self._on_batch = batch, wait, queue, on_batch
-        self._waiting: deque[_Job] = deque()
+        self._waiting: dict[str, deque[_Job]] = {}  # by client, in the order of their turns
         self._rows = 0
         # The event loop itself keeps no task from being collected.
         self._running: asyncio.Task[Any] | None = None
@@ -63,14 +63,29 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     async def run(
-        self, key: Hashable, function: Function, inputs: np.ndarray, deadline: float
+        self,
+        key: Hashable,
+        function: Function,
+        inputs: np.ndarray,
+        deadline: float,
+        client: str = "",
     ) -> Outputs:
         """Run a function on some rows, perhaps together with others of the same key.
+
+        Args:
+            key: of what may run together.
+            function: see `Function`.
+            inputs: the rows.
+            deadline: by `time.monotonic()`.
+            client: whose they are; clients take turns. Empty where that is not known.
 
         Raises:
             RefusedError: 429 when the queue is full, 504 when the deadline has passed.
         """
-        if self._rows + len(inputs) > self._queue:
+        own = sum(len(job.inputs) for job in self._waiting.get(client, ()))
+        # An eighth of the queue is for the others, where it is known who they are.
+        shared = client and own and own + len(inputs) > self._queue - self._queue // 8
+        if shared or self._rows + len(inputs) > self._queue:
             raise RefusedError(
                 429, "too many requests are waiting; try again later.", retry_after=1
             )
@@ -78,7 +93,7 @@ class Batcher:
         job = _Job(key, function, inputs, loop.create_future())
         # Lighter than asyncio.timeout, and there is one for every request.
         timer = loop.call_later(deadline - time.monotonic(), job.give_up)
-        self._waiting.append(job)
+        self._waiting.setdefault(client, deque()).append(job)
         self._rows += len(inputs)
         self._consider()
         try:
@@ -94,7 +109,8 @@ class Batcher:
         """Start a batch now, or when the wait is over."""
         if self._running or not self._waiting:
             return
-        enough = len(self._waiting) >= self._expected or self._rows >= self._batch
+        waiting = sum(map(len, self._waiting.values()))
+        enough = waiting >= self._expected or self._rows >= self._batch
         if enough or not self._wait:
             self._start()
         elif self._timer is None:
@@ -112,23 +128,32 @@ class Batcher:
         self._running = asyncio.get_running_loop().create_task(self._run(jobs))
 
     def _take(self) -> list[_Job]:
-        """Take the first job, and those of its key that fit in; others keep their place."""
+        """Take the first job, and those of its key that fit in; others keep their place.
+
+        The first is of the client that was served longest ago: one with many jobs is no faster.
+        """
         jobs: list[_Job] = []
-        kept: list[_Job] = []
         rows = 0
-        while self._waiting:
-            job = self._waiting.popleft()
-            if job.answer.done():  # nobody waits for it any more
-                self._rows -= len(job.inputs)
-            elif not jobs or (job.key == jobs[0].key and rows + len(job.inputs) <= self._batch):
-                jobs.append(job)
-                rows += len(job.inputs)
-                self._rows -= len(job.inputs)
-                if rows >= self._batch:
-                    break
-            else:
-                kept.append(job)
-        self._waiting.extendleft(reversed(kept))
+        for client in list(self._waiting):
+            queue, kept = self._waiting[client], deque[_Job]()
+            before = len(jobs)
+            while queue and rows < self._batch:
+                job = queue.popleft()
+                if job.answer.done():  # nobody waits for it any more
+                    self._rows -= len(job.inputs)
+                elif not jobs or (job.key == jobs[0].key and rows + len(job.inputs) <= self._batch):
+                    jobs.append(job)
+                    rows += len(job.inputs)
+                    self._rows -= len(job.inputs)
+                else:
+                    kept.append(job)
+            queue.extendleft(reversed(kept))
+            if not queue:
+                del self._waiting[client]
+            elif len(jobs) > before:
+                self._waiting[client] = self._waiting.pop(client)  # to the end
+            if rows >= self._batch:
+                break
         return jobs
 
     async def _run(self, jobs: list[_Job]) -> None:

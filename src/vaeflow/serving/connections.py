@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import pydantic_core
@@ -99,7 +99,8 @@ class Connection(HttpToolsProtocol):
         self._state = NEW
         self._head = self._head_kept = 0
         self._written: tuple[float, float] | None = None  # since when a client must take how much
-        self._leaves = self._closed = 0.0  # when to leave, and since when it closes
+        # When to leave, since when it closes, and since when it is refused: all 0 before.
+        self._leaves = self._closed = self._ended = 0.0
         self.address = ""
         self.since = self.loop.time()
 
@@ -110,7 +111,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it, or refuse it where there are too many."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Quiet(transport)))
         self.address = self.client[0] if self.client else ""
         if not self._all.admit(self):
             self._end(503, "too many connections; try again later.")
@@ -124,8 +125,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, within the bounds of a head."""
-        if self.transport.is_closing():
-            return
+        if self._deaf:
+            return  # what a client still sends that was refused
         if self.waiting:
             self._become(HEAD)
             self._head = 0
@@ -137,8 +138,7 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as offer:
-                # Offers of other protocols, as Java's client makes them, are not taken.
-                data = data[offer.args[0] :]
+                data = self._head_without_offer() + data[offer.args[0] :]
             except httptools.HttpParserError:
                 self._end(400, "this is no HTTP/1.1.")
                 return
@@ -158,7 +158,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start to answer a request whose head is whole."""
-        if self.transport.is_closing():
+        if self._deaf or self.parser.should_upgrade():
             return
         if self._head_kept + len(self.url) > HEAD_BYTES or len(self.pipeline) >= PIPELINED:
             self._end(431, f"the headers may have {HEAD_BYTES} bytes at most.")
@@ -168,13 +168,35 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Hand on a piece of a body, unless its request was refused."""
-        if not self.transport.is_closing():
+        if not self._deaf:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Hand on the end of a body, unless its request was refused."""
-        if not self.transport.is_closing():
+        if not self._deaf and not self.parser.should_upgrade():
             super().on_message_complete()
+
+    @property
+    def _deaf(self) -> bool:
+        return bool(self.transport.is_closing() or self._ended)
+
+    def _head_without_offer(self) -> bytes:
+        """Write a request's head anew, without the offer of another protocol that it makes.
+
+        Java's client makes one with every first request. It is not taken, and the parser, which
+        takes what follows for that protocol, begins again.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                kept = [word for word in value.split(b",") if b"upgrade" not in word.lower()]
+                value = b",".join(kept)
+            if name != b"upgrade":
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_response_complete(self) -> None:
         """Wait for another request, or take up the next of those that are there."""
@@ -196,12 +218,13 @@ class Connection(HttpToolsProtocol):
         self._written = None
 
     def _end(self, status: int, message: str) -> None:
-        """Refuse what is no request, and close."""
+        """Refuse what is no request, and close when the client has had time to read why."""
         body = pydantic_core.to_json({"error": message})
         head = b"content-type: application/json\r\nconnection: close\r\n"
         length = b"content-length: %d\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + length + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self._ended = self.loop.time()
 
     # === Time ===
 
@@ -215,6 +238,9 @@ class Connection(HttpToolsProtocol):
             self._closed = self._closed or now
             if now - self._closed > WRITE_SECONDS and self._written is None:
                 self.transport.abort()
+        elif self._ended:
+            if now - self._ended > LEAVE_SECONDS:
+                self.transport.close()
         elif self._state == HEAD and waited > HEAD_SECONDS:
             self._end(408, f"the headers were not whole within {HEAD_SECONDS} seconds.")
         elif (self._state == NEW and waited > HEAD_SECONDS) or (
@@ -231,6 +257,26 @@ class Connection(HttpToolsProtocol):
 
     def _become(self, state: str) -> None:
         self._state, self.since = state, self.loop.time()
+
+
+class _Quiet:
+    """A transport that drops what is written after its end; uvloop's raises an error."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._ended = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._ended and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        if not self._ended and not self._transport.is_closing():
+            self._transport.write_eof()
+        self._ended = True
 
 
 def _most_files() -> int:

@@ -43,14 +43,16 @@ class Found:
             RefusedError: 422 when they are ragged, no numbers, or do not fit into the type; 413
                 when there are too many.
         """
+        if (commas := self._text.count(b",")) >= most:
+            raise RefusedError(
+                413, f"{field}: {commas + 1} numbers; one request may have {most}.", field
+            )
         shape = _shape(self._text)
         if shape is None:
             raise RefusedError(
                 422, f"{field}: expected nested lists of numbers, of equal lengths.", field
             )
         count = math.prod(shape)
-        if count > most:
-            raise RefusedError(413, f"{field}: {count} numbers; send fewer at once.", field)
         text = self._text.translate(SPACES)
         if not text.strip():
             return np.empty((0,), dtype)
@@ -132,7 +134,7 @@ def _shape(text: bytes) -> tuple[int, ...] | None:
         if odd or length < 1:
             return None
         lengths.append(length)
-        unit = b"[" + b",".join([unit] * length) + b"]"
+        unit = b"[" + (unit + b",") * (length - 1) + unit + b"]"
         if not skeleton.startswith(unit, axes - depth - 1):
             return None
     return tuple(reversed(lengths)) if skeleton == unit else None

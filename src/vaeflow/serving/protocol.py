@@ -161,7 +161,8 @@ async def _infer(
     asked, rows = await service.apart(length, deadline, _read, body, length, model, most)
     tensor = asked.inputs[0]
     wanted = [output.name for output in asked.outputs] or list(DEFAULT[tensor.name])
-    arrays = await compute(service, model, tensor.name, wanted, rows, deadline)
+    client = service.client(scope)
+    arrays = await compute(service, model, tensor.name, wanted, rows, deadline, client)
     binary = _in_binary(asked)
     written = sum(array.size for name, array in arrays.items() if not binary(name))
     raw = sum(array.nbytes for name, array in arrays.items() if binary(name))
@@ -272,7 +273,7 @@ def _rows(
     else:
         if binary or not lists or tensor.data != len(lists) - 1:
             raise RefusedError(422, "inputs.0.data: expected a list of numbers.", "inputs.0.data")
-        array = lists[-1].read(dtype, "inputs.0.data", count)
+        array = lists[-1].read(dtype, "inputs.0.data", max(1, count))
         if array.size != count:
             raise RefusedError(
                 422, f"inputs.0.data: {array.size} numbers; the shape has {count}.", "inputs.0.data"
@@ -290,6 +291,7 @@ async def compute(
     wanted: list[str],
     rows: np.ndarray,
     deadline: float,
+    client: str,
 ) -> dict[str, np.ndarray]:
     """Compute each wanted output; what several of them come from is run once."""
     known = OUTPUTS[takes]
@@ -303,7 +305,9 @@ async def compute(
         operation, part = known[name]
         if operation not in computed:
             options = {"maps": 1} if "anomaly_map" in wanted and operation == "score" else {}
-            computed[operation] = await service.run(model, operation, rows, deadline, **options)
+            computed[operation] = await service.run(
+                model, operation, rows, deadline, client, **options
+            )
         if part not in computed[operation]:
             raise RefusedError(422, f"outputs: this model was exported without {part}.", "outputs")
         arrays[name] = computed[operation][part]

@@ -27,7 +27,9 @@ from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.settings import Settings
 
 MOST_SAMPLES = 128
+MOST_DRAWS = 1024 * SCORE_SAMPLES
 MOST_VALUES = 1 << 24  # pixels that one request may ask for, whatever its rows
+SLICE = 256  # rows that run without others having their turn
 SMALL = 16 << 10  # bytes that are parsed, and numbers that are written, at once
 
 
@@ -94,21 +96,27 @@ class Service:
         Raises:
             RefusedError: 429 when all requests together, or those of one client, take too much.
         """
-        address, most = _address(scope), self.settings.held
-        shared = self.settings.connections_of_address > 0
-        if self.held + count > most or (shared and self._held_of[address] + count > most // 2):
+        client, most = self.client(scope), self.settings.held
+        of_client = self._held_of[client] if client else 0
+        if self.held + count > most or of_client + count > 3 * most // 4:
             raise RefusedError(429, "too many bytes at once; try again later.", retry_after=1)
         self.held += count
-        self._held_of[address] += count
+        self._held_of[client] += count
         scope[HELD] = scope.get(HELD, 0) + count
 
     def release(self, scope: Scope) -> None:
         """Count the bytes of a request no more."""
         if count := scope.pop(HELD, 0):
             self.held -= count
-            self._held_of[_address(scope)] -= count
-            if not self._held_of[_address(scope)]:
-                del self._held_of[_address(scope)]
+            client = self.client(scope)
+            self._held_of[client] -= count
+            if not self._held_of[client]:
+                del self._held_of[client]
+
+    def client(self, scope: Scope) -> str:
+        """Return whose request it is: its address, or nothing where all come from one."""
+        address = scope.get("client")
+        return address[0] if address and self.settings.connections_of_address else ""
 
     async def apart(
         self, size: int, deadline: float, function: Callable[..., Result], *arguments: Any
@@ -134,7 +142,13 @@ class Service:
             raise late() from None
 
     async def run(
-        self, model: Model, operation: str, rows: np.ndarray, deadline: float, **options: int
+        self,
+        model: Model,
+        operation: str,
+        rows: np.ndarray,
+        deadline: float,
+        client: str = "",
+        **options: int,
     ) -> dict[str, np.ndarray]:
         """Run one of `OPERATIONS` on rows that the model's bundle has checked.
 
@@ -143,6 +157,7 @@ class Service:
             operation: its name.
             rows: images or latents.
             deadline: by `time.monotonic()`.
+            client: whose request it is.
             options: of `draw_pixels`: its `seed`. Of `score`: `samples` and `seed` as for
                 `Bundle.score`, and `maps`, whether to say where an image is unusual. With other
                 draws than the default ones there is the score alone: it is by those that the
@@ -156,12 +171,24 @@ class Service:
                 numbers are so large that the answer is not finite, or when there are no maps.
         """
         self.check_rows(model, len(rows))
+        if (draws := len(rows) * options.get("samples", 1)) > MOST_DRAWS:
+            message = f"{draws} draws of all images; one request may have {MOST_DRAWS}."
+            raise RefusedError(413, message, "samples")
         gives = _gives(model, operation, options)
         function = partial(_apply, model, operation, options, self.settings.false_alarm_rate)
         key: Hashable = (id(model), operation, tuple(sorted(options.items())), rows.dtype.str)
         if operation in ALONE:
-            key = object()
-        finite, *outputs = await self._batcher.run(key, function, rows, deadline)
+            given = await self._batcher.run(object(), function, rows, deadline, client)
+        else:
+            # In slices, between which others have their turn.
+            slices = [rows[start : start + SLICE] for start in range(0, len(rows), SLICE)]
+            parts = [
+                await self._batcher.run(key, function, part, deadline, client) for part in slices
+            ]
+            given = parts[0]
+            if len(parts) > 1:
+                given = tuple(map(np.concatenate, zip(*parts, strict=True)))
+        finite, *outputs = given
         if not finite.all():
             takes = OPERATIONS[operation].takes
             raise RefusedError(422, f"{takes}: the model's answer to them is not finite.", takes)
@@ -194,11 +221,6 @@ class Service:
     def deadline(self) -> float:
         """Return the deadline of a request that arrives now."""
         return time.monotonic() + self.settings.deadline
-
-
-def _address(scope: Scope) -> str:
-    client = scope.get("client")
-    return client[0] if client else ""
 
 
 def _detects(model: Model, options: Mapping[str, int]) -> bool:

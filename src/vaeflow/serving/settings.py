@@ -32,7 +32,8 @@ class Settings:
         body: bytes that one request may hold.
         deadline: seconds within which a request is answered.
         in_flight: requests that are received, run or answered at once.
-        held: bytes of bodies and answers in memory at once; of one address half as many.
+        held: bytes of bodies and answers in memory at once; three quarters of them of
+            one address.
         connections: that are open at once.
         connections_of_address: of one address; 0 for as many as there may be, as behind a proxy,
             where all come from one.

@@ -22,7 +22,7 @@ from vaeflow.registry.versions import Located
 from vaeflow.serving.service import open_model
 from vaeflow.serving.settings import Settings
 
-SECONDS = 60
+SECONDS = 30
 MEMORY = 2 << 30  # bytes of data, beside four times those of the model's files
 
 
