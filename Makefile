@@ -86,7 +86,7 @@ release: $(READY) ## build the wheel, and try it in an empty environment
 lock: $(UV) ## resolve pyproject.toml anew into requirements.txt
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url \
-	  --extra pipeline --extra serve --extra dev --extra docs pyproject.toml --output-file requirements.txt
+	  --extra pipeline --extra serve --extra grpc --extra dev --extra docs pyproject.toml --output-file requirements.txt
 
 clean: ## remove the environment and everything a run has made, but not the data
 	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots site dist

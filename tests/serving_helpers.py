@@ -43,6 +43,12 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
+    @property
+    def grpc(self) -> str:
+        """Where it answers over gRPC, if it was told to."""
+        found = re.search(r"gRPC at port (\d+)", self.log.read_text())
+        return f"127.0.0.1:{found[1]}"
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=30)

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -308,3 +309,16 @@ def test_there_is_a_page_to_walk_in_the_latent_space(client, model):
     assert 'id="explorer"' in first.text
     assert model.manifest.name in first.text
     assert again.content == first.content
+
+
+def test_pages_need_no_other_server(client):
+    """`/docs` with all its scripts, and `/`, which points to what there is."""
+    page = client.get("/docs").text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(sources) >= 3
+    for source in sources:
+        assert client.get(source).status_code == 200, source
+    links = re.findall(r'href="([^"]+)"', client.get("/").text)
+    assert {"docs", "explore", "metrics"} <= set(links)
+    for link in links:
+        assert client.get(f"/{link}").status_code == 200, link

@@ -24,7 +24,8 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
-SERVING = {"fastapi", "uvicorn", "prometheus_client", "starlette"}
+SERVING = {"fastapi", "uvicorn", "uvloop", "prometheus_client", "starlette"}
+GRPC = {"grpc", "grpc_health", "google"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,6 +80,7 @@ def main() -> None:
         if (error.name or "vaeflow").startswith("vaeflow"):
             raise
         extra = "serve" if error.name in SERVING else "pipeline"
+        extra = "serve,grpc" if error.name in GRPC else extra
         _refuse(f"this needs the package {error.name}: pip install 'vaeflow[{extra}]'")
 
 

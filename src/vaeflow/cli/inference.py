@@ -209,6 +209,10 @@ def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Answer over gRPC there, too. 0: any free one."),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that share the port.")
     ] = Settings.workers,
@@ -259,6 +263,7 @@ def serve(
         workers=workers,
         follow=parse_seconds(follow),
         token=read_token(token_file, os.environ.get("VAEFLOW_TOKEN")),
+        grpc=grpc_port,
         hosts=hosts_of(host, allowed_host or []),
         connections=connections,
         connections_of_address=connections_of_address,

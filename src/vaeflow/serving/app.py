@@ -3,6 +3,7 @@
 # Annotations are not postponed: FastAPI reads those of the routes, which name local values.
 import asyncio
 import hmac
+import html
 import re
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pydantic_core
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,6 +38,20 @@ PIECE = 64 << 10  # bytes of an answer that are sent at once
 # What is read of a request that was refused already.
 LINGER_SECONDS, LINGER_BYTES = 5, 64 << 20
 LARGEST_SEED = 2**63 - 1
+INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{title}</title>
+<h1>{title}</h1>
+<ul>
+<li><a href="docs">docs</a>: every route, to be tried here
+<li><a href="explore">explore</a>: the latent space, to walk in
+<li><a href="openapi.json">openapi.json</a>: the same routes, for programs
+<li><a href="v2">v2</a>: the Open Inference Protocol
+<li><a href="metrics">metrics</a>: for Prometheus
+<li><a href="v2/health/ready">v2/health/ready</a>: whether it takes work
+</ul>
+"""
 Seed = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="The same gives the same answer.")]
 
 
@@ -74,11 +90,8 @@ class RequestFilter:
             raise RefusedError(503, "the server is about to end.", retry_after=1)
         if scope["path"] not in ALWAYS:
             self._check_source(scope)
-            if self._token:
-                scheme, _, given = header(scope, b"authorization").encode("latin-1").partition(b" ")
-                given = scheme.capitalize() + b" " + given.strip()
-                if not hmac.compare_digest(given, self._token):
-                    raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")
+            if self._token and not is_token(header(scope, b"authorization"), self._token):
+                raise RefusedError(401, "expected the header Authorization: Bearer TOKEN.")
         if working and service.in_flight > service.settings.in_flight:
             raise RefusedError(429, "too many requests at once; try again later.", retry_after=1)
 
@@ -154,19 +167,23 @@ async def _refuse(refusal: RefusedError, scope: Scope, send: Send) -> None:
 
 def _content(refusal: RefusedError, path: str) -> dict[str, str]:
     """Return the JSON of a refusal; that of the inference protocol has no other field."""
-    if not path.startswith("/v2"):
-        return refusal.content()
-    named = not refusal.field or str(refusal).startswith(refusal.field)
-    return {"error": str(refusal) if named else f"{refusal.field}: {refusal}"}
+    return {"error": refusal.named()} if path.startswith("/v2") else refusal.content()
+
+
+def is_token(given: str, expected: bytes) -> bool:
+    """Compare what a request carries with `Bearer TOKEN`; the scheme may be in small letters."""
+    scheme, _, token = given.encode("latin-1", "replace").partition(b" ")
+    return hmac.compare_digest(scheme.capitalize() + b" " + token.strip(), expected)
 
 
 def create_app(service: Service) -> RequestFilter:
     """Make the application with all routes over a service."""
-    app = FastAPI(
+    app = FastAPIOffline(  # its page brings its scripts along
         title="vaeflow",
         version=package_version(),
         description="A variational autoencoder: embeddings, reconstructions, samples, scores.",
         redirect_slashes=False,
+        redoc_url=None,
     )
     app.add_exception_handler(RefusedError, cast("Any", _refused))
     app.add_exception_handler(RequestValidationError, cast("Any", _invalid))
@@ -175,6 +192,12 @@ def create_app(service: Service) -> RequestFilter:
     protocol.add_routes(app, service)
 
     pages = _Pages()
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> Response:
+        model = service.model
+        title = f"{html.escape(model.name)}, version {html.escape(model.version)}"
+        return HTMLResponse(INDEX.format(title=title), headers=model.headers)
 
     @app.get("/explore", response_class=HTMLResponse, tags=["model"])
     async def explore() -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -230,36 +230,50 @@ def _read(body: bytes, length: int, model: Model, most: int) -> tuple[_Inference
         fault = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"]) or "body"
         raise RefusedError(422, f"{field}: {fault['msg']}.", field) from None
-    _check_parameters(asked)
+    outputs = [output.parameters for output in asked.outputs]
+    check_parameters(asked.parameters, asked.inputs[0].parameters, outputs)
     return asked, _rows(asked.inputs[0], lists, memoryview(body)[length:], model, most)
 
 
-def _check_parameters(asked: _Inference) -> None:
-    """Refuse what would be ignored, and is not meant to be."""
-    given = [("parameters", key) for key in asked.parameters if NOT_TAKEN.match(key)]
-    given += [("inputs.0.parameters", key) for key in asked.inputs[0].parameters.keys() - OF_INPUT]
-    for index, output in enumerate(asked.outputs):
-        path = f"outputs.{index}.parameters"
-        given += [(path, key) for key in output.parameters.keys() - OF_OUTPUT]
+def check_parameters(
+    request: Iterable[str], tensor: Iterable[str], outputs: Sequence[Iterable[str]]
+) -> None:
+    """Refuse what would be ignored, and is not meant to be, by the names of all parameters."""
+    given = [("parameters", key) for key in request if NOT_TAKEN.match(key)]
+    given += [("inputs.0.parameters", key) for key in set(tensor) - OF_INPUT]
+    for index, output in enumerate(outputs):
+        given += [(f"outputs.{index}.parameters", key) for key in set(output) - OF_OUTPUT]
     for path, key in given:
         field = f"{path}.{key[:100]}"
         raise RefusedError(422, f"{field}: this server does not do that.", field)
 
 
+def check_tensor(name: str, datatype: str, shape: Sequence[int], most: int) -> tuple[np.dtype, int]:
+    """Check what a request says of its tensor; return its type and how many numbers it has."""
+    if name not in OUTPUTS:
+        raise RefusedError(422, f"inputs.0.name: expected {' or '.join(OUTPUTS)}.", "inputs.0.name")
+    if datatype not in DATATYPES:
+        known = ", ".join(DATATYPES)
+        raise RefusedError(422, f"inputs.0.datatype: expected {known}.", "inputs.0.datatype")
+    bodies.check_shape(shape, "inputs.0.shape")
+    if shape and shape[0] > most:
+        message = f"inputs.0.shape: {shape[0]} rows; one request may have {most}."
+        raise RefusedError(413, message, "inputs.0.shape")
+    return np.dtype(DATATYPES[datatype]), math.prod(shape)
+
+
+def rows_of(name: str, array: np.ndarray, model: Model) -> np.ndarray:
+    """Check a tensor as images or latents of a model, by its name."""
+    field = f"inputs.0 ({name})"
+    if name == "images":
+        return bodies.pixels_of(array, model.bundle, field)
+    return bodies.checked(model.bundle.as_latents, array, field)
+
+
 def _rows(
     tensor: _Tensor, lists: list[numbers.Found], binary: memoryview, model: Model, most: int
 ) -> np.ndarray:
-    if tensor.name not in OUTPUTS:
-        raise RefusedError(422, f"inputs.0.name: expected {' or '.join(OUTPUTS)}.", "inputs.0.name")
-    if tensor.datatype not in DATATYPES:
-        known = ", ".join(DATATYPES)
-        raise RefusedError(422, f"inputs.0.datatype: expected {known}.", "inputs.0.datatype")
-    dtype = np.dtype(DATATYPES[tensor.datatype])
-    bodies.check_shape(tensor.shape, "inputs.0.shape")
-    count = math.prod(tensor.shape)
-    if tensor.shape and tensor.shape[0] > most:
-        message = f"inputs.0.shape: {tensor.shape[0]} rows; one request may have {most}."
-        raise RefusedError(413, message, "inputs.0.shape")
+    dtype, count = check_tensor(tensor.name, tensor.datatype, tensor.shape, most)
     size = tensor.parameters.get("binary_data_size")
     if size is not None:
         if type(size) is not int or size != len(binary) or size != count * dtype.itemsize:
@@ -278,10 +292,7 @@ def _rows(
             raise RefusedError(
                 422, f"inputs.0.data: {array.size} numbers; the shape has {count}.", "inputs.0.data"
             )
-    array, field = array.reshape(tensor.shape), f"inputs.0 ({tensor.name})"
-    if tensor.name == "images":
-        return bodies.pixels_of(array, model.bundle, field)
-    return bodies.checked(model.bundle.as_latents, array, field)
+    return rows_of(tensor.name, array.reshape(tensor.shape), model)
 
 
 async def compute(
@@ -314,6 +325,11 @@ async def compute(
     return arrays
 
 
+def datatype(array: np.ndarray) -> str:
+    """Return the protocol's name of an array's type."""
+    return GIVEN[array.dtype.kind + str(array.dtype.itemsize)]
+
+
 def _in_binary(asked: _Inference) -> Callable[[str], bool]:
     """Return what says of an output whether it goes as raw bytes."""
     everywhere = asked.parameters.get("binary_data_output") is True
@@ -329,8 +345,8 @@ def _answer(asked: _Inference, model: Model, arrays: dict[str, np.ndarray]) -> A
     binary = _in_binary(asked)
     outputs, raw = [], []
     for name, array in arrays.items():
-        datatype = GIVEN[array.dtype.kind + str(array.dtype.itemsize)]
-        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
+        output: dict[str, Any] = {"name": name, "datatype": datatype(array)}
+        output["shape"] = array.shape
         data = b""
         if binary(name):
             raw.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())

@@ -25,6 +25,11 @@ class RefusedError(VaeflowError):
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
 
+    def named(self) -> str:
+        """Return the message with the field in it, for answers that have no place for it."""
+        named = not self.field or str(self).startswith(self.field)
+        return str(self) if named else f"{self.field}: {self}"
+
     def content(self) -> dict[str, str]:
         """Return the answer's JSON."""
         return {"error": str(self), **({"field": self.field} if self.field else {})}

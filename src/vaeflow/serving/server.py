@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from math import ceil
 from types import FrameType
@@ -213,11 +213,20 @@ async def _serve(
     server: _Server, connections: Connections, bound: socket.socket, poll: Poll | None
 ) -> None:
     service = server.service
+    port = service.settings.grpc
     tasks = [asyncio.create_task(connections.watch())]
     if poll:
         tasks.append(asyncio.create_task(follow(service, poll, server.notify)))
     try:
-        await server.serve(sockets=[bound])
+        async with AsyncExitStack() as stack:
+            if port is not None:
+                host = bound.getsockname()[0]
+                from vaeflow.serving.grpc import answering
+
+                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                port = await stack.enter_async_context(answering(service, address))
+                log.info("gRPC at port %d", port)
+            await server.serve(sockets=[bound])
     finally:
         for task in tasks:
             task.cancel()

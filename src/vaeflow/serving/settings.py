@@ -37,6 +37,7 @@ class Settings:
         connections: that are open at once.
         connections_of_address: of one address; 0 for as many as there may be, as behind a proxy,
             where all come from one.
+        grpc: port to answer gRPC at, on the same address; None for none, 0 for any free one.
         hosts: names that requests may give for this server; none for any.
         false_alarm_rate: the share of usual images that may count as anomalous; None for that of
             the model.
@@ -56,6 +57,7 @@ class Settings:
     held: int = 128 << 20
     connections: int = 1024
     connections_of_address: int = 256
+    grpc: int | None = None
     hosts: tuple[str, ...] = ()
     false_alarm_rate: float | None = None
 
