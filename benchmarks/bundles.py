@@ -18,12 +18,15 @@ def untrained(preset: str, folder: Path) -> Path:
     """
     from vaeflow.bundle.export import compare_exports, export_onnx, export_saved_model
     from vaeflow.bundle.manifest import ImageSpec, Manifest, describe_files, write_manifest
+    from vaeflow.config.auto import DataFacts, resolve
     from vaeflow.config.schema import load_parameters
     from vaeflow.model.device import use_cpu
     from vaeflow.model.vae import VAE
 
     use_cpu()
-    train = load_parameters(PRESETS / f"{preset}.yaml").train
+    # What `auto` means for black and white images.
+    facts = DataFacts(IMAGE, images=60_000, levels=2)
+    train, _ = resolve(load_parameters(PRESETS / f"{preset}.yaml").train, facts)
     vae = VAE(train.model(IMAGE, steps_per_epoch=1))
     images = np.random.default_rng(0).random((8, *IMAGE), dtype=np.float32)
     folder.mkdir(parents=True)
@@ -35,6 +38,9 @@ def untrained(preset: str, folder: Path) -> Path:
         name=f"{preset}-untrained",
         image=ImageSpec(height=height, width=width, channels=channels),
         latent_dim=vae.config.latent_dim,
+        likelihood=vae.config.likelihood,
+        levels=vae.config.levels,
+        prior=vae.config.prior,
         run_id="none",
         lineage={"data_md5": "none"},
         metrics={},

@@ -1,15 +1,19 @@
-"""What `vaeflow serve` adds to the bare onnxruntime call, what batching gains, and MLflow's server.
+"""What `vaeflow serve` adds to the bare onnxruntime call, what batching gains, and other servers.
 
     python benchmarks/serve.py [--networks digits mnist] [--seconds 5]
 
 For the network of each preset, at 28x28 and untrained (no speed depends on the weights):
 
 - `latency_ms`: of one client with one connection; the bare call, `/v2/models/NAME/infer` with
-  binary tensors both ways, and `mlflow models serve` of the same bundle, whose bodies are JSON;
+  binary tensors both ways, `mlflow models serve` of the same bundle, whose bodies are JSON, and the
+  same encoder by LitServe and MLServer (`serve_peers/`). `tritonclient_http` and
+  `tritonclient_grpc` are vaeflow through the protocol's own clients, whose time is in it, and
+  `mlserver_grpc` is MLServer through the latter;
 - `images_per_second`: of 32 clients, each with one image a request and the next when it is
-  answered; with batching and without (`--batch 1`), in turns, the median. `cpu_us_per_image` is the
-  server's processor time. `bare` is what runs of 1 and of 32 images could give if requests cost
-  nothing;
+  answered; with batching and without (`--batch 1`), in turns, the median; and of the others with
+  their batching. `cpu_us_per_image` is the server's processor time. `bare` is what runs of 1 and of
+  32 images could give if requests cost nothing, `of_possible` the share that is reached of what
+  they could give if each cost as much as an empty answer (`cpu_us_empty`, /v2/health/live);
 - `seconds_to_ready`, `memory_mb`: from the start of the process, and at most until the end.
 
 The servers have one core and the load the others. The load is sent by `wrk` where it is installed
@@ -19,6 +23,7 @@ The servers have one core and the load the others. The load is sent by `wrk` whe
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -31,6 +36,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from machine import machine
@@ -46,6 +52,8 @@ CLIENTS = 32
 ROUNDS = 3
 ROWS = (1, 32, 256)
 FEWEST = 20  # calls that a latency is of
+JSON = "Content-Type: application/json"
+PEERS = ("litserve==0.2.19", "mlserver==1.7.1", "onnxruntime", "numpy")
 PATIENCE = 120  # seconds for a server to become ready
 
 
@@ -54,6 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["digits", "mnist"], help="presets")
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument(
+        "--peers", type=Path, help="environment of LitServe and MLServer; else one is made for it"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "serve.json")
     options = parser.parse_args()
 
@@ -66,15 +77,24 @@ def main() -> None:
         "networks": {},
     }
     with tempfile.TemporaryDirectory() as folder:
+        peers = options.peers or _environment(Path(folder) / "peers")
         for network in options.networks:
             bundle = Path(folder) / network
             _python(HERE / "bundles.py", network, bundle)
-            results["networks"][network] = measured = _measure(bundle, options.seconds)
+            results["networks"][network] = measured = _measure(bundle, options.seconds, peers)
             _print(network, measured)
     write_json(options.out, results)
 
 
-def _measure(folder: Path, seconds: float) -> dict[str, object]:
+def _environment(folder: Path) -> Path:
+    """Make the environment of the servers whose packages do not go with ours."""
+    _python("-m", "uv", "venv", "--quiet", "--python", sys.executable, folder)
+    install = ["-m", "uv", "pip", "install", "--quiet", "--python", folder / "bin" / "python"]
+    _python(*install, *PEERS)
+    return folder
+
+
+def _measure(folder: Path, seconds: float, peers: Path) -> dict[str, object]:
     os.sched_setaffinity(0, SERVER_CORE)  # the bare call, on the core that the servers will have
     bundle = Bundle(folder, threads=1)  # more would not keep to that core
     requests = {rows: Request(bundle, rows) for rows in ROWS}
@@ -92,17 +112,39 @@ def _measure(folder: Path, seconds: float) -> dict[str, object]:
 
     with _vaeflow(folder) as batched, _vaeflow(folder, "--batch", "1") as single:
         for rows, request in requests.items():
-            latency[rows]["vaeflow"] = _latency(request.sender(batched), seconds)
+            call = _sender(batched, *request.to_vaeflow())
+            latency[rows]["vaeflow"] = _latency(call, seconds)
+            for kind in ("http", "grpc"):
+                port = batched.port if kind == "http" else batched.port + 1
+                call = request.by_client(kind, port, bundle.manifest.name)
+                latency[rows][f"tritonclient_{kind}"] = _latency(call, seconds)
         results |= _throughput(batched, single, requests[1], seconds)
         note(batched)
+    rates = results["images_per_second"]
+    possible = bare[32]["p50"] / 32 + results["cpu_us_empty"] / 1000  # ms an image
+    results["of_possible"] = round(rates["batched"] * possible / 1000, 3)
     for times, key in zip(
         (bare[1]["p50"], bare[32]["p50"] / 32), ("single", "batched"), strict=True
     ):
         results["images_per_second"][f"bare_{key}"] = round(1000 / times)
     with _mlflow(folder) as mlflow:
         for rows, request in requests.items():
-            latency[rows]["mlflow"] = _latency(request.mlflow_sender(mlflow), seconds)
+            call = _sender(mlflow, *request.to_mlflow())
+            latency[rows]["mlflow"] = _latency(call, seconds)
+        rates["mlflow"] = round(_load(mlflow, requests[1].to_mlflow(), seconds)[1])
         note(mlflow)
+    for kind in ("litserve", "mlserver"):
+        with _peer(kind, peers, folder, 1) as server:
+            for rows, request in requests.items():
+                sent = request.to_litserve() if kind == "litserve" else request.to_mlserver()
+                latency[rows][kind] = _latency(_sender(server, *sent), seconds)
+                if kind == "mlserver":
+                    call = request.by_client("grpc", server.port + 1, "encoder")
+                    latency[rows]["mlserver_grpc"] = _latency(call, seconds)
+            note(server)
+        with _peer(kind, peers, folder, CLIENTS) as server:
+            sent = requests[1].to_litserve() if kind == "litserve" else requests[1].to_mlserver()
+            rates[kind] = round(_load(server, sent, seconds)[1])
     return results
 
 
@@ -115,6 +157,14 @@ def _latency(call: Callable[[], object], seconds: float) -> dict[str, float]:
             times.append(1000 * (time.perf_counter() - now))
     p50, p99 = np.percentile(times, [50, 99])
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "requests": len(times)}
+
+
+class Sent(NamedTuple):
+    """What is sent of an HTTP request."""
+
+    path: str
+    header: str
+    body: bytes
 
 
 class Request:
@@ -131,15 +181,35 @@ class Request:
         self.body = header + self.images.tobytes()
         self.header = f"Inference-Header-Content-Length: {len(header)}"
 
-    def sender(self, server: Server) -> Callable[[], None]:
-        """A function that sends it again on a connection of its own."""
-        return _sender(server, self.path, self.header, self.body)
+    def to_vaeflow(self) -> Sent:
+        """For `vaeflow serve`: raw bytes."""
+        return Sent(self.path, self.header, self.body)
 
-    def mlflow_sender(self, server: Server) -> Callable[[], None]:
-        """The same for MLflow's server."""
+    def to_mlflow(self) -> Sent:
+        """For MLflow's server: JSON."""
         content = {"inputs": self.images.tolist(), "params": {"output": "encode"}}
-        body = json.dumps(content).encode()
-        return _sender(server, "/invocations", "Content-Type: application/json", body)
+        return Sent("/invocations", JSON, json.dumps(content).encode())
+
+    def to_litserve(self) -> Sent:
+        """For LitServe: base64 in JSON."""
+        encoded = base64.b64encode(self.images.tobytes()).decode()
+        content = {"images": encoded, "shape": self.images.shape}
+        return Sent("/predict", JSON, json.dumps(content).encode())
+
+    def to_mlserver(self) -> Sent:
+        """For MLServer: the protocol's JSON."""
+        tensor = {"name": "images", "shape": self.images.shape, "datatype": "FP32"}
+        content = {"inputs": [{**tensor, "data": self.images.ravel().tolist()}]}
+        return Sent("/v2/models/encoder/infer", JSON, json.dumps(content).encode())
+
+    def by_client(self, kind: str, port: int, model: str) -> Callable[[], object]:
+        """A function that asks through one of the protocol's own clients."""
+        client = __import__(f"tritonclient.{kind}", fromlist=[kind])
+        opened = client.InferenceServerClient(f"127.0.0.1:{port}")
+        tensor = client.InferInput("images", list(self.images.shape), "FP32")
+        tensor.set_data_from_numpy(self.images)
+        outputs = [client.InferRequestedOutput(name) for name in ("mean", "log_variance")]
+        return lambda: opened.infer(model, [tensor], outputs=outputs).as_numpy("mean")
 
 
 def _sender(server: Server, path: str, header: str, body: bytes) -> Callable[[], None]:
@@ -184,6 +254,8 @@ class Server:
             self._command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
+            # MLflow's starts uvicorn by its name.
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             preexec_fn=lambda: os.sched_setaffinity(0, SERVER_CORE),
         )
         self._process = self._group.__enter__()
@@ -227,7 +299,17 @@ class Server:
 def _vaeflow(bundle: Path, *arguments: str) -> Server:
     port = _free_port()
     command = [sys.executable, "-m", "vaeflow", "serve", "--model", str(bundle)]
-    return Server("vaeflow", [*command, "--port", str(port), *arguments], port, "/v2/health/ready")
+    ports = ["--port", str(port), "--grpc-port", str(port + 1)]
+    return Server("vaeflow", [*command, *ports, *arguments], port, "/v2/health/ready")
+
+
+def _peer(kind: str, environment: Path, bundle: Path, batch: int) -> Server:
+    """LitServe or MLServer with the same encoder."""
+    port = _free_port()
+    python, script = environment / "bin" / "python", HERE / "serve_peers" / f"by_{kind}.py"
+    command = [str(python), str(script), str(bundle / "encoder.onnx"), str(port), str(batch)]
+    ready = {"litserve": "/health", "mlserver": "/v2/models/encoder/ready"}[kind]
+    return Server(kind, command, port, ready)
 
 
 def _mlflow(bundle: Path) -> Server:
@@ -256,16 +338,20 @@ def _throughput(
     for _ in range(ROUNDS):
         for name, server in (("batched", batched), ("single", single)):
             before = server.cpu_seconds()
-            count, rate = _load(server, request, seconds)
+            count, rate = _load(server, request.to_vaeflow(), seconds)
             rates[name].append(rate)
             costs[name].append(1e6 * (server.cpu_seconds() - before) / count)
+    before = batched.cpu_seconds()
+    count, _ = _load(batched, Sent("/v2/health/live", "Accept: */*", b""), seconds)
+    empty = 1e6 * (batched.cpu_seconds() - before) / count
     return {
+        "cpu_us_empty": round(empty, 1),
         "images_per_second": {name: round(float(np.median(rates[name]))) for name in rates},
         "cpu_us_per_image": {name: round(float(np.median(costs[name])), 1) for name in costs},
     }
 
 
-def _load(server: Server, request: Request, seconds: float) -> tuple[int, float]:
+def _load(server: Server, request: Sent, seconds: float) -> tuple[int, float]:
     """Answers, and answers a second, of all clients together."""
     url = f"http://127.0.0.1:{server.port}{request.path}"
     with tempfile.TemporaryDirectory() as folder:
@@ -281,7 +367,8 @@ def _load(server: Server, request: Request, seconds: float) -> tuple[int, float]
         script = Path(folder) / "post.lua"
         name, _, value = request.header.partition(": ")
         script.write_text(
-            f'local file = io.open("{body}", "rb")\nwrk.method = "POST"\n'
+            f'local file = io.open("{body}", "rb")\n'
+            f'wrk.method = "{"POST" if request.body else "GET"}"\n'
             f'wrk.body = file:read("*all")\nwrk.headers["{name}"] = "{value}"\n'
         )
         length = f"-d{max(1, round(seconds))}s"
@@ -309,17 +396,13 @@ def _run(*command: object) -> str:
 
 
 def _print(network: str, results: dict) -> None:
-    print(f"{network}\n{'batch':>12} {'bare':>9} {'vaeflow':>9} {'mlflow':>9}  p50 in ms")
+    names = list(results["latency_ms"][1])
+    print(f"{network}, p50 in ms\n{'batch':>6}", *(f"{name:>18}" for name in names))
     for rows, times in results["latency_ms"].items():
-        print(f"{rows:>12}", *(f"{times[name]['p50']:9.3f}" for name in times))
-    rates = results["images_per_second"]
-    print(
-        f"  {CLIENTS} clients: {rates['batched']} images/s, one by one {rates['single']} "
-        f"({rates['batched'] / rates['single']:.2f} times; the bare runs "
-        f"{rates['bare_batched'] / rates['bare_single']:.2f} times)"
-    )
-    for what in ("seconds_to_ready", "memory_mb"):
-        print(f"  {what}: {results[what]}", flush=True)
+        print(f"{rows:>6}", *(f"{times[name]['p50']:18.3f}" for name in names))
+    for what, values in results.items():
+        if what != "latency_ms":
+            print(f"  {what}: {values}", flush=True)
 
 
 if __name__ == "__main__":

@@ -121,18 +121,18 @@ def test_a_bundle_carries_its_rules_to_score_and_to_the_server(trained, bundle, 
     np.testing.assert_allclose(np.load(tmp_path / "s.npy"), model.score(over_white), rtol=1e-5)
 
     picture = (tmp_path / "icons" / "0.png").read_bytes()
-    np.testing.assert_array_equal(images_of(picture, "image/png", model)[0], over_white[0])
+    np.testing.assert_array_equal(images_of(picture, "image/png", model, 1024)[0], over_white[0])
     masks = RANDOM.integers(0, 2, (3, 8, 8, 1), dtype=np.uint8)
-    read_as = images_of(npy(masks), "application/x-npy", model)
+    read_as = images_of(npy(masks), "application/x-npy", model, 1024)
     np.testing.assert_array_equal(read_as, masks * 255)
     floats = RANDOM.random((3, 8, 8, 1)).astype(np.float32) * 2 - 1
-    read_as = images_of(npy(floats), "application/x-npy", model)
+    read_as = images_of(npy(floats), "application/x-npy", model, 1024)
     assert np.abs(read_as - np.rint((floats + 1) * 127.5)).max() <= 1
     with pytest.raises(RefusedError, match=r"image 0 has pixels from 0 to 255, outside of 0\.\.1"):
-        images_of(npy(masks * 255), "application/x-npy", model)
+        images_of(npy(masks * 255), "application/x-npy", model, 1024)
     stream = io.BytesIO()
     Image.new("L", (30, 20), 7).save(stream, "PNG")
-    assert images_of(stream.getvalue(), "image/png", model).shape == (1, 8, 8, 1)
+    assert images_of(stream.getvalue(), "image/png", model, 1024).shape == (1, 8, 8, 1)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_a_bundle_of_before_is_read_as_ever(bundle, digits):
     assert read_verified(bundle).image.reading is None
     model = vaeflow.load(bundle)
     np.testing.assert_array_equal(
-        images_of(npy(digits[:3]), "application/x-npy", model), digits[:3]
+        images_of(npy(digits[:3]), "application/x-npy", model, 1024), digits[:3]
     )
 
 

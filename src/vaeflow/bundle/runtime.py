@@ -486,9 +486,12 @@ class Bundle:
     ) -> list[np.ndarray]:
         """Apply a function of the first axis block by block; it returns a tuple of arrays.
 
-        A block has `block` rows, or as many as `samples` draws of each leave room for.
+        A block has `block` rows. Without, there are as few blocks as `samples` draws of each row
+        leave room for, all of about one size: a run of a single row costs as much as many.
         """
-        block = block or self.images_at_once(samples)
+        if block is None:
+            blocks = math.ceil(len(inputs) / self.images_at_once(samples))
+            block = math.ceil(len(inputs) / max(1, blocks)) or 1
         parts = [function(inputs[start : start + block]) for start in range(0, len(inputs), block)]
         if len(parts) == 1:
             return list(parts[0])
