@@ -32,11 +32,13 @@ def test_what_arrives_while_a_batch_runs_makes_the_next():
 
     async def requests():
         deadline = time.monotonic() + 60
-        runs = [
-            asyncio.create_task(batcher.run("key", wait_and_answer, ROWS + index, deadline))
-            for index in range(9)
-        ]
-        await asyncio.sleep(0)  # all are waiting now, behind the first, which runs
+        runs = []
+        for index in range(9):
+            run = batcher.run("key", wait_and_answer, ROWS + index, deadline)
+            runs.append(asyncio.create_task(run))
+            while not sizes:  # until the first runs, behind which all others wait
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
         go_on.set()
         return await asyncio.gather(*runs)
 
@@ -46,7 +48,7 @@ def test_what_arrives_while_a_batch_runs_makes_the_next():
     for index, (answer,) in enumerate(answers):
         np.testing.assert_array_equal(answer, ROWS + index)
     # Of two rows each: the first alone, then six at once, then the last two.
-    assert sizes == [(2, 16), (12, 4), (4, 0)]
+    assert sizes == [(2, 0), (12, 4), (4, 0)]
 
 
 @pytest.fixture
@@ -80,8 +82,7 @@ def test_an_error_before_a_batch_runs_is_told_and_the_next_is_answered(broken_on
 
 def test_rows_that_cannot_be_joined_are_an_error_for_each_who_sent_them():
     batcher = Batcher(8, 0.0, 100, lambda rows, waiting: None)
-    alone, *together = run_all(batcher, ROWS, ROWS, np.zeros((2, 3)))
-    np.testing.assert_array_equal(alone[0], ROWS)  # was running when the others came
+    together = run_all(batcher, ROWS, np.zeros((2, 3)))
     assert [type(answer) for answer in together] == [ValueError, ValueError]
     (again,) = run_all(batcher, ROWS)
     np.testing.assert_array_equal(again[0], ROWS)
@@ -96,4 +97,24 @@ def test_a_function_that_ends_the_thread_is_told_too():
 
     with pytest.raises(SystemExit):
         run_all(batcher, ROWS, function=leave)
+    batcher.close()
+
+
+def test_short_runs_are_made_in_the_loops_own_thread_and_long_ones_are_not():
+    batcher = Batcher(8, 0.0, 100, lambda rows, waiting: None)
+    where = []
+
+    def run(seconds):
+        def function(rows):
+            where.append(threading.current_thread() is threading.main_thread())
+            time.sleep(seconds)
+            return (rows,)
+
+        run_all(batcher, ROWS, function=function)
+
+    for seconds in (0.0, 0.0, 0.1, 0.0, 0.0):
+        run(seconds)
+    # By how long the run before took: of the first that is not known.
+    assert where == [False, True, True, False, True]
+    run_all(batcher, np.zeros((8, 1)), np.zeros((8, 1)))
     batcher.close()

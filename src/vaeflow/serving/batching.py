@@ -1,5 +1,7 @@
 """Requests that arrive together are run together, in one thread.
 
+Runs that are known to be short are made in the event loop's own, which waits no longer for them.
+
 A request that comes alone runs at once. What arrives while a batch runs makes the next one. It
 waits a moment longer only where the last batch says that more is to be expected: clients that
 were answered together ask again together.
@@ -19,6 +21,8 @@ import numpy as np
 
 from vaeflow.serving.refusals import RefusedError
 
+SHORT = 0.0005  # seconds of a run that is made in the loop's own thread
+MOST_KEYS = 64
 Outputs = tuple[np.ndarray, ...]
 # Called with rows joined along the first axis; its outputs have as many.
 Function = Callable[[np.ndarray], Outputs]
@@ -59,7 +63,10 @@ class Batcher:
         # The event loop itself keeps no task from being collected.
         self._running: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._soon = False  # a batch starts at the end of this turn of the loop
         self._expected = 1  # jobs in the last batch
+        # Rows and seconds of the last run of each key.
+        self._took: dict[Hashable, tuple[int, float]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     async def run(
@@ -112,11 +119,16 @@ class Batcher:
         waiting = sum(map(len, self._waiting.values()))
         enough = waiting >= self._expected or self._rows >= self._batch
         if enough or not self._wait:
-            self._start()
+            if not self._soon:  # with what arrives in the same turn of the loop
+                self._soon = True
+                asyncio.get_running_loop().call_soon(self._start)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._wait, self._start)
 
     def _start(self) -> None:
+        self._soon = False
+        if self._running:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -125,6 +137,9 @@ class Batcher:
             self._expected = 1
             return
         self._expected = len(jobs)
+        if self._is_short(jobs):
+            self._run_here(jobs)
+            return
         self._running = asyncio.get_running_loop().create_task(self._run(jobs))
 
     def _take(self) -> list[_Job]:
@@ -156,28 +171,62 @@ class Batcher:
                 break
         return jobs
 
+    def _is_short(self, jobs: list[_Job]) -> bool:
+        """Return whether to run jobs in the loop's own thread: handing over takes as long."""
+        rows, seconds = self._took.get(jobs[0].key, (1, SHORT))
+        here = sum(len(job.inputs) for job in jobs)
+        return seconds * max(1, here / rows) < SHORT
+
+    def _run_here(self, jobs: list[_Job]) -> None:
+        try:
+            outputs = self._call(jobs)
+        except Exception as error:
+            _refuse(jobs, error)
+        else:
+            _answer(jobs, outputs)
+        finally:
+            self._consider()
+
     async def _run(self, jobs: list[_Job]) -> None:
         try:
-            inputs = jobs[0].inputs
-            if len(jobs) > 1:
-                inputs = np.concatenate([job.inputs for job in jobs])
-            self._on_batch(len(inputs), self._rows)
             outputs = await asyncio.get_running_loop().run_in_executor(
-                self._thread, jobs[0].function, inputs
+                self._thread, self._call, jobs
             )
         except BaseException as error:  # told to each who waits for it
-            for job in jobs:
-                if not job.answer.done():
-                    job.answer.set_exception(error)
+            _refuse(jobs, error)
             if not isinstance(error, Exception):
                 raise
         else:
-            start = 0
-            for job in jobs:
-                end = start + len(job.inputs)
-                if not job.answer.done():
-                    job.answer.set_result(tuple(values[start:end] for values in outputs))
-                start = end
+            _answer(jobs, outputs)
         finally:
             self._running = None
             self._consider()
+
+    def _call(self, jobs: list[_Job]) -> Outputs:
+        """Run the jobs' function on all their rows, and note how long it took."""
+        inputs = jobs[0].inputs
+        if len(jobs) > 1:
+            inputs = np.concatenate([job.inputs for job in jobs])
+        self._on_batch(len(inputs), self._rows)
+        start = time.perf_counter()
+        outputs = jobs[0].function(inputs)
+        if len(self._took) >= MOST_KEYS:
+            self._took.clear()
+        self._took[jobs[0].key] = len(inputs), time.perf_counter() - start
+        return outputs
+
+
+def _answer(jobs: list[_Job], outputs: Outputs) -> None:
+    """Give each job its rows of the outputs."""
+    start = 0
+    for job in jobs:
+        end = start + len(job.inputs)
+        if not job.answer.done():
+            job.answer.set_result(tuple(values[start:end] for values in outputs))
+        start = end
+
+
+def _refuse(jobs: list[_Job], error: BaseException) -> None:
+    for job in jobs:
+        if not job.answer.done():
+            job.answer.set_exception(error)
