@@ -20,8 +20,10 @@ from vaeflow.errors import ConfigError, WorkspaceError
 SHAPE_KEY = "images.shape"
 FEW_IMAGES = 1_000  # to train on; fewer are soon known by heart
 MANY_IMAGES = 20_000
-# What training may cost: values that go through the networks, and bounds of how many images.
-VALUES, FEWEST_SEEN, MOST_SEEN = 1.5e9, 150_000, 2_000_000
+# Epochs of a single image: they fall with the cube root of how many there are, since more images
+# need more steps, and fewer looks at each.
+EPOCHS, FEWEST_EPOCHS, MOST_EPOCHS = 1_000, 10, 150
+VALUES = 1.5e9  # that may go through the networks
 
 
 class DataFacts(NamedTuple):
@@ -61,8 +63,8 @@ def choose(facts: DataFacts) -> dict[str, Any]:
     halvings = min(6, max(2, round(math.log2(min(height, width) / 6))))
     # Dimensions too many cost little: their KL goes to zero.
     latent_dim = min(256, max(8, 8 * round(1.5 * math.sqrt(values) / 8)))
-    seen = min(MOST_SEEN, max(FEWEST_SEEN, VALUES / values))
-    epochs = min(150, max(10, round(seen / facts.images)))
+    epochs = min(EPOCHS / facts.images ** (1 / 3), max(VALUES / (values * facts.images), 1))
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(epochs)))
     return {
         # Proper ones: what is compared and reported is a bound of the images' probability.
         "likelihood": "bernoulli" if facts.levels == 2 else "mixture_logistic",
@@ -76,8 +78,9 @@ def choose(facts: DataFacts) -> dict[str, Any]:
         "kl_warmup_epochs": epochs // 10,
         "batch_size": 128 if facts.images >= MANY_IMAGES else 64 if facts.images >= 2_000 else 32,
         "epochs": epochs,
-        # Where images are few the best epoch is not the last; where they are many it is.
-        "patience": 0 if facts.images >= MANY_IMAGES else max(10, epochs // 5),
+        # Where images are few the best epoch is not the last; where they are many it is. None is
+        # stopped before: its learning rate would still be high, and its weights far from their best.
+        "patience": 0 if facts.images >= MANY_IMAGES else epochs,
     }
 
 
