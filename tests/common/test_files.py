@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vaeflow.common import files
-from vaeflow.common.files import atomic_directory, atomic_file
+from vaeflow.common.files import atomic_directory, atomic_file, cache_folder
 
 
 def make(folder, text):
@@ -113,7 +113,7 @@ def test_what_is_new_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeypa
 TRACED = """
 import sys
 from pathlib import Path
-from vaeflow.common.files import atomic_directory, atomic_file
+from vaeflow.common.files import atomic_directory, atomic_file, cache_folder
 
 folder = Path(sys.argv[1], "deep", "folder")
 for _ in range(2):
@@ -207,3 +207,22 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path):
     with atomic_file(target) as fresh:
         fresh.write_text("whole")
     assert target.read_text() == "whole"
+
+
+def test_the_cache_is_its_owners(tmp_path, monkeypatch):
+    """Whatever the umask: what others could write there would be loaded here."""
+    before = os.umask(0)
+    try:
+        monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path / "cache"))
+        assert cache_folder().stat().st_mode & 0o777 == 0o700
+        (tmp_path / "open").mkdir()
+        monkeypatch.setenv("VAEFLOW_CACHE", str(tmp_path / "open"))
+        assert cache_folder().stat().st_mode & 0o777 == 0o755
+    finally:
+        os.umask(before)
+
+
+def test_an_empty_cache_variable_is_no_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("VAEFLOW_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "vaeflow"

@@ -79,7 +79,7 @@ def choose(facts: DataFacts) -> dict[str, Any]:
         "batch_size": 128 if facts.images >= MANY_IMAGES else 64 if facts.images >= 2_000 else 32,
         "epochs": epochs,
         # Where images are few the best epoch is not the last; where they are many it is. None is
-        # stopped before: its learning rate would still be high, and its weights far from their best.
+        # stopped before: its learning rate is still high then, and its weights far from their best.
         "patience": 0 if facts.images >= MANY_IMAGES else epochs,
     }
 

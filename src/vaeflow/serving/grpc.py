@@ -23,7 +23,12 @@ from vaeflow.errors import ServingError
 from vaeflow.registry.model import Model
 from vaeflow.serving import numbers, protocol
 from vaeflow.serving.app import is_token
-from vaeflow.serving.connections import HEAD_BYTES, IDLE_SECONDS, LEAVE_SECONDS
+from vaeflow.serving.connections import (
+    HEAD_BYTES,
+    HEAD_SECONDS,
+    IDLE_SECONDS,
+    LEAVE_SECONDS,
+)
 from vaeflow.serving.messages import PACKAGE, SERVICE, message
 from vaeflow.serving.refusals import RefusedError
 from vaeflow.serving.service import Service
@@ -70,6 +75,7 @@ async def answering(service: Service, address: str) -> AsyncIterator[int]:
             ("grpc.absolute_max_metadata_size", HEAD_BYTES),
             ("grpc.max_concurrent_streams", 64),
             ("grpc.max_connection_idle_ms", 1000 * IDLE_SECONDS),
+            ("grpc.server_handshake_timeout_ms", 1000 * HEAD_SECONDS),
             # A client that does not answer is gone; one that asks all the time is sent away.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
