@@ -136,6 +136,43 @@ def no_reader(server: Server, stop: threading.Event) -> set[int]:
     return set()
 
 
+def silent_grpc(server: Server, stop: threading.Event) -> set[int]:
+    """Connect to the port of gRPC, and say nothing, or what is no HTTP/2."""
+    host, _, port = server.grpc.partition(":")
+    while not stop.is_set():
+        connections = []
+        for index in range(200):
+            with contextlib.suppress(OSError):
+                connection = socket.create_connection((host, int(port)), 10)
+                connections.append(connection)
+                connection.sendall(b"\x00" * 1000 * (index % 2))
+        stop.wait(3)
+        for connection in connections:
+            connection.close()
+    return set()
+
+
+def cancelled_grpc(server: Server, stop: threading.Event) -> set[int]:
+    """Ask for much over gRPC, and go away."""
+    import tritonclient.grpc as triton
+
+    images = np.zeros((1024, 8, 8, 1), np.float32)
+    tensor = triton.InferInput("images", list(images.shape), "FP32")
+    tensor.set_data_from_numpy(images)
+    wanted = [triton.InferRequestedOutput("reconstruction")]
+    while not stop.is_set():
+        client = triton.InferenceServerClient(server.grpc)
+        calls = [
+            client.async_infer("digits-vae", [tensor], lambda result, error: None, outputs=wanted)
+            for _ in range(50)
+        ]
+        stop.wait(0.1)
+        for call in calls:
+            call.cancel()
+        client.close()
+    return set()
+
+
 def full_bodies(server: Server, stop: threading.Event) -> set[int]:
     """Send all but the last byte of many bodies."""
     length = 16 << 20
@@ -189,6 +226,8 @@ ATTACKS: dict[str, Attack] = {
     "an endless header": endless_header,
     "answers that nobody takes": no_reader,
     "many full bodies": full_bodies,
+    "silence at the port of gRPC": silent_grpc,
+    "gRPC calls that are cancelled": cancelled_grpc,
     "long strings": posting(
         "/score", json.dumps({"images": [""] * 16000 + ["a" * 16000]}).encode(), J
     ),
@@ -257,7 +296,8 @@ class Beside:
 def server(finished, tmp_path_factory) -> Iterator[Server]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))  # the attackers', too
-    with serving(finished / "outputs" / "bundle", tmp_path_factory.mktemp("server")) as running:
+    folder = tmp_path_factory.mktemp("server")
+    with serving(finished / "outputs" / "bundle", folder, "--grpc-port", "0") as running:
         yield running
         assert running.stop() == 0
         log = running.log.read_text()

@@ -2,6 +2,9 @@
 
 import json
 import socket
+import sys
+import threading
+from collections import Counter
 from urllib.parse import urlsplit
 
 import httpx
@@ -119,6 +122,31 @@ def test_a_request_under_way_at_the_end_is_answered(finished, tmp_path):
         for connection in kept:
             assert connection.recv(1000).startswith(b"HTTP/1.1 503")
         assert server.process.wait(30) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its sockets take filters")
+def test_clients_that_connect_again_and_again_are_answered_or_find_it_closed(finished, tmp_path):
+    """None is cut off: a server that ends answers those who are at the door."""
+    seen: Counter[object] = Counter()
+
+    def ask(url: str) -> None:
+        while True:
+            try:
+                seen[httpx.post(f"{url}/sample", timeout=60).status_code] += 1
+            except httpx.ConnectError:
+                return
+            except httpx.TransportError as error:
+                seen[repr(error)] += 1
+
+    with serving(finished / "outputs" / "bundle", tmp_path) as server:
+        threads = [threading.Thread(target=ask, args=(server.url,)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: seen[200] > 100)
+        assert server.stop() == 0
+        for thread in threads:
+            thread.join()
+    assert set(seen) <= {200, 503}
 
 
 def test_what_is_compressed_is_refused(client):

@@ -39,6 +39,7 @@ Method = Callable[[Any, Context, Scope], Awaitable[Any]]
 HEALTH = {"ServerLive", "ServerReady", "ModelReady"}  # answered while draining and under load
 FREE = {"ServerLive", "ServerReady"}  # and without a token
 TELL_SECONDS = 0.1
+CALLS = 128  # at once: each is whole in memory before anything here sees it
 CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -67,7 +68,7 @@ async def answering(service: Service, address: str) -> AsyncIterator[int]:
     """
     settings = service.settings
     server = grpc.aio.server(
-        maximum_concurrent_rpcs=settings.in_flight,
+        maximum_concurrent_rpcs=min(CALLS, settings.in_flight),
         options=[
             ("grpc.max_receive_message_length", settings.body),
             ("grpc.max_send_message_length", -1),  # what is sent is bounded by its rows
@@ -145,7 +146,7 @@ class _Methods(grpc.GenericRpcHandler):
         service = self._service
 
         async def answer(request: Any, context: Context) -> Any:
-            start, status = time.perf_counter(), 500
+            start, status, refused = time.perf_counter(), 500, ""
             scope: Scope = {"client": (context.peer().rpartition(":")[0], 0)}
             working = name not in HEALTH
             service.in_flight += working
@@ -155,13 +156,17 @@ class _Methods(grpc.GenericRpcHandler):
                 status = 200
                 return answered
             except RefusedError as refusal:
-                status = refusal.status
-                code = CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
-                await context.abort(code, refusal.named())
+                status, refused = refusal.status, refusal.named()
+            except asyncio.CancelledError:
+                status = 499  # the client has gone
+                raise
             finally:
+                # What is raised here is kept a while, with all that this function knows.
+                del request
                 service.in_flight -= working
                 service.release(scope)
                 service.metrics.request(f"grpc {name}", status, time.perf_counter() - start)
+            await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), refused)
 
         return answer
 

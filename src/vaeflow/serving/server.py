@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -37,6 +38,8 @@ Poll = Callable[[], Awaitable[Located]]
 TURNS = 10
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 SWITCH_SECONDS = 0.0005
+SO_ATTACH_FILTER = 26  # as asm-generic/socket.h numbers it
+SETTLE_SECONDS = 0.1  # for those to be accepted who are connected already
 PAUSE_SECONDS = 0.5  # after a refusal: what cannot be asked at all is not asked without end
 
 
@@ -127,6 +130,29 @@ class _Server(uvicorn.Server):
             self.should_exit |= service.draining and not service.in_flight
             service.draining = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer who is at the door already, and close it."""
+        for listening in sockets or []:
+            _let_nobody_in(listening)
+        await asyncio.sleep(SETTLE_SECONDS)
+        await super().shutdown(sockets)
+
+
+def _let_nobody_in(listening: socket.socket) -> None:
+    """Have the system drop packets that ask for a new connection, where it is Linux.
+
+    Who connects between the last look and the end of a listening socket is cut off. Dropped, a
+    client tries again a second later, at a port that is closed, or at another server's.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    # One instruction of the socket filter's language: return 0, how much of a packet to keep.
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+    with suppress(OSError):
+        listening.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program))
+        )
 
 
 def _end_within(seconds: float) -> None:
