@@ -166,7 +166,7 @@ class _Methods(grpc.GenericRpcHandler):
                 service.in_flight -= working
                 service.release(scope)
                 service.metrics.request(f"grpc {name}", status, time.perf_counter() - start)
-            await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), refused)
+            return await context.abort(CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), refused)
 
         return answer
 
