@@ -97,7 +97,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._all = connections
         self._state = NEW
-        self._head = self._head_kept = 0
+        # Bytes of a head that is not whole, those of its headers, and since when it comes.
+        self._head, self._head_kept, self._head_since = 0, 0, 0.0
         self._written: tuple[float, float] | None = None  # since when a client must take how much
         # When to leave, since when it closes, and since when it is refused: all 0 before.
         self._leaves = self._closed = self._ended = 0.0
@@ -129,9 +130,6 @@ class Connection(HttpToolsProtocol):
             return  # what a client still sends that was refused
         if self.waiting:
             self._become(HEAD)
-            self._head = 0
-        if self._state == HEAD:
-            self._head += len(data)
         self._unset_keepalive_if_required()
         while data:
             try:
@@ -142,8 +140,10 @@ class Connection(HttpToolsProtocol):
             except httptools.HttpParserError:
                 self._end(400, "this is no HTTP/1.1.")
                 return
-        if self._state == HEAD and self._head > HEAD_BYTES:
-            self._end(431, f"the headers may have {HEAD_BYTES} bytes at most.")
+        if self._head_since:  # that of the next request may come while one is answered
+            self._head += len(data)
+            if self._head > HEAD_BYTES:
+                self._end(431, f"the headers may have {HEAD_BYTES} bytes at most.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, while they are within the bound."""
@@ -154,10 +154,12 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self._head_kept = 0
+        self._head = self._head_kept = 0
+        self._head_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
         """Start to answer a request whose head is whole."""
+        self._head_since = 0.0
         if self._deaf or self.parser.should_upgrade():
             return
         if self._head_kept + len(self.url) > HEAD_BYTES or len(self.pipeline) >= PIPELINED:
@@ -219,6 +221,9 @@ class Connection(HttpToolsProtocol):
 
     def _end(self, status: int, message: str) -> None:
         """Refuse what is no request, and close when the client has had time to read why."""
+        if self._state == WORK:  # in the middle of an answer there is no place for another
+            self.transport.abort()
+            return
         body = pydantic_core.to_json({"error": message})
         head = b"content-type: application/json\r\nconnection: close\r\n"
         length = b"content-length: %d\r\n\r\n" % len(body)
@@ -241,7 +246,9 @@ class Connection(HttpToolsProtocol):
         elif self._ended:
             if now - self._ended > LEAVE_SECONDS:
                 self.transport.close()
-        elif self._state == HEAD and waited > HEAD_SECONDS:
+        elif (self._state == HEAD and waited > HEAD_SECONDS) or (
+            0 < self._head_since < now - HEAD_SECONDS
+        ):
             self._end(408, f"the headers were not whole within {HEAD_SECONDS} seconds.")
         elif (self._state == NEW and waited > HEAD_SECONDS) or (
             self.waiting and 0 < self._leaves < now
