@@ -22,7 +22,7 @@ FEW_IMAGES = 1_000  # to train on; fewer are soon known by heart
 MANY_IMAGES = 20_000
 # Epochs of a single image: they fall with the cube root of how many there are, since more images
 # need more steps, and fewer looks at each.
-EPOCHS, FEWEST_EPOCHS, MOST_EPOCHS = 1_000, 10, 150
+EPOCHS, FEWEST_EPOCHS, MOST_EPOCHS = 1_500, 10, 150
 VALUES = 1.5e9  # that may go through the networks
 
 
@@ -79,8 +79,8 @@ def choose(facts: DataFacts) -> dict[str, Any]:
         "batch_size": 128 if facts.images >= MANY_IMAGES else 64 if facts.images >= 2_000 else 32,
         "epochs": epochs,
         # Where images are few the best epoch is not the last; where they are many it is. None is
-        # stopped before: its learning rate is still high then, and its weights far from their best.
-        "patience": 0 if facts.images >= MANY_IMAGES else epochs,
+        # stopped early: its learning rate is still high then, and its weights far from their best.
+        "patience": 0 if facts.images >= MANY_IMAGES else epochs // 2,
     }
 
 
