@@ -116,6 +116,8 @@ def test_what_cannot_be_served_is_said_in_a_paragraph(folder, tmp_path):
         (["--model", str(folder), "--follow", "30s"], "only models:/"),
         (["--model", str(folder), "--follow", "soon"], "30s"),
         (["--model", str(folder), "--host", "256.0.0.1"], "cannot be listened on"),
+        (["--model", str(folder), "--workers", "2", "--grpc-port", "0"], "name one"),
+        (["--model", str(folder), "--token-file", str(tmp_path / "none")], "cannot be read"),
     ):
         command = [sys.executable, "-m", "vaeflow", "serve", "--port", "0", *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -74,6 +74,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.follow and not self.model.startswith(SCHEME):
             raise ServingError(f"{self.model} is a folder; only {SCHEME}NAME@ALIAS is followed.")
+        if self.workers > 1 and self.grpc == 0:
+            raise ServingError("workers share a port of gRPC: name one, with --grpc-port.")
 
 
 def parse_seconds(text: str) -> float:

@@ -164,10 +164,10 @@ def main() -> None:
     try:
         bound = server.listen(*orders["address"], shared=True)
         model = open_model(_from_json(orders["model"]), settings)
+        server.serve(Service(model, settings), bound, _listener(), _notify)
     except VaeflowError as error:
         print(f"vaeflow: {error}", file=sys.stderr)
         sys.exit(2)
-    server.serve(Service(model, settings), bound, _listener(), _notify)
 
 
 def _listener() -> server.Poll:
