@@ -18,10 +18,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Objects made before the collector looks at them, and how often it passes over older ones.
 COLLECTION_THRESHOLDS = (50_000, 50, 50)
@@ -112,6 +112,37 @@ def rare_garbage_collection() -> Iterator[None]:
 def python_command(module: str, *arguments: str) -> list[str]:
     """Return the command line that runs a module with rare collections, in its own process."""
     return [sys.executable, "-m", "vaeflow.common.processes", module, *arguments]
+
+
+class Ended(NamedTuple):
+    """What became of a process: its exit status, its output, and its last line of errors."""
+
+    status: int
+    output: bytes
+    complaint: str
+
+
+async def run_to_end(command: Sequence[str], seconds: float, given: bytes = b"") -> Ended:
+    """Run a program, with something to read; it is killed when it takes too long or is cancelled.
+
+    Raises:
+        TimeoutError: it took longer than so many seconds.
+    """
+    import asyncio  # here, since most commands start none
+
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    try:
+        async with asyncio.timeout(seconds):
+            output, errors = await process.communicate(given)
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    lines = errors.decode(errors="replace").strip().splitlines()
+    assert process.returncode is not None
+    return Ended(process.returncode, output, lines[-1] if lines else "")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,7 @@ from urllib.parse import quote
 
 from vaeflow.bundle.manifest import MANIFEST, bundle_sha256
 from vaeflow.bundle.runtime import Bundle
-from vaeflow.common.processes import python_command
+from vaeflow.common.processes import python_command, run_to_end
 from vaeflow.common.workspace import Workspace
 from vaeflow.errors import BundleError, RegistryError
 from vaeflow.registry.versions import SCHEME, Located
@@ -129,28 +127,11 @@ async def locate_beside(model: str) -> Located:
     """Resolve an address as `locate_apart`; cancelled, it ends the other process too."""
     if not model.startswith(SCHEME):
         return Located(Path(model), None)
-    process = await asyncio.create_subprocess_exec(
-        *python_command("vaeflow.registry.pull", model),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
     try:
-        async with asyncio.timeout(PULL_SECONDS):
-            said, complaint = await process.communicate()
+        ended = await run_to_end(python_command("vaeflow.registry.pull", model), PULL_SECONDS)
     except TimeoutError:
         raise RegistryError(f"{model}: not fetched within {PULL_SECONDS} seconds.") from None
-    finally:
-        await kill(process)
-    if process.returncode:
-        last = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-        raise RegistryError(f"{model}: {last[0]}")
-    answer = json.loads(said.splitlines()[-1])
+    if ended.status:
+        raise RegistryError(f"{model}: {ended.complaint or 'no reason given'}")
+    answer = json.loads(ended.output.splitlines()[-1])
     return Located(Path(answer["folder"]), answer["version"], answer["sha256"])
-
-
-async def kill(process: asyncio.subprocess.Process) -> None:
-    """End a process that is not wanted any more."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

@@ -241,17 +241,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         rows = await service.apart(size, deadline, read, body, kind, model.bundle, most)
         client = service.client(request.scope)
         arrays = await service.run(model, operation, rows, deadline, client, **options)
-        return await give(request, model, arrays, deadline)
-
-    async def give(
-        request: Request, model: Model, arrays: dict[str, np.ndarray], deadline: float
-    ) -> Response:
-        write, kind = writer(arrays, request.headers.get("accept", ""))
-        size = sum(array.size for array in arrays.values())
-        # Held before it is there: as JSON it is longer than in memory.
-        service.hold(request.scope, size * BYTES_OF[kind])
-        content = await service.apart(0 if kind == NPY else size, deadline, write)
-        return Response(content, media_type=kind, headers=model.headers)
+        return await _give(service, request, model, arrays, deadline)
 
     def post(operation: str) -> Callable[[Any], Any]:
         taken, given = service.example(operation)
@@ -316,7 +306,19 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             arrays = await service.run(model, "draw_pixels", latents, deadline, client, seed=seed)
         else:
             arrays = await service.run(model, "decode", latents, deadline, client)
-        return await give(request, model, arrays, deadline)
+        return await _give(service, request, model, arrays, deadline)
+
+
+async def _give(
+    service: Service, request: Request, model: Model, arrays: dict[str, np.ndarray], deadline: float
+) -> Response:
+    """Write an answer in the form that the request asks for."""
+    write, kind = writer(arrays, request.headers.get("accept", ""))
+    size = sum(array.size for array in arrays.values())
+    # Held before it is there: as JSON it is longer than in memory.
+    service.hold(request.scope, size * BYTES_OF[kind])
+    content = await service.apart(0 if kind == NPY else size, deadline, write)
+    return Response(content, media_type=kind, headers=model.headers)
 
 
 async def _refused(request: Request, refusal: RefusedError) -> JSONResponse:

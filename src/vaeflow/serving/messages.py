@@ -6,6 +6,7 @@ import: generated modules are bound to one version of it, and there would be no 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -96,6 +97,7 @@ _POOL = descriptor_pool.DescriptorPool()  # its own: a client's modules may lie 
 _POOL.Add(_describe())
 
 
+@cache
 def message(name: str) -> Any:
     """Return the class of a message."""
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))

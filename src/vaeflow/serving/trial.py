@@ -7,17 +7,15 @@ Whatever it does there, as never ending or taking all memory, it does not do to 
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from vaeflow.common.processes import python_command
+from vaeflow.common.processes import python_command, run_to_end
 from vaeflow.errors import BundleError, VaeflowError
-from vaeflow.registry.model import Model, kill
+from vaeflow.registry.model import Model
 from vaeflow.registry.versions import Located
 from vaeflow.serving.service import open_model
 from vaeflow.serving.settings import Settings
@@ -37,24 +35,15 @@ async def try_model(located: Located, present: Model, settings: Settings) -> Non
         "settings": asdict(settings) | {"token": ""},
         "present": [present.name, list(present.bundle.image_shape), present.bundle.latent_dim],
     }
-    process = await asyncio.create_subprocess_exec(
-        *python_command("vaeflow.serving.trial"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    command = python_command("vaeflow.serving.trial")
     try:
-        async with asyncio.timeout(SECONDS):
-            _, said = await process.communicate(json.dumps(orders).encode())
+        ended = await run_to_end(command, SECONDS, json.dumps(orders).encode())
     except TimeoutError:
         raise BundleError(
             f"version {located.version}: it did not load and answer within {SECONDS} seconds."
         ) from None
-    finally:
-        await kill(process)
-    if process.returncode:
-        lines = said.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"its process ended ({process.returncode})"
+    if ended.status:
+        reason = ended.complaint or f"its process ended ({ended.status})"
         raise BundleError(f"version {located.version}: {reason}")
 
 
