@@ -53,10 +53,10 @@ def test_what_reached_the_machine_before_sigterm_is_answered(folder, tmp_path):
     """Stopped meanwhile, the server cannot have seen any of it when the signal comes."""
     with serving(folder, tmp_path) as server:
         server.process.send_signal(signal.SIGSTOP)
-        connections = sent(server, "/sample", 20)
+        connections = sent(server, "/sample", 200)
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
-        assert [connection.getresponse().status for connection in connections] == [200] * 20
+        assert [connection.getresponse().status for connection in connections] == [200] * 200
         assert server.process.wait(60) == 0
 
 

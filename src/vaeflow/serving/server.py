@@ -34,12 +34,13 @@ from vaeflow.serving.trial import try_model
 log = logging.getLogger("uvicorn.error")
 # Waits until it is time, and gives the folder and version that the followed address stands for.
 Poll = Callable[[], Awaitable[Located]]
-# From a connection that waits to be accepted to its first request counted it takes five.
-TURNS = 10
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 SWITCH_SECONDS = 0.0005
 SO_ATTACH_FILTER = 26  # as asm-generic/socket.h numbers it
 SETTLE_SECONDS = 0.1  # for those to be accepted who are connected already
+# Of the loop meanwhile: on a busy machine the time may be over before the loop has looked even
+# once. From a connection that waits to be accepted to its first request counted it takes five.
+TURNS = 20
 PAUSE_SECONDS = 0.5  # after a refusal: what cannot be asked at all is not asked without end
 
 
@@ -125,8 +126,7 @@ class _Server(uvicorn.Server):
         if not service.ready:
             # What had reached the machine by now is looked at first: accepted before the server
             # drains, and refused with an answer, rather than cut off, before it ends.
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
+            await _settle()
             self.should_exit |= service.draining and not service.in_flight
             service.draining = True
         return await super().on_tick(counter)
@@ -135,8 +135,14 @@ class _Server(uvicorn.Server):
         """Answer who is at the door already, and close it."""
         for listening in sockets or []:
             _let_nobody_in(listening)
-        await asyncio.sleep(SETTLE_SECONDS)
+        await _settle()
         await super().shutdown(sockets)
+
+
+async def _settle() -> None:
+    """Have the loop accept who is connected already, and read what they sent."""
+    for _ in range(TURNS):
+        await asyncio.sleep(SETTLE_SECONDS / TURNS)
 
 
 def _let_nobody_in(listening: socket.socket) -> None:
