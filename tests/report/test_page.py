@@ -105,7 +105,7 @@ def test_of_a_bundle_alone_it_has_what_there_is(finished, tmp_path):
     assert [found["id"] for found in page.all("h2")] == OF_A_BUNDLE
     assert "--out FOLDER" in run(tmp_path, "vaeflow", "report", "x", status=2).stderr
     error = run(tmp_path, "vaeflow", "report", status=2).stderr
-    assert "Run the command inside a vaeflow workspace" in error
+    assert "Run the command inside a project" in error
 
 
 def test_names_stay_text_and_what_is_missing_is_left_out(finished, tmp_path):

@@ -41,17 +41,19 @@ def digest(parts: tuple[str, ...], package: Path = PACKAGE) -> str:
 
 
 def link(workspace: Workspace) -> None:
-    """Let DVC find the package in a workspace that does not hold its source.
+    """Let DVC find the package in a workspace whose stages watch it, and which has no source of it.
 
     `src/vaeflow` becomes a link to where the package is installed, so that another version of it
     makes outputs out of date. `src/networks`, which is watched too, is made if it is missing.
+    (A project of `vaeflow init` watches its `requirements.txt` instead, and needs no link.)
     """
     own = workspace.root / OWN_NETWORKS
     if not own.exists():
         own.mkdir(parents=True)
         (own / "__init__.py").touch()
     place = workspace.root / IN_WORKSPACE
-    if place.exists():
+    stages = (workspace.root / "dvc.yaml").read_text(encoding="utf-8", errors="replace")
+    if place.exists() or str(IN_WORKSPACE) not in stages:
         return
     place.parent.mkdir(exist_ok=True)
     place.unlink(missing_ok=True)  # a link to an environment that is gone

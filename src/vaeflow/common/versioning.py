@@ -73,8 +73,11 @@ def require_data(workspace: Workspace) -> None:
     Raises:
         DataError: `data/` is missing.
     """
-    if not workspace.data.exists():
-        raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
+    if workspace.data.exists():
+        return
+    if not workspace.data_pointer.is_file():
+        raise DataError("there are no images yet. Add yours: vaeflow data add FOLDER")
+    raise DataError("data/ is missing. Fetch the versioned images: dvc pull")
 
 
 def data_is_versioned(workspace: Workspace) -> bool:

@@ -27,7 +27,7 @@ class Workspace:
                 return cls(folder)
         raise WorkspaceError(
             f"{start}: neither this folder nor one above it holds a dvc.yaml. "
-            "Run the command inside a vaeflow workspace."
+            "Run the command inside a project, or make one: vaeflow init NAME"
         )
 
     @property
