@@ -1,7 +1,9 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 
 import psutil
 import pytest
@@ -27,6 +29,19 @@ def test_a_server_that_cannot_start_says_why(workspace, tmp_path):
     done = run(workspace, "vaeflow", "retrain", status=2, env=environment)
     assert "PREFECT_HOME" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_database_of_a_newer_prefect_is_named_as_that(workspace, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    with closing(sqlite3.connect(home / "prefect.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
+    done = run(
+        workspace, "vaeflow", "retrain", status=2, env={**os.environ, "PREFECT_HOME": str(home)}
+    )
+    assert "a newer Prefect has made" in done.stderr
+    assert "export PREFECT_HOME=FOLDER" in done.stderr
 
 
 @pytest.mark.servers

@@ -100,14 +100,16 @@ def test_a_function_that_ends_the_thread_is_told_too():
     batcher.close()
 
 
-def test_short_runs_are_made_in_the_loops_own_thread_and_long_ones_are_not():
+def test_short_runs_are_made_in_the_loops_own_thread_and_long_ones_are_not(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("vaeflow.serving.batching.time.perf_counter", lambda: now[0])
     batcher = Batcher(8, 0.0, 100, lambda rows, waiting: None)
     where = []
 
     def run(seconds):
         def function(rows):
             where.append(threading.current_thread() is threading.main_thread())
-            time.sleep(seconds)
+            now[0] += seconds
             return (rows,)
 
         run_all(batcher, ROWS, function=function)

@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import IO, Any
 
 from vaeflow.common.processes import process_group
@@ -32,6 +33,7 @@ START_SECONDS = 600
 SECONDS_BEFORE_WORD = 2.0
 WAITING = "waiting for Prefect's server to start (a first start makes its database)"
 FLOW = "pipelines/retrain.py:retrain"
+OF_A_NEWER = "Can't locate revision"  # what Alembic says of a database
 # A flow that is stopped gives its stage ten seconds, so Prefect's runner, stopped together with it,
 # needs more. It hangs when it is stopped during a run, and is then killed.
 RUNNER_GRACE_SECONDS = 20
@@ -133,7 +135,14 @@ class Server:
     def _failure(self, what: str) -> VaeflowError:
         assert self.log is not None
         self.log.seek(0)
-        said = "\n".join(f"  {line}" for line in self.log.read().splitlines()[-6:])
+        text = self.log.read()
+        if OF_A_NEWER in text:
+            return VaeflowError(
+                f"Prefect {version('prefect')} cannot read its database in PREFECT_HOME (usually "
+                "~/.prefect), which a newer Prefect has made. Install that one, or give this one a "
+                "folder of its own: export PREFECT_HOME=FOLDER"
+            )
+        said = "\n".join(f"  {line}" for line in text.splitlines()[-6:])
         return VaeflowError(
             f"Prefect's server {what}. Its last words:\n{said}\n"
             "It keeps its database in PREFECT_HOME (usually ~/.prefect), which must be a folder "

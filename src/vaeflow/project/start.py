@@ -121,7 +121,8 @@ def _require_git(folder: Path) -> Path | None:
 def _require_no_other_project(folder: Path) -> None:
     if (folder / RECORD).exists():
         raise WorkspaceError(
-            f"{folder} is a project already. What a newer vaeflow has changed: vaeflow init --update"
+            f"{folder} is a project already. Bring it what a newer vaeflow has changed: "
+            "vaeflow init --update"
         )
     for place in (folder, *folder.parents):
         if (place / ".dvc").is_dir():
