@@ -11,7 +11,8 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help setup repro preset test test-kills test-servers test-backends test-combinations \
-        test-fuzz test-load attack gpu test-all lint coverage docs release lock clean
+        test-fuzz test-load test-install test-containers attack gpu test-all lint coverage docs \
+        release lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +54,12 @@ test-load: $(READY) ## twice the load that a server can carry, for two minutes, 
 attack: $(READY) ## hostile clients of twenty kinds, and honest ones beside them, and a report
 	pytest -m attack tests/serving/test_attack.py
 
+test-install: $(READY) ## the wheel in empty environments of Python 3.11, 3.12 and 3.13, as are here
+	pytest -m install
+
+test-containers: $(READY) ## a project's containers, built and run: as root, with buildah, debootstrap
+	pytest -m containers
+
 # `make gpu DATA=FOLDER`, with MNIST's four files there. Elsewhere its tests are skipped.
 DATA ?=
 gpu: $(READY) ## measure on a GPU in eight minutes, then the tests for one
@@ -74,19 +81,20 @@ docs: $(READY) ## the site, in site/; a warning is an error
 	python -m typer vaeflow.cli utils docs --name vaeflow | sed '1s/.*/# Commands/' > docs/reference/cli.md
 	zensical build --clean --strict
 
-release: $(READY) ## build the wheel, and try it in an empty environment
+release: $(READY) ## build the wheel and the source archive in dist/
 	rm -rf dist
 	$(UV) build --quiet --no-build-isolation --python $(BIN)/python
-	$(UV) venv --quiet --clear --python $(BIN)/python dist/try
-	$(UV) pip install --quiet --python dist/try dist/*.whl
-	dist/try/bin/vaeflow --version
-	dist/try/bin/python -c 'import vaeflow, vaeflow.errors, vaeflow.bundle.runtime'
-	rm -rf dist/try
 
-lock: $(UV) ## resolve pyproject.toml anew into requirements.txt
-	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --no-emit-index-url \
-	  --extra pipeline --extra serve --extra grpc --extra dev --extra docs pyproject.toml --output-file requirements.txt
+COMPILE  := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+            --no-header --no-annotate --no-emit-index-url
+TEMPLATE := src/vaeflow/project/template
+lock: $(UV) ## resolve pyproject.toml anew into requirements.txt, and into the locks of projects
+	$(COMPILE) --upgrade --extra pipeline --extra serve --extra grpc --extra dev --extra docs \
+	  pyproject.toml --output-file requirements.txt
+	echo 'pytest' | $(COMPILE) --constraint requirements.txt --extra pipeline --extra serve \
+	  pyproject.toml - > $(TEMPLATE)/requirements.lock
+	$(COMPILE) --constraint requirements.txt --extra serve --extra grpc \
+	  pyproject.toml > $(TEMPLATE)/requirements-serve.lock
 
 clean: ## remove the environment and everything a run has made, but not the data
 	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots site dist

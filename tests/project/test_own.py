@@ -17,6 +17,10 @@ OF_ITS_OWN = {
     ".gitlab-ci.yml": "it is kept on one host",
     ".gitignore": "it also names what developers make",
     ".dvc/config": "it has a remote with the sample images",
+    ".dockerignore": "it is no model to make images of",
+    "containers/pipeline.Containerfile": "the same",
+    "containers/serve.Containerfile": "the same",
+    "requirements-serve.txt": "it is for one of these",
     "tests/test_pipeline.py": "its own tests run the pipeline",
     "dvc.yaml": "its stages watch the package's source instead of requirements.txt",
 }

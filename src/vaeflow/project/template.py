@@ -1,7 +1,8 @@
 """The files of a project as this version of the package makes them.
 
 `template/` has them under their own names with `.jinja` at the end, lest DVC, git or pytest take
-them for files of this repository; a name that begins with a dot begins with `dot-` there.
+them for files of this repository; a name that begins with a dot begins with `dot-` there. `make
+lock` makes the `.lock` files, which some of them include.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
-from importlib import metadata, resources
-from importlib.resources.abc import Traversable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,6 +30,7 @@ RECORD = Path(".vaeflow") / "project.json"
 ORIGINALS = Path(".vaeflow") / "template.zip"
 WHEELS = "wheels"
 CI = (".github/workflows/main.yml", ".gitlab-ci.yml")
+DOT = re.compile("(?:(?<=/)|^)dot-")
 
 
 class Answers(BaseModel):
@@ -69,10 +71,11 @@ class Origin(BaseModel):
 
 def render(answers: Answers) -> dict[str, bytes]:
     """Make every file of a project: contents by path."""
-    # Short texts, written by us; no other delimiters are in none of Make, YAML and workflows.
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
+        loader=PackageLoader("vaeflow.project", "template"),
+        # What Make, YAML and workflows do not use themselves.
         variable_start_string="[[",
         variable_end_string="]]",
         block_start_string="[%",
@@ -80,27 +83,20 @@ def render(answers: Answers) -> dict[str, bytes]:
         comment_start_string="[#",
         comment_end_string="#]",
         undefined=StrictUndefined,
+        trim_blocks=True,  # a line of a block alone leaves no empty line
         keep_trailing_newline=True,
         autoescape=False,  # no page: files of text
     )
     values = answers.model_dump()
-    texts = _texts(resources.files("vaeflow.project") / "template", "")
+    files = {
+        DOT.sub(".", name.removesuffix(".jinja")): environment.get_template(name)
+        for name in environment.list_templates(extensions=["jinja"])
+    }
     return {
-        path: environment.from_string(text).render(values).encode()
-        for path, text in texts.items()
+        path: template.render(values).encode()
+        for path, template in files.items()
         if answers.ci or path not in CI
     }
-
-
-def _texts(folder: Traversable, prefix: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        name = prefix + entry.name.replace("dot-", ".", 1)
-        if entry.is_dir():
-            found |= _texts(entry, f"{name}/")
-        elif name.endswith(".jinja"):
-            found[name.removesuffix(".jinja")] = entry.read_text(encoding="utf-8")
-    return found
 
 
 def find_origin(package: str | None) -> Origin:
