@@ -52,7 +52,13 @@ def test_a_base_install_is_small_loads_a_bundle_and_says_what_more_needs(
     vaeflow = str(tmp_path / "base" / "bin" / "vaeflow")
     run(tmp_path, vaeflow, "init", "mine")
     needs = {
-        "pipeline": ("retrain", "data add digits", "train", "models", "score x --model y"),
+        "pipeline": (
+            "retrain",
+            "data add digits",
+            "train",
+            "models",
+            "score x --model y --out z.parquet",
+        ),
         "serve": (f"serve --model {bundle}",),
     }
     for extra, commands in needs.items():
