@@ -55,6 +55,8 @@ def test_sizes_grow_with_the_images_and_epochs_shrink_with_their_number():
     few, many = (choose(MNIST._replace(images=count)) for count in (2_000, 200_000))
     assert few["epochs"] > many["epochs"] >= 10
     assert few["patience"] > 0 == many["patience"]
+    fewer = choose(MNIST._replace(images=1_999))
+    assert fewer["hidden_units"] < few["hidden_units"]
 
 
 def test_what_is_set_wins_and_decides_what_goes_with_it():

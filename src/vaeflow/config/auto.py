@@ -19,7 +19,7 @@ from vaeflow.errors import ConfigError, WorkspaceError
 # What a run records of its images, beside its parameters.
 SHAPE_KEY = "images.shape"
 FEW_IMAGES = 1_000  # to train on; fewer are soon known by heart
-MANY_IMAGES = 20_000
+SOME_IMAGES, MANY_IMAGES = 2_000, 20_000
 # Epochs of a single image: they fall with the cube root of how many there are, since more images
 # need more steps, and fewer looks at each.
 EPOCHS, FEWEST_EPOCHS, MOST_EPOCHS = 1_500, 10, 150
@@ -59,6 +59,7 @@ def choose(facts: DataFacts) -> dict[str, Any]:
     height, width, channels = facts.image_shape
     values = height * width * channels
     small = values <= 256
+    few_and_small = small and facts.images < SOME_IMAGES
     # Halved until about six to twelve pixels are left: what is there is no local matter any more.
     halvings = min(6, max(2, round(math.log2(min(height, width) / 6))))
     # Dimensions too many cost little: their KL goes to zero.
@@ -73,10 +74,11 @@ def choose(facts: DataFacts) -> dict[str, Any]:
         "latent_dim": latent_dim,
         "filters": tuple(min(128, 32 * 2**level) for level in range(halvings)),
         "depth": 1,
-        "hidden_units": 128 if small else 512,
+        # Most of the weights, and of the time of a step of few images, are between these.
+        "hidden_units": 128 if small else 256 if facts.images < SOME_IMAGES else 512,
         # Else the decoder soon learns to do without the latent.
         "kl_warmup_epochs": epochs // 10,
-        "batch_size": 128 if facts.images >= MANY_IMAGES else 64 if facts.images >= 2_000 else 32,
+        "batch_size": 128 if facts.images >= MANY_IMAGES else 32 if few_and_small else 64,
         "epochs": epochs,
         # Where images are few the best epoch is not the last; where they are many it is. None is
         # stopped early: its learning rate is still high then, and its weights far from their best.
