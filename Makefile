@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
         release lock clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(READY) ## create .venv from requirements.txt (the other targets do it when needed)
 
@@ -67,7 +67,8 @@ gpu: $(READY) ## measure on a GPU in eight minutes, then the tests for one
 	  else echo "no GPU: nvidia-smi shows none, and nothing is measured"; fi
 	pytest -m gpu
 
-test-all: test test-kills test-servers test-backends test-combinations test-fuzz test-load attack ## all of them
+test-all: test test-kills test-servers test-backends test-combinations test-fuzz test-load \
+          test-install test-containers attack ## all of them
 
 lint: $(READY) ## linter, formatter check, and strict types
 	ruff check

@@ -209,6 +209,15 @@ def nats(name: str) -> str:
     return f"{entry['nll']:.1f} ± {entry['standard_error']:.1f}"
 
 
+def test_the_main_jobs_take_what_their_results_say():
+    page = DOCS / "explanation" / "benchmarks.md"
+    seconds = {entry["name"]: entry["seconds"] for entry in results("main_job")}
+    for name, took in seconds.items():
+        assert cells(page, name) == [f"{took:.1f}"]
+    whole = seconds["vaeflow init, to the champion of 1,000 images"]
+    assert f"take {whole:.0f} s, to the champion" in text(REPOSITORY / "README.md")
+
+
 def test_the_readmes_table_is_that_of_the_results():
     readme = REPOSITORY / "README.md"
     ours = [nats("vaeflow-cpu"), speed("vaeflow", 512)]
