@@ -108,6 +108,39 @@ def test_nothing_is_overwritten(tmp_path):
     assert (project / "README.md").read_text() == "theirs\n"
 
 
+def test_a_file_where_a_folder_has_to_be(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("file", "file/inside"):
+        error = init(tmp_path, name, status=2).stderr
+        assert f"{tmp_path / 'file'} is a file" in error
+    assert listing(tmp_path) == ["file"]
+
+
+def test_what_the_repository_ignores_is_said_before_anything_is_written(tmp_path):
+    run(tmp_path, "git", "init", "--quiet")
+    (tmp_path / ".gitignore").write_text("*.yaml\n")
+    error = init(tmp_path, "mine", status=2).stderr
+    assert "dvc.yaml, params.yaml, prefect.yaml" in error
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_hook_that_refuses_leaves_the_files_staged(tmp_path):
+    run(tmp_path, "git", "init", "--quiet")
+    hook = tmp_path / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho not like this; exit 1\n")
+    hook.chmod(0o755)
+    error = init(tmp_path, "mine", status=2).stderr
+    assert "not like this" in error
+    assert "made, but not committed" in error
+    assert "mine/dvc.yaml" in run(tmp_path, "git", "diff", "--cached", "--name-only").stdout
+
+
+def test_a_path_is_taken_as_it_is_meant(tmp_path):
+    init(tmp_path, "nowhere/../mine")
+    assert listing(tmp_path)[0] == "mine"
+
+
 def test_a_second_time_it_says_how_to_update(tmp_path):
     init(tmp_path, "mine")
     error = init(tmp_path, "mine", status=2).stderr
@@ -120,6 +153,8 @@ def test_a_second_time_it_says_how_to_update(tmp_path):
         ((), "vaeflow init NAME"),
         (("two words",), "cannot name a model"),
         (("mine", "--images", "x", "--sample"), "either --images or --sample"),
+        (("mine", "--size", "8x8"), "are for --images"),
+        (("mine", "--sample", "--dry-run"), "--dry-run is for --update"),
         (("mine", "--package", "numpy"), "vaeflow==VERSION"),
         (("mine", "--package", "vaeflow-9-py3-none-any.whl"), "is not there"),
         (("mine", "--update"), "run it in the project"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from contextlib import chdir
 from importlib.util import find_spec
@@ -50,7 +51,7 @@ def init(
     from vaeflow.project.template import find_origin
 
     if update:
-        if name or images or sample:
+        if name or images or sample or size or skip_bad:
             raise WorkspaceError("--update takes no folder and no images: run it in the project.")
         _update(package, dry_run)
         return
@@ -58,9 +59,13 @@ def init(
         raise WorkspaceError("say which folder: vaeflow init NAME, or . for this one.")
     if images and sample:
         raise WorkspaceError("either --images or --sample.")
+    if (size or skip_bad) and not images:
+        raise WorkspaceError("--size and --skip-bad are for --images SOURCE.")
+    if dry_run:
+        raise WorkspaceError("--dry-run is for --update.")
     from vaeflow.project.start import make_project
 
-    folder = name.absolute()
+    folder = name.resolve()
     source = SAMPLE if sample else images
     if source:
         _require_pipeline()
@@ -79,10 +84,9 @@ def init(
         print("no files for GitHub or GitLab: they read them at the root of a repository only")
     if not shutil.which("make"):
         print("there is no make here: apt install make")
-    if not source:
-        print(f"next: cd {name} && vaeflow data add FOLDER && make repro")
-    else:
-        print(f"next: cd {name} && make repro")
+    steps = [] if folder == Path.cwd() else [f"cd {shlex.quote(str(name))}"]
+    steps += ["make repro"] if source else ["vaeflow data add FOLDER", "make repro"]
+    print(f"next: {' && '.join(steps)}")
 
 
 def _require_pipeline() -> None:

@@ -48,7 +48,7 @@ def make_project(folder: Path, origin: Origin, add: Callable[[], None] | None = 
     Nothing that is there is overwritten, and nothing is written where something stands in the way.
 
     Args:
-        folder: its name is the model's.
+        folder: absolute; its name is the model's.
         origin: where the project gets this package from.
         add: adds the images, once the rest is there.
 
@@ -57,7 +57,6 @@ def make_project(folder: Path, origin: Origin, add: Callable[[], None] | None = 
             a DVC project, or git is missing or cannot commit.
         VaeflowError: of `add`; the project is there then, and committed, without images.
     """
-    folder = folder.absolute()
     if not NAME.fullmatch(folder.name):
         raise WorkspaceError(
             f"{folder.name!r} cannot name a model: letters, digits, and - _ . after the first."
@@ -75,29 +74,30 @@ def make_project(folder: Path, origin: Origin, add: Callable[[], None] | None = 
     written = [*files, str(RECORD), str(ORIGINALS)]
     if answers.wheel:
         written.append(f"{WHEELS}/{answers.wheel}")
-    _require_free(folder, [*written, "data.dvc"] if add else written)
+    with_images = [*written, "data.dvc"] if add else written
+    _require_free(folder, with_images)
+    if top:
+        _require_not_ignored(top, folder, with_images)
 
-    for path, content in files.items():
-        with atomic_file(folder / path) as fresh:
-            fresh.write_bytes(content)
-    origin.put_wheel(folder)
-    write_record(folder, answers, files)
+    try:
+        for path, content in files.items():
+            with atomic_file(folder / path) as fresh:
+                fresh.write_bytes(content)
+        origin.put_wheel(folder)
+        write_record(folder, answers, files)
+    except OSError as error:
+        raise WorkspaceError(f"{folder} cannot be written: {error}.") from None
     if top is None:
         git(folder, "init", "--quiet", "--initial-branch=main")
     try:
         if add:
             add()
     except VaeflowError as error:
-        commit(folder, written, MESSAGE)
+        _commit(folder, written)
         raise type(error)(
             f"{error}\n{folder} is made, but has no images yet; there: vaeflow data add SOURCE"
         ) from None
-    return Made(
-        folder,
-        len(written),
-        commit(folder, [*written, "data.dvc"] if add else written, MESSAGE),
-        not answers.ci,
-    )
+    return Made(folder, len(written), _commit(folder, with_images), not answers.ci)
 
 
 def _require_git(folder: Path) -> Path | None:
@@ -108,7 +108,9 @@ def _require_git(folder: Path) -> Path | None:
     """
     if not shutil.which("git"):
         raise WorkspaceError("there is no git here, and a project needs it: apt install git")
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise WorkspaceError(f"{there} is a file, and no folder can be made there.")
     if _git(there, "var", "GIT_COMMITTER_IDENT").returncode:
         raise WorkspaceError(
             "git does not know who you are, and a project begins with a commit: git config "
@@ -142,13 +144,24 @@ def _require_free(folder: Path, paths: Iterable[str]) -> None:
         )
 
 
+def _require_not_ignored(top: Path, folder: Path, paths: Iterable[str]) -> None:
+    """Refuse where the repository that the folder lies in would not keep the files."""
+    ignored = _git(top, "check-ignore", "--", *(str(folder / path) for path in paths)).stdout
+    if ignored:
+        names = ", ".join(str(Path(line).relative_to(folder)) for line in ignored.splitlines())
+        raise WorkspaceError(
+            f"the repository {top} ignores what a project has to keep: {names}. Change its "
+            ".gitignore, or choose another folder."
+        )
+
+
 def _first_taken(folder: Path, path: str) -> Path | None:
     place = folder / path
     if place.exists() or place.is_symlink():
         return Path(path)
     for parent in Path(path).parents:
         if (folder / parent).exists() and not (folder / parent).is_dir():
-            return parent if parent.parts else folder
+            return parent
     return None
 
 
@@ -171,12 +184,17 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def commit(folder: Path, paths: list[str], message: str) -> str:
+def _commit(folder: Path, paths: list[str]) -> str:
     """Commit these files and no others, whatever else is staged; return the commit, shortened.
 
     Raises:
         WorkspaceError: git does not take them.
     """
-    git(folder, "add", "--", *paths)
-    git(folder, "commit", "--quiet", "--message", message, "--", *paths)
+    try:
+        git(folder, "add", "--", *paths)
+        git(folder, "commit", "--quiet", "--message", MESSAGE, "--", *paths)
+    except WorkspaceError as error:
+        raise WorkspaceError(
+            f"{error}\n{folder} is made, but not committed; there: git commit"
+        ) from None
     return git(folder, "rev-parse", "--short", "HEAD")
