@@ -57,7 +57,7 @@ def test_a_base_install_is_small_loads_a_bundle_and_says_what_more_needs(
             "data add digits",
             "train",
             "models",
-            "score x --model y --out z.parquet",
+            "score x --model models:/x/1 --out z.parquet",
         ),
         "serve": (f"serve --model {bundle}",),
     }
