@@ -133,6 +133,19 @@ def test_a_folder_that_init_did_not_make(workspace):
     assert "was not made by `vaeflow init`" in error
 
 
-def test_a_damaged_record(project):
-    (project / ".vaeflow" / "template.zip").write_bytes(b"no zip")
+@pytest.mark.parametrize("name", ["../README.md", "/etc/hosts"])
+def test_a_record_that_names_files_elsewhere(project, name):
+    answers, originals = read_record(project)
+    (project.parent / "README.md").write_text("theirs\n")
+    write_record(project, answers, {**originals, name: b"theirs\n"})
+    save(project)
+    assert "lies outside of the project" in update(project, status=2)
+    assert (project.parent / "README.md").exists()
+
+
+@pytest.mark.parametrize("file", ["template.zip", "project.json"])
+@pytest.mark.parametrize("damage", [lambda content: b"nothing", lambda content: content[:-9]])
+def test_a_damaged_record(project, file, damage):
+    path = project / ".vaeflow" / file
+    path.write_bytes(damage(path.read_bytes()))
     assert "git checkout .vaeflow" in update(project, status=2)

@@ -79,14 +79,7 @@ def make_project(folder: Path, origin: Origin, add: Callable[[], None] | None = 
     if top:
         _require_not_ignored(top, folder, with_images)
 
-    try:
-        for path, content in files.items():
-            with atomic_file(folder / path) as fresh:
-                fresh.write_bytes(content)
-        origin.put_wheel(folder)
-        write_record(folder, answers, files)
-    except OSError as error:
-        raise WorkspaceError(f"{folder} cannot be written: {error}.") from None
+    _write(folder, files, origin, answers)
     if top is None:
         git(folder, "init", "--quiet", "--initial-branch=main")
     try:
@@ -98,6 +91,17 @@ def make_project(folder: Path, origin: Origin, add: Callable[[], None] | None = 
             f"{error}\n{folder} is made, but has no images yet; there: vaeflow data add SOURCE"
         ) from None
     return Made(folder, len(written), _commit(folder, with_images), not answers.ci)
+
+
+def _write(folder: Path, files: dict[str, bytes], origin: Origin, answers: Answers) -> None:
+    try:
+        for path, content in files.items():
+            with atomic_file(folder / path) as fresh:
+                fresh.write_bytes(content)
+        origin.put_wheel(folder)
+        write_record(folder, answers, files)
+    except OSError as error:
+        raise WorkspaceError(f"{folder} cannot be written: {error}.") from None
 
 
 def _require_git(folder: Path) -> Path | None:

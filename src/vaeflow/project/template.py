@@ -13,12 +13,13 @@ import json
 import re
 import shutil
 import zipfile
+import zlib
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vaeflow.common.code import package_version
 from vaeflow.common.files import atomic_file
@@ -30,6 +31,7 @@ RECORD = Path(".vaeflow") / "project.json"
 ORIGINALS = Path(".vaeflow") / "template.zip"
 WHEELS = "wheels"
 CI = (".github/workflows/main.yml", ".gitlab-ci.yml")
+LARGEST = 16 << 20  # bytes of those, unpacked
 DOT = re.compile("(?:(?<=/)|^)dot-")
 
 
@@ -50,7 +52,7 @@ class Answers(BaseModel):
     model: str
     version: str
     package: str
-    wheel: str | None
+    wheel: Annotated[str, Field(pattern=r"^vaeflow-[^/\\]+\.whl$")] | None
     ci: bool
 
 
@@ -180,8 +182,14 @@ def read_record(project: Path) -> tuple[Answers, dict[str, bytes]]:
     try:
         answers = Answers.model_validate_json((project / RECORD).read_bytes())
         with zipfile.ZipFile(project / ORIGINALS) as archive:
+            for entry in archive.infolist():
+                # Whose project it is need not be who updates it.
+                if ".." in Path(entry.filename).parts or Path(entry.filename).is_absolute():
+                    raise zipfile.BadZipFile(f"{entry.filename} lies outside of the project")
+            if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+                raise zipfile.BadZipFile(f"more than {LARGEST >> 20} MiB")
             return answers, {name: archive.read(name) for name in archive.namelist()}
-    except (ValidationError, OSError, zipfile.BadZipFile) as error:
+    except (ValidationError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise WorkspaceError(
             f"{project / RECORD.parent} is damaged: {error}. Restore it: git checkout "
             f"{RECORD.parent}"
