@@ -184,6 +184,14 @@ def test_without_git_or_a_name_for_commits(tmp_path):
     assert listing(tmp_path) == []
 
 
+def test_without_make_the_project_is_made_all_the_same(tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").symlink_to(shutil.which("git"))
+    assert "apt install make" in init(tmp_path, "mine", PATH=str(programs)).stdout
+    assert (tmp_path / "mine" / "Makefile").exists()
+
+
 def test_inside_another_dvc_project(tmp_path):
     (tmp_path / ".dvc").mkdir()
     error = init(tmp_path, "a/b", status=2).stderr
