@@ -184,6 +184,9 @@ def test_another_seed_splits_otherwise(digits):
 
 
 def test_missing_data_say_how_to_get_them(tmp_path):
+    with pytest.raises(DataError, match="vaeflow data add FOLDER"):
+        prepare(Workspace(tmp_path), Prepare())
+    (tmp_path / "data.dvc").touch()
     with pytest.raises(DataError, match="dvc pull"):
         prepare(Workspace(tmp_path), Prepare())
 
