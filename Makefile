@@ -100,12 +100,18 @@ lock: $(UV) ## resolve pyproject.toml anew into requirements.txt, and into the l
 clean: ## remove the environment and everything a run has made, but not the data
 	rm -rf .venv outputs mlflow.db mlflow.lock mlartifacts dvc_plots site dist
 
+# An environment that was moved with its folder does not work: it is made anew.
+ifneq ($(or $(shell cat .venv/.place 2>/dev/null),$(CURDIR)),$(CURDIR))
+  $(shell rm -f .venv/.ready .venv/bin/uv)
+endif
+
 # Stamps, so that nothing is installed again until what is to be installed changes.
 $(UV): requirements-uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@echo "Installing into .venv: it takes about 3.9 GB of disk, and a minute on a fast line."
 	@$(PYTHON) -m venv --clear .venv
+	@echo "$(CURDIR)" > .venv/.place
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	  --requirement $<
 	@touch $@

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run
+from helpers import REPOSITORY, run
 
 from vaeflow.cli import main
 
@@ -265,6 +265,39 @@ def test_its_own_test_passes(tmp_path):
     assert "2 passed" in done.stdout
     assert run(project, "git", "status", "--porcelain").stdout == ""
     assert not (project / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("whose", ["a project's", "this repository's"])
+def test_make_makes_an_environment_anew_that_was_moved(tmp_path, whose):
+    init(tmp_path, "mine")
+    project = tmp_path / "mine"
+    if whose == "this repository's":
+        shutil.copy(REPOSITORY / "Makefile", project)
+        (project / "pyproject.toml").touch()
+    (project / ".venv" / "bin").mkdir(parents=True)
+    for stamp in ("bin/uv", ".ready"):
+        (project / ".venv" / stamp).touch()
+    place = project / ".venv" / ".place"
+    outside = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+
+    def makes(it: str) -> bool:
+        place.write_text(it)
+        return "-m venv --clear .venv" in run(project, "make", "-n", "setup", env=outside).stdout
+
+    assert not makes(f"{project}\n")
+    assert makes(f"{tmp_path}\n")
+
+
+def test_make_takes_spaces_in_the_way(tmp_path):
+    """The active environment is ours, by a link."""
+    place = tmp_path / "my projects"
+    place.mkdir()
+    (place / "my environment").symlink_to(sys.prefix)
+    init(place, "mine")
+    environment = {**os.environ, "VIRTUAL_ENV": str(place / "my environment")}
+    error = run(place / "mine", "make", "repro", status=2, env=environment).stderr
+    assert "vaeflow data add FOLDER" in error
+    assert not (place / "mine" / ".venv").exists()
 
 
 def test_make_says_what_an_active_environment_lacks(tmp_path):

@@ -20,7 +20,8 @@ SAMPLE = "digits"
 @commands.command("init")
 def init(
     name: Annotated[
-        Path | None, typer.Argument(help="The folder; its name is the model's, too. . is this one.")
+        Path | None,
+        typer.Argument(help="The folder to make; it names the model. A dot is this one."),
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="Your images, as `vaeflow data add` takes them.")
