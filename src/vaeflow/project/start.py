@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from vaeflow.common.code import package_version
 from vaeflow.common.files import atomic_file
+from vaeflow.config.schema import Export
 from vaeflow.errors import VaeflowError, WorkspaceError
 from vaeflow.project.template import (
     ORIGINALS,
@@ -22,7 +24,6 @@ from vaeflow.project.template import (
     write_record,
 )
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 MESSAGE = "A project made by vaeflow init"
 
 
@@ -57,10 +58,12 @@ def make_project(folder: Path, origin: Origin, add: Callable[[], None] | None = 
             a DVC project, or git is missing or cannot commit.
         VaeflowError: of `add`; the project is there then, and committed, without images.
     """
-    if not NAME.fullmatch(folder.name):
+    try:
+        Export(name=folder.name)
+    except ValidationError:
         raise WorkspaceError(
             f"{folder.name!r} cannot name a model: letters, digits, and - _ . after the first."
-        )
+        ) from None
     top = _require_git(folder)
     _require_no_other_project(folder)
     answers = Answers(
