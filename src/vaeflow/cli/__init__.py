@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from vaeflow.cli import data, inference, project, registry, retraining, stages
+from vaeflow.cli import data, inference, project, registry, retraining, stages, tuning
 from vaeflow.common import processes
 from vaeflow.common.code import package_version
 from vaeflow.common.files import cache_error_message
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (project, stages, retraining, registry, inference):
+for group in (project, stages, retraining, tuning, registry, inference):
     app.add_typer(group.commands)
 app.add_typer(data.commands, name="data", rich_help_panel="Images")
 

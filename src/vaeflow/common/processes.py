@@ -72,9 +72,14 @@ def _end_group(process: subprocess.Popen[Any], grace: float, end: int) -> None:
 
 def this_process() -> str:
     """Return a name no other process has: host, process id, and when it began, in seconds."""
+    return process_name(os.getpid())
+
+
+def process_name(number: int) -> str:
+    """Return the name of a process of this host, as `this_process` does for itself."""
     import psutil
 
-    return f"{_host()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    return f"{_host()} {number} {psutil.Process(number).create_time():.2f}"
 
 
 def is_gone(process: str) -> bool:
@@ -85,9 +90,25 @@ def is_gone(process: str) -> bool:
     if host != _host():
         return False  # nobody here can tell
     try:
-        return abs(psutil.Process(int(number)).create_time() - float(began)) > 1
+        found = psutil.Process(int(number))
+        # One that nobody asks for its status stays in the table of processes, but is no more.
+        ended = found.status() == psutil.STATUS_ZOMBIE
+        return ended or abs(found.create_time() - float(began)) > 1
     except psutil.NoSuchProcess:
         return True
+
+
+def end_left_behind(process: str, grace: float) -> None:
+    """End the group of a process of this host, named by `process_name`, whose parent was killed."""
+    host, number, _ = process.rsplit(" ", 2)
+    if host != _host():
+        return
+    deadline = time.monotonic() + grace
+    with suppress(ProcessLookupError):
+        while not is_gone(process):
+            end = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+            os.killpg(int(number), end)
+            time.sleep(0.2)
 
 
 def _host() -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from vaeflow.errors import WorkspaceError
 
+TRIALS = Path(".dvc") / "tmp" / "tune"
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -39,6 +41,20 @@ class Workspace:
         """
         inside = [folder.parent for folder in self.root.parents if folder.name == ".dvc"]
         return inside[0] if inside else self.root
+
+    @property
+    def trials(self) -> Path:
+        """Where the trials of sweeps are made, each in a workspace of its own."""
+        return self.root / TRIALS
+
+    @property
+    def code(self) -> Path:
+        """The folder whose git commit says which code is run.
+
+        It is `root`, but for the trial of a sweep, which git does not know.
+        """
+        inside = TRIALS.as_posix() in self.root.as_posix()
+        return self.repository if inside else self.root
 
     @property
     def parameters(self) -> Path:
@@ -99,6 +115,16 @@ class Workspace:
     def logs(self) -> Path:
         """What runs say in detail: a file a run of `vaeflow retrain`. No stage's output."""
         return self.root / "outputs" / "logs"
+
+    @property
+    def tuning(self) -> Path:
+        """What sweeps found: a folder each. No stage's output."""
+        return self.root / "outputs" / "tuning"
+
+    @property
+    def presets(self) -> Path:
+        """Files of parameters to be taken over into `params.yaml`."""
+        return self.root / "presets"
 
     def require(self, path: Path, remedy: str) -> Path:
         """Return the folder of a file that must exist, or name it and the remedy.

@@ -43,7 +43,7 @@ def override_parameters(workspace: Workspace, overrides: Mapping[str, object]) -
         return
     check(workspace, overrides)
     before = workspace.parameters.read_text(encoding="utf-8")
-    during = _changed(workspace, overrides)
+    during = changed_text(workspace, overrides)
     _note(workspace).parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(_note(workspace)) as fresh:
         write_json(fresh, {"before": before, "during": during})
@@ -106,7 +106,8 @@ def parse(settings: list[str]) -> dict[str, object]:
     return overrides
 
 
-def _changed(workspace: Workspace, overrides: Mapping[str, object]) -> str:
+def changed_text(workspace: Workspace, overrides: Mapping[str, object]) -> str:
+    """Return the text of `params.yaml` with other values, its comments and layout as they are."""
     import io
 
     from ruamel.yaml import YAML

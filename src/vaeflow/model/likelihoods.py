@@ -369,3 +369,13 @@ def likelihood_warning(likelihood: str, images: Images) -> str | None:
             "occur. Set train.likelihood to bernoulli."
         )
     return None
+
+
+def name_measure(image_shape: tuple[int, ...], likelihood: str, levels: int, binarize: str) -> str:
+    """Say what a model's bound is of: only bounds of the same can be compared."""
+    # Static or dynamic, the test images are drawn alike.
+    images = "images as they are" if binarize == "none" else "binarised images"
+    size = " x ".join(map(str, image_shape))
+    of_levels = likelihood in DISCRETE
+    judged = f"{levels} levels" if of_levels else f"likelihood {likelihood}"
+    return f"{images} of {size} under {'a probability of ' * of_levels}{judged}"

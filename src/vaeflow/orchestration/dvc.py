@@ -194,3 +194,20 @@ def run_stage(
     if status:
         output = "\n".join(lines[-8:])
         raise StageError(f"stage {stage} failed (dvc exited with {status}):\n{output}")
+
+
+def make_prepared(workspace: Workspace, say: Callable[[str], None]) -> None:
+    """Bring `outputs/prepared` up to date, and what it depends on.
+
+    Args:
+        workspace: whose.
+        say: called with a line when there is something to wait for.
+
+    Raises:
+        DataError, StageError: as `fetch_data` and `run_stage`.
+    """
+    with lock_workspace(workspace, wait=True, report=say):
+        for stage in fetch_data(workspace):
+            if stage == "train":
+                break
+            run_stage(workspace, stage, say)

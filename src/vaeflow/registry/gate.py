@@ -17,7 +17,7 @@ from vaeflow.config.schema import Parameters, Registry, load_parameters
 from vaeflow.data.images import binarized
 from vaeflow.data.splits import load_split
 from vaeflow.errors import BundleError, RegistryError
-from vaeflow.model.likelihoods import DISCRETE
+from vaeflow.model.likelihoods import name_measure
 from vaeflow.registry.comparison import Decision, compare
 from vaeflow.registry.held_out import choose_images, count_try, read_held_out, unseen_images
 from vaeflow.registry.lock import hold_lock
@@ -202,9 +202,4 @@ def _check_sanity(manifest: Manifest, wanted: Registry) -> Check:
 def measure(model: Bundle) -> str:
     """Say what a model's bound is of: only bounds of the same can be compared."""
     manifest = model.manifest
-    # Static or dynamic, the test images are drawn alike.
-    images = "images as they are" if manifest.binarize == "none" else "binarised images"
-    size = " x ".join(map(str, model.image_shape))
-    of_levels = manifest.likelihood in DISCRETE
-    judged = f"{manifest.levels} levels" if of_levels else f"likelihood {manifest.likelihood}"
-    return f"{images} of {size} under {'a probability of ' * of_levels}{judged}"
+    return name_measure(model.image_shape, manifest.likelihood, manifest.levels, manifest.binarize)

@@ -60,7 +60,7 @@ def _git(workspace: Workspace, *arguments: str) -> str | None:
     """Return the output of a git command, or None where there is no git, repository or commit."""
     try:
         done = subprocess.run(
-            ["git", "-C", workspace.root, *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", workspace.code, *arguments], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "vaeflow"
 # Which process a run is open in, as `this_process` says it.
 PROCESS_TAG = "vaeflow.process"
+# The variable with more tags of a training's run, as JSON: of which sweep it is a trial.
+TAGS_VARIABLE = "VAEFLOW_RUN_TAGS"
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
 ESCAPED = re.compile("%[0-9a-fA-F]{2}")
@@ -274,6 +276,14 @@ class Run:
         for figure in sorted(folder.glob("*.png")):
             self.log_file(figure, "figures")
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Add tags."""
+        from mlflow.entities import RunTag
+
+        with registry_errors(self.client.tracking_uri):
+            added = [RunTag(name, text) for name, text in tags.items()]
+            self.client.log_batch(self.run_id, tags=added)
+
     def is_finished(self) -> bool:
         """Return whether it was closed as FINISHED."""
         with registry_errors(self.client.tracking_uri):
@@ -306,6 +316,11 @@ def champion_parameters(workspace: Workspace, name: str) -> dict[str, str] | Non
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return None
+
+
+def run_tags() -> dict[str, str]:
+    """Return the tags that whoever started this process wants its run to have."""
+    return json.loads(os.environ.get(TAGS_VARIABLE, "{}"))
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vaeflow.common.workspace import Workspace
+from vaeflow.config.schema import Train
 from vaeflow.errors import RegistryError
 from vaeflow.tracking.runs import Run
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 HISTORY = "history.csv"
 RETRY_SECONDS = 60
+EPOCH_LINE = re.compile(r"epoch (\d+)/(\d+)  elbo \S+  validation (\S+) nats")
 
 
 class EpochReport:
@@ -43,12 +47,7 @@ class EpochReport:
     def epoch(self, row: Row) -> None:
         """Report an epoch; `validation_` marks the validation split."""
         self.rows.append(row)
-        print(
-            f"epoch {row['epoch']}/{self.epochs}  elbo {row['elbo']:.3f}  "
-            f"validation {row['validation_elbo']:.3f} nats"
-            + (f"  skipped {row['skipped_steps']:.0f} steps" * bool(row["skipped_steps"])),
-            flush=True,
-        )
+        print(epoch_line(row, self.epochs), flush=True)
         if time.monotonic() >= self.next_try:
             self._tell()
 
@@ -68,6 +67,29 @@ class EpochReport:
             if not self.next_try:
                 print(f"the training goes on without {error}", flush=True)
             self.next_try = time.monotonic() + RETRY_SECONDS
+
+
+class Reached(NamedTuple):
+    """What a line of an epoch says: which one, of how many, and the validation ELBO in nats."""
+
+    epoch: int
+    epochs: int
+    validation_elbo: float
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """Return the line that reports an epoch."""
+    return (
+        f"epoch {row['epoch']}/{epochs}  elbo {row['elbo']:.3f}  "
+        f"validation {row['validation_elbo']:.3f} nats"
+        + (f"  skipped {row['skipped_steps']:.0f} steps" * bool(row["skipped_steps"]))
+    )
+
+
+def read_epoch_line(line: str) -> Reached | None:
+    """Read what `epoch_line` wrote; None if the line is another one."""
+    found = EPOCH_LINE.match(line)
+    return Reached(int(found[1]), int(found[2]), float(found[3])) if found else None
 
 
 def log_rows(run: Run, rows: list[Row]) -> None:
@@ -95,6 +117,13 @@ def read_history(path: Path) -> list[Row]:
     """Read the rows that `write_history` wrote, as numbers."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def kept_row(rows: Sequence[Row], settings: Train) -> Row:
+    """Return the row of the epoch whose weights are kept: see `Training.keep_best`."""
+    if not settings.patience or settings.finish_epochs:
+        return rows[-1]
+    return min(rows, key=lambda row: row["validation_loss"])
 
 
 def complete(workspace: Workspace, run: Run) -> None:

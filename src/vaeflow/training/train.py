@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ from vaeflow.config.auto import (
     resolve,
     small_data_warning,
 )
-from vaeflow.config.schema import Parameters, Train
+from vaeflow.config.schema import Parameters
 from vaeflow.data.splits import image_shape, load_split
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import use_gpu_if_any
 from vaeflow.tracking.lineage import collect_lineage
-from vaeflow.tracking.runs import champion_parameters, start_run
+from vaeflow.tracking.runs import champion_parameters, run_tags, start_run
 from vaeflow.training.callbacks import StopWhenSkipping
 from vaeflow.training.checkpoint import Checkpoints, training_key
-from vaeflow.training.history import EpochReport, write_history
+from vaeflow.training.history import EpochReport, kept_row, write_history
 from vaeflow.training.loop import Row, fit
 
 
@@ -61,13 +61,6 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     return {**kept_row(rows, parameters.train), "epochs": len(rows)}
 
 
-def kept_row(rows: Sequence[Row], settings: Train) -> Row:
-    """Return the row of the epoch whose weights are kept: see `Training.keep_best`."""
-    if not settings.patience or settings.finish_epochs:
-        return rows[-1]
-    return min(rows, key=lambda row: row["validation_loss"])
-
-
 def _train(
     workspace: Workspace,
     prepared: Path,
@@ -84,7 +77,7 @@ def _train(
             workspace,
             os.environ.get("DVC_EXP_NAME") or run_name(parameters, lineage["data_md5"]),
             {**parameters.flat(), SHAPE_KEY: str(list(image_shape(prepared)))},
-            lineage,
+            {**lineage, **run_tags()},
             again=run_file.read_text() if run_file.exists() else None,
         ) as run,
     ):
