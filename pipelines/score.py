@@ -45,6 +45,8 @@ def score(
     out: str = "outputs/scores.parquet",
     resize: str | None = None,
     skip_bad: bool = False,
+    engine: str = "local",
+    address: str | None = None,
     workspace: str = ".",
 ) -> dict[str, Any]:
     """Score images, and tell whether they are still like those the model was validated on.
@@ -56,6 +58,8 @@ def score(
         resize: `crop`, `fit` or `exact`; by default images of other sizes are refused, unless the
             model's own were resized.
         skip_bad: go on without files that cannot be used.
+        engine: what computes: `local`, the cores here, or `ray`.
+        address: of a Ray cluster; by default one of this machine's own.
         workspace: the folder with dvc.yaml, or one inside it.
 
     Returns:
@@ -64,7 +68,14 @@ def score(
     place = Workspace.find(workspace)
     thresholds = load_parameters(place.parameters).drift
     batch = Batch(
-        tuple(sources), model, Path(out), latents=True, asked=Asked(resize), skip_bad=skip_bad
+        tuple(sources),
+        model,
+        Path(out),
+        latents=True,
+        asked=Asked(resize),
+        skip_bad=skip_bad,
+        engine=engine,
+        address=address,
     )
     with chdir(place.root):
         scored = result_of(score_images(batch, return_state=True))

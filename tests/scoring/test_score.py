@@ -16,6 +16,7 @@ from vaeflow.bundle.runtime import Bundle
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.registry.pull import pull
 from vaeflow.registry.register import register
+from vaeflow.scoring import engines
 from vaeflow.scoring import score as module
 from vaeflow.scoring.score import Batch, score
 from vaeflow.tracking.runs import connect
@@ -28,8 +29,9 @@ KEPT = 7 * 195
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    """Ten shards of the sample images instead of one."""
+    """Ten shards of the sample images instead of one, two ahead of what is written."""
     monkeypatch.setattr(module, "BLOCKS_PER_SHARD", 1)
+    monkeypatch.setattr(engines, "cores", lambda: 2)
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ def main() -> None:
             raise
         extra = "serve" if error.name in SERVING else "pipeline"
         extra = "serve,grpc" if error.name in GRPC else extra
+        extra = "ray" if error.name == "ray" else extra
         _refuse(f"this needs the package {error.name}: pip install 'vaeflow[{extra}]'")
 
 

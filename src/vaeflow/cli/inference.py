@@ -127,6 +127,15 @@ def score(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without what cannot be used.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="What computes: local, all cores here; or ray, a cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; else one is made."
+        ),
+    ] = None,
 ) -> None:
     """Score images, and say which are anomalous (.parquet, .csv; .npy has the scores alone).
 
@@ -147,6 +156,8 @@ def score(
         maps=maps,
         asked=asked,
         skip_bad=skip_bad,
+        engine=engine,
+        address=address,
     )
     try:
         print("\n".join(score(batch).lines()))

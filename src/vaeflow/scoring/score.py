@@ -8,32 +8,31 @@ is written in one pass from the first row to the last, and takes its name when i
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
-from vaeflow.common import code
-from vaeflow.common.processes import cores
 from vaeflow.common.progress import Progress
 from vaeflow.data.io.reading import Images, Reading, refuse
 from vaeflow.data.io.rules import Rules
 from vaeflow.data.survey import left_alone
-from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
+from vaeflow.errors import BadImageError, DataError, VaeflowError
 from vaeflow.registry.model import Model, locate
+from vaeflow.scoring.engines import Engine, Result, open_engine, programs
 from vaeflow.scoring.images import Asked, blocks, count, in_shards, reading_for, tiling_by
 from vaeflow.scoring.outputs import Parts, Table, kind_of, parts_beside
 from vaeflow.scoring.rows import Shard, draw, of_images, of_pictures, path_of_map
 
 BLOCKS_PER_SHARD = 64
 BLOCKS_PER_TASK = 8
-SHARDS_AHEAD = 2  # being computed while the one before them is written
+TASKS_PER_SHARD = BLOCKS_PER_SHARD // BLOCKS_PER_TASK
+FEWEST_AHEAD = 2  # shards being computed while the one before them is written
 SHOWN_REJECTED = 5
 
 
@@ -53,6 +52,8 @@ class Batch:
             Of pictures that are cut into tiles those are stitched together.
         asked: what is said of the files; see `reading_for`.
         skip_bad: go on without what cannot be used; otherwise the first such file ends it.
+        engine: what computes: `local`, the cores of this machine, or `ray`.
+        address: of the Ray cluster; None for one of this machine's own.
     """
 
     sources: tuple[str, ...]
@@ -64,6 +65,8 @@ class Batch:
     maps: Path | None = None
     asked: Asked = field(default_factory=Asked)
     skip_bad: bool = False
+    engine: str = "local"
+    address: str | None = None
 
 
 @dataclass
@@ -149,12 +152,16 @@ def score(batch: Batch) -> Scored:
     if _raises_alarms(model.bundle, batch, reading, scored):
         scored.alarms = 0
         scored.expected = _expected(model.bundle, batch, scored.of)
-    key = {**scored.model, "latents": batch.latents, **_versions()}
+    key = {**scored.model, "latents": batch.latents, **programs()}
     try:
-        with parts_beside(batch.out, key) as parts:
+        with (
+            parts_beside(batch.out, key) as parts,
+            closing(open_engine(batch.engine, batch.address, model, batch.latents)) as engine,
+        ):
             fresh = parts.folder / batch.out.name
             with closing(kind(fresh, scored.model)) as table:
-                _fill(table, batch, reading, model.bundle, parts, scored)
+                scoring = _Scoring(model.bundle, batch.latents, parts, engine)
+                _fill(table, batch, reading, scoring, scored)
             fresh.replace(batch.out)
     except OSError as error:
         raise VaeflowError(f"{batch.out} cannot be written: {error}") from None
@@ -194,25 +201,13 @@ def _expected(bundle: Bundle, batch: Batch, of: str) -> str:
     )
 
 
-def _versions() -> dict[str, str]:
-    """Return the programs that may give other numbers when they change."""
-    import onnxruntime
-
-    return {"code": code.digest(code.SCORE), "onnxruntime": onnxruntime.__version__}
-
-
-def _fill(
-    table: Table, batch: Batch, reading: Reading, bundle: Bundle, parts: Parts, scored: Scored
-) -> None:
+def _fill(table: Table, batch: Batch, reading: Reading, scoring: _Scoring, scored: Scored) -> None:
     """Write the rows of all images, or of all pictures that are cut into images."""
-    total = count(batch.sources, reading)
+    total, bundle = count(batch.sources, reading), scoring.bundle
     size = BLOCKS_PER_SHARD * bundle.images_at_once(SCORE_SAMPLES)
     shards = in_shards(blocks(batch.sources, reading), size)
-    with (
-        Progress("scoring", total, unit=scored.of) as progress,
-        ThreadPoolExecutor(cores()) as pool,
-    ):
-        finished = _Scoring(bundle, batch.latents, parts, pool).run(shards)
+    with Progress("scoring", total, unit=scored.of) as progress:
+        finished = scoring.run(shards)
         tiling = reading.tiling if scored.of == "pictures" else None
         if tiling is None:
             answers = of_images(finished, bundle, batch.false_alarm_rate)
@@ -242,54 +237,38 @@ def _fill(
 class _Scoring:
     """The numbers of shards, found among the parts or computed and kept there."""
 
-    def __init__(self, bundle: Bundle, latents: bool, parts: Parts, pool: ThreadPoolExecutor):
-        self._bundle = bundle
-        self._latents = latents
+    def __init__(self, bundle: Bundle, latents: bool, parts: Parts, engine: Engine):
+        self.bundle = bundle
+        self._columns = 1 + bundle.detects + latents * bundle.latent_dim
         self._parts = parts
-        self._pool = pool
+        self._engine = engine
+        # So many that the engine has tasks while the eldest shard is written.
+        self._ahead = max(FEWEST_AHEAD, 1 + math.ceil(engine.at_once / TASKS_PER_SHARD))
 
     def run(self, shards: Iterator[Images]) -> Iterator[Shard]:
         """Yield the shards in their order, computed a few ahead of the reader."""
-        running: deque[tuple[Images, str, np.ndarray | list[Future[Any]]]] = deque()
-        try:
-            for images in shards:
-                name = self._parts.name(images.digests)
-                running.append((images, name, self._find_or_start(images, name)))
-                if len(running) > SHARDS_AHEAD:
-                    yield self._finish(*running.popleft())
-            while running:
+        running: deque[tuple[Images, str, np.ndarray | list[Result]]] = deque()
+        for images in shards:
+            name = self._parts.name(images.digests)
+            running.append((images, name, self._find_or_start(images, name)))
+            if len(running) > self._ahead:
                 yield self._finish(*running.popleft())
-        finally:  # an error, or an interruption: what has not begun need not
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        while running:
+            yield self._finish(*running.popleft())
 
-    def _find_or_start(self, images: Images, name: str) -> np.ndarray | list[Future[Any]]:
-        columns = 1 + self._bundle.detects + self._latents * self._bundle.latent_dim
-        found = self._parts.find(name, (len(images.names), columns))
+    def _find_or_start(self, images: Images, name: str) -> np.ndarray | list[Result]:
+        found = self._parts.find(name, (len(images.names), self._columns))
         if found is not None:
             return found
-        size = BLOCKS_PER_TASK * self._bundle.images_at_once(SCORE_SAMPLES)
+        size = BLOCKS_PER_TASK * self.bundle.images_at_once(SCORE_SAMPLES)
         return [
-            self._pool.submit(self._compute, images.pixels[start : start + size])
+            self._engine.start(images.pixels[start : start + size])
             for start in range(0, len(images.pixels), size)
         ]
 
-    def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Future[Any]]) -> Shard:
+    def _finish(self, images: Images, name: str, numbers: np.ndarray | list[Result]) -> Shard:
         if isinstance(numbers, np.ndarray):
             return Shard(images.names, images.pixels, numbers, resumed=True)
-        numbers = np.concatenate([future.result() for future in numbers])
+        numbers = np.concatenate([result() for result in numbers])
         self._parts.keep(name, numbers)
         return Shard(images.names, images.pixels, numbers, resumed=False)
-
-    def _compute(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute the numbers of images, float32 `(count, numbers)`; see `Shard`."""
-        with np.errstate(all="ignore"):  # refused below
-            if self._bundle.detects:
-                scores = np.column_stack(self._bundle.detect(pixels)[:2])
-            else:
-                scores = self._bundle.score(pixels)
-        if not np.isfinite(scores).all():
-            raise BundleError(
-                f"{self._bundle.manifest.name}: its scores are not finite. Train it again."
-            )
-        latents = [self._bundle.encode(pixels).mean] if self._latents else []
-        return np.column_stack([scores, *latents])
