@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +311,61 @@ def test_a_killed_worker_leaves_no_run_behind_that_blocks_the_next(tmp_path):
         "KILLED",
         "FINISHED",
     }
+
+
+@pytest.mark.servers
+def test_workers_elsewhere_clone_and_pull_and_one_is_killed(tmp_path, monkeypatch):
+    """A pool of two workers in folders of their own; they get the workspace as the docs say."""
+    root = make_workspace(tmp_path / "workspace", **SMALL)
+    shutil.copy(REPOSITORY / "prefect.yaml", root)
+    page = (REPOSITORY / "docs" / "how-to" / "retrain.md").read_text()
+    pull = "pull:" + page.split("```yaml\npull:")[1].split("```")[0]
+    pull = pull.replace("https://git.example.com/team/project.git", f"file://{root}")
+    branch = run(root, "git", "branch", "--show-current").stdout.strip()
+    deployments = (root / "prefect.yaml").read_text()
+    (root / "prefect.yaml").write_text(f"{pull.replace('main', branch)}\n{deployments}")
+    shared = tmp_path / "remote"
+    run(root, "dvc", "remote", "add", "--default", "shared", str(shared))
+    run(root, "dvc", "push", "data.dvc")
+    run(root, "git", "add", "prefect.yaml", ".dvc/config")
+    run(root, "git", "commit", "--quiet", "--message", "for workers elsewhere")
+    pushed = len(list(shared.rglob("*")))
+    port = free_port()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+
+    @contextmanager
+    def worker(name):
+        (tmp_path / name).mkdir()
+        log = tmp_path / f"{name}.log"
+        command = ["prefect", "worker", "start", "--pool", "vaeflow"]
+        with (
+            log.open("w") as out,
+            process_group(command, cwd=tmp_path / name, stdout=out, stderr=out) as process,
+        ):
+            yield log, process
+
+    server = ["prefect", "server", "start", "--port", port]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with mlflow_server(tmp_path / "mlflow") as tracking, process_group(server, **quiet) as process:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+        wait_for_http(f"{os.environ['PREFECT_API_URL']}/health", process)
+        run(root, "prefect", "work-pool", "create", "vaeflow", "--type", "process")
+        run(root, "prefect", "--no-prompt", "deploy", "--all")
+        start = ("prefect", "deployment", "run", "retrain/retrain-nightly", "--param", "push=true")
+        with worker("first") as (log, process):
+            run(root, *start, "--param", 'overrides={"train.epochs": 500}')
+            wait_for("epoch 2/500", log, process)
+            os.killpg(process.pid, signal.SIGKILL)
+        run(root, *start)
+        with worker("second") as (log, process):
+            wait_for("models:/digits-vae/1 is @champion", log, process, seconds=600)
+            wait_for("Finished in state Completed", log, process)
+        version = connect().get_model_version_by_alias("digits-vae", "champion")
+        tags = connect().get_run(version.run_id).data.tags
+    assert tags["git_commit"] == run(root, "git", "rev-parse", "HEAD").stdout.strip()
+    assert len(list(shared.rglob("*"))) > pushed
+    assert not (root / "outputs").exists()
+    assert not any(tmp_path.joinpath("second").iterdir())
 
 
 def wait_for(text, log, process, seconds=180):

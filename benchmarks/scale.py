@@ -1,0 +1,173 @@
+"""What several processes bring on one machine: as much as it can tell of several machines.
+
+    python benchmarks/scale.py [--parts ray memory sweep] [--images 200000] [--trials 12]
+        [--seconds 60] [--results FILE]
+
+Parts:
+
+- `ray`: `vaeflow score --engine ray` on a cluster that runs already, beside the local engine, on
+  the same cores: random images of 28x28, the network of `presets/mnist.yaml`, untrained (its
+  weights do not change its speed). The bytes are compared, too;
+- `memory`: the peak memory of the process that reads and writes, for a tenth of the images and for
+  all of them, with the digits network;
+- `sweep`: `vaeflow tune` with two trials at once, of one core each, beside one after the other
+  with both cores; each of at least so many seconds by itself. Nothing is pruned, and the trials are
+  the same.
+
+Writes `benchmarks/results/scale.json`: a list with an entry a part; those of parts that were not
+asked for stay.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import score as scoring
+from machine import machine
+
+from vaeflow.common.files import atomic_file, write_json
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "scale.json"
+# Seconds and peak kilobytes of a batch, in a process of its own, imports left out.
+SCORE = """
+import sys, time
+from pathlib import Path
+from vaeflow.scoring.score import Batch, score
+source, model, out, engine, address = sys.argv[1:]
+if engine == "ray":
+    import ray
+    from vaeflow.scoring.engines import _connect
+    _connect(None)  # what starts Ray is not measured
+    score(Batch(("digits.npy",), model, Path("warm.parquet"), engine="ray"))
+start = time.perf_counter()
+score(Batch((source,), model, Path(out), latents=True, engine=engine))
+seconds = time.perf_counter() - start
+peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+print(seconds, peak)
+"""
+
+
+def main() -> None:
+    """Measure the parts that are named, and merge them into the results."""
+    parts = {"ray": measure_ray, "memory": measure_memory, "sweep": measure_sweep}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))
+    parser.add_argument("--images", type=int, default=200_000, help="to score")
+    parser.add_argument("--trials", type=int, default=12, help="of the sweep")
+    parser.add_argument("--seconds", type=float, default=60, help="of a trial, at least")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    for name in arguments.parts:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = parts[name](Path(scratch), arguments)
+        command = f"python benchmarks/scale.py --parts {name}"
+        entry = {"name": name, **found, "command": command, **machine("CPU")}
+        print(json.dumps(entry, indent=2), flush=True)
+        before = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
+        kept = [other for other in before if other["name"] != name]
+        with atomic_file(arguments.results) as fresh:
+            write_json(fresh, [*kept, entry])
+
+
+def run_score(scratch: Path, images: Path, bundle: Path, engine: str) -> tuple[float, int, bytes]:
+    """Seconds, peak memory in kilobytes, and what was written."""
+    out = scratch / f"{engine}.parquet"
+    command = [sys.executable, "-c", SCORE, images, bundle, out, engine, ""]
+    done = subprocess.run(command, check=True, cwd=scratch, stdout=subprocess.PIPE, text=True)
+    seconds, peak = done.stdout.split()[-2:]
+    return float(seconds), int(peak), out.read_bytes()
+
+
+def measure_ray(scratch: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """The time of Ray's tasks over that of threads."""
+    bundle = scoring.make_bundle(scratch / "bundle")
+    images = scoring.write_images(scratch / "images.npy", arguments.images)
+    scoring.write_images(scratch / "digits.npy", 1_000)
+    local, _, expected = run_score(scratch, images, bundle, "local")
+    ray, _, found = run_score(scratch, images, bundle, "ray")
+    return {
+        "images": arguments.images,
+        "local_seconds": round(local, 1),
+        "ray_seconds": round(ray, 1),
+        "ratio": round(ray / local, 3),
+        "at_most": 1.15,
+        "same_bytes": found == expected,
+    }
+
+
+def measure_memory(scratch: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """The peak memory of the driver on Ray for ten times the images, over that for them."""
+    bundle = scoring.make_bundle(scratch / "bundle")
+    scoring.write_images(scratch / "digits.npy", 1_000)
+    peaks = {}
+    for count in (arguments.images // 10, arguments.images):
+        images = scoring.write_images(scratch / f"{count}.npy", count)
+        peaks[count] = run_score(scratch, images, bundle, "ray")[1]
+    few, many = peaks.values()
+    return {
+        "peak_memory_mb": {f"{count}": round(peak / 1024, 1) for count, peak in peaks.items()},
+        "ratio": round(many / few, 3),
+        "at_most": 1.1,
+    }
+
+
+def measure_sweep(scratch: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """The time of two trials at once over that of one after the other."""
+    workspace = scratch / "workspace"
+    subprocess.run(["git", "clone", "--quiet", REPOSITORY, workspace], check=True)
+    one = run_sweep(workspace, "calibration", 1, 1, 4, arguments)
+    epochs = math.ceil(4 * arguments.seconds / one)  # starting counts, too: longer than needed
+    alone = run_sweep(workspace, "alone", arguments.trials, 1, epochs, arguments)
+    together = run_sweep(workspace, "together", arguments.trials, 2, epochs, arguments)
+    return {
+        "trials": arguments.trials,
+        "epochs": epochs,
+        "seconds_a_trial_alone": round(alone / arguments.trials, 1),
+        "one_after_the_other_seconds": round(alone, 1),
+        "two_at_once_seconds": round(together, 1),
+        "ratio": round(together / alone, 3),
+        "at_most": 0.85,
+    }
+
+
+def run_sweep(
+    workspace: Path,
+    name: str,
+    trials: int,
+    workers: int,
+    epochs: int,
+    arguments: argparse.Namespace,
+) -> float:
+    """Seconds of a sweep, whose trials are fixed."""
+    script = f"""
+import optuna
+from pathlib import Path
+from vaeflow.cli.tuning import tune
+from vaeflow.tuning import sweep
+sweep.PRUNED_BESIDE = 1_000_000
+folder = Path("outputs/tuning/{name}")
+folder.mkdir(parents=True)
+storage = "sqlite:///" + str(folder.absolute() / "study.db")
+study = optuna.create_study(study_name="{name}", storage=storage, direction="maximize")
+for trial in range({trials}):
+    study.enqueue_trial({{"train.latent_dim": 8 + trial}})
+tune(Path("space.yaml"), {trials}, {workers}, "{name}", None)
+"""
+    (workspace / "space.yaml").write_text("train.latent_dim: {low: 8, high: 200}\n")
+    changed = f"train:\n  epochs: {epochs}\n  patience: 0\n  kl_warmup_epochs: 0\n"
+    (workspace / "preset.yaml").write_text(changed)
+    edit = [sys.executable, "-m", "vaeflow.config.edit", "preset.yaml"]
+    subprocess.run(edit, check=True, cwd=workspace, stdout=subprocess.DEVNULL)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=workspace)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
