@@ -80,9 +80,16 @@ def make_environment(folder: Path) -> Path:
 
 
 def merge(path: Path, result: dict[str, object]) -> None:
-    """Put a result in the place of the one of the same name, or after the others."""
+    """Put a result in the place of the one of the same name, or after the others.
+
+    Of the same training, what was found before and is not found anew stays.
+    """
     results = json.loads(path.read_text()) if path.exists() else []
-    by_name = {other["name"]: other for other in results} | {result["name"]: result}
+    by_name = {other["name"]: other for other in results}
+    before = by_name.get(result["name"], {})
+    trained = ("train_seconds", "parameters", "seed")
+    same = all(before.get(key) == result.get(key) for key in trained)
+    by_name[result["name"]] = {**before, **result} if same else result
     with atomic_file(path) as fresh:
         write_json(fresh, list(by_name.values()))
 

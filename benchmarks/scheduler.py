@@ -5,12 +5,12 @@
 What is simulated is `vaeflow.scoring.score` with its Ray engine: one process reads images, cuts
 them into shards of 8 tasks, and has as many shards in work as `_Scoring` would; workers take tasks
 in their order; the process waits for the eldest shard before it reads on. How long a task takes on
-a core of this machine, and how long the reading process is busy for a shard, are measured first (the
-network of `presets/mnist.yaml`, 28x28).
+a core of this machine, and how long the reading process is busy for a shard, are measured first
+(the network of `presets/mnist.yaml`, 28x28).
 
 Beside equal workers: with stragglers (of 100 workers 5 take three times as long), and with deaths,
-too (a worker is lost after a hundred tasks in the mean; its task is begun again elsewhere 10 s
-later, and the worker is back after a minute). `efficiency` is the rate over that of as many
+too (a worker is lost after an hour in the mean; its task is begun again elsewhere 10 s later, and
+the worker is back after a minute). `efficiency` is the rate over that of as many
 workers that never wait.
 
 Writes `benchmarks/results/scheduler.json`.
@@ -31,12 +31,13 @@ import score as scoring
 from machine import machine
 
 from vaeflow.common.files import atomic_file, write_json
-from vaeflow.scoring.score import FEWEST_AHEAD, TASKS_PER_WORKER, TASKS_PER_SHARD
+from vaeflow.scoring.engines import TASKS_A_CORE
+from vaeflow.scoring.score import FEWEST_AHEAD, TASKS_PER_SHARD
 
 RESULTS = Path(__file__).parent / "results" / "scheduler.json"
 SHARE_SLOW, SLOWER = 0.05, 3.0
-TASKS_A_LIFE, SECONDS_UNTIL_NOTICED, SECONDS_AWAY = 100, 10.0, 60.0
-ROUNDS = 40  # tasks a worker, in the mean: a batch long enough that its ends do not count
+SECONDS_OF_LIFE, SECONDS_UNTIL_NOTICED, SECONDS_AWAY = 3_600.0, 10.0, 60.0
+ROUNDS = 200  # tasks a worker, in the mean: a batch long enough that its ends do not count
 # Processor seconds of the process that reads, seconds of each task, and images a task.
 MEASURE = """
 import json, sys, time
@@ -55,7 +56,7 @@ for _ in range(10):
     numbers = engines.compute(bundle, True, pixels)
     seconds.append(time.perf_counter() - start)
 class Ready:
-    at_once = 1
+    tasks = 2
     def start(self, pixels):
         return lambda: np.resize(numbers, (len(pixels), numbers.shape[1]))
     def close(self):
@@ -117,7 +118,7 @@ def simulate(
     if kind != "equal":
         slow[: math.ceil(SHARE_SLOW * workers)] = SLOWER
     lost = "lost" in kind
-    ahead = max(FEWEST_AHEAD, 1 + math.ceil(TASKS_PER_WORKER * workers / TASKS_PER_SHARD))
+    ahead = max(FEWEST_AHEAD, 1 + math.ceil(TASKS_A_CORE * workers / TASKS_PER_SHARD))
     shards = max(4 * ahead, ROUNDS * workers // TASKS_PER_SHARD)
     busy = reading_seconds_an_image * images_a_task * TASKS_PER_SHARD
 
@@ -130,7 +131,7 @@ def simulate(
         at, worker = heapq.heappop(free)
         begin = max(at, ready)
         takes = slow[worker] * generator.choice(task_seconds)
-        if lost and generator.random() < 1 / TASKS_A_LIFE:
+        if lost and generator.random() < takes / SECONDS_OF_LIFE:
             gone = begin + takes * generator.random()
             heapq.heappush(free, (gone + SECONDS_AWAY, worker))
             return run(gone + SECONDS_UNTIL_NOTICED)

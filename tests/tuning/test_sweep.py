@@ -17,7 +17,7 @@ from vaeflow.common.processes import cores
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.edit import apply_preset
 from vaeflow.config.schema import load_parameters
-from vaeflow.errors import ConfigError, TrainingError
+from vaeflow.errors import ConfigError, DataError, TrainingError
 from vaeflow.tracking.runs import connect
 from vaeflow.tuning import sweep as sweeps
 from vaeflow.tuning.sweep import shares, tune
@@ -146,6 +146,19 @@ def test_what_is_worse_than_the_others_is_pruned(prepared, monkeypatch):
     runs, _ = trial_runs(prepared)
     assert [found.info.status for found in runs] == ["FINISHED", "KILLED"]
     assert runs[1].data.tags["trial_reason"] == bad["reason"]
+
+
+def test_images_that_are_changed_meanwhile_end_it(prepared):
+    (prepared.root / "space.yaml").write_text(RATES)
+
+    def say(line):
+        if line.startswith("trial 0"):
+            (prepared.prepared / "index.parquet").write_bytes(b"others")
+
+    parameters = load_parameters(prepared.parameters)
+    with pytest.raises(DataError, match="changed while the sweep was at work"):
+        tune(prepared, parameters, prepared.root / "space.yaml", "s", 3, 1, None, say)
+    assert [row["state"] for row in table(prepared)] == ["complete"]
 
 
 @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////absent/folder/study.db"])

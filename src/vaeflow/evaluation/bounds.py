@@ -30,9 +30,9 @@ IMAGES_PER_BLOCK = 64
 # not fill: bounds memory whatever the size of the images, the network and the number of samples.
 VALUES_PER_BLOCK, VALUES_PER_BLOCK_ON_GPU = 8_000_000, 128_000_000
 ACTIVE_VARIANCE = 0.01
-# Of the draws that an estimate stands for, all images get one in so many, and one in so many is
-# made in the mean.
-FIRST_SHARE, DRAWN_SHARE = 12, 4
+# Of the draws that an estimate stands for, one in so many is made in the mean; and of these, all
+# images get one in so many.
+DRAWN_SHARE, FIRST_SHARE = 4, 3
 REFERENCE_IMAGES = 5_000
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -96,10 +96,12 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
     )
 
 
-def estimate_bound(vae: VAE, images: Images, samples: int, seed: int) -> Estimate:
-    """Estimate the mean importance-weighted bound from `samples` draws an image, with a quarter.
+def estimate_bound(
+    vae: VAE, images: Images, samples: int, seed: int, share: int = DRAWN_SHARE
+) -> Estimate:
+    """Estimate the mean importance-weighted bound from `samples` draws an image, with a share.
 
-    All images get a twelfth of the draws. The others are made for some images, chosen at random,
+    All images get a third of these draws. The others are made for some images, chosen at random,
     with a probability that is larger where the weights still vary; what they add there is divided
     by that probability, and so stands for the images that were not chosen. That is unbiased for
     what `compute_bounds` would give in the mean (the estimator of Horvitz & Thompson 1952). To stop
@@ -107,14 +109,15 @@ def estimate_bound(vae: VAE, images: Images, samples: int, seed: int) -> Estimat
 
     Args:
         vae, images, samples, seed: as for `compute_bounds`.
+        share: one in so many draws is made; the more images, the fewer are needed.
     """
-    first = -(-samples // FIRST_SHARE)
+    first = -(-samples // (share * FIRST_SHARE))
     rest = samples - first
     some = _sum(vae, images, first, seed, "bounds")
     few = some.log_weights - math.log(first)
     # From 1, where one draw has all the weight, to `first`.
     effective = np.exp(2 * some.log_weights - some.log_squared_weights)
-    wanted = max(0.0, (samples / DRAWN_SHARE - first) / max(1, rest))
+    wanted = max(0.0, (samples / share - first) / max(1, rest))
     probability = _with_mean(1 / np.sqrt(effective), wanted)
     chosen = np.random.default_rng((seed, 1)).random(len(images)) < probability
     values = few.copy()

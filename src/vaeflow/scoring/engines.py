@@ -27,6 +27,9 @@ from vaeflow.registry.versions import Located
 ENGINES = ("local", "ray")
 # How often a task is begun anew elsewhere when its node is gone.
 RETRIES = 5
+# For each core of the cluster, of about 100 kB of pixels each: a slow or lost machine must not stop
+# the others soon. See benchmarks/scheduler.py.
+TASKS_A_CORE = 16
 SECONDS_TO_CONNECT = 10
 # Nothing is sent anywhere; and Ray need not hide GPUs from tasks that use none.
 QUIET = {
@@ -42,10 +45,10 @@ class Engine(Protocol):
     """Computes the numbers of images, several tasks at a time.
 
     Attributes:
-        at_once: how many tasks it works on.
+        tasks: how many are given to it before the first is waited for.
     """
 
-    at_once: int
+    tasks: int
 
     def start(self, pixels: np.ndarray) -> Result:
         """Begin with some images; what is returned waits for their numbers, see `compute`."""
@@ -103,9 +106,9 @@ class Threads:
     """A thread a core."""
 
     def __init__(self, bundle: Bundle, latents: bool) -> None:
-        self.at_once = cores()
+        self.tasks = 2 * cores()
         self._bundle, self._latents = bundle, latents
-        self._pool = ThreadPoolExecutor(self.at_once)
+        self._pool = ThreadPoolExecutor(cores())
 
     def start(self, pixels: np.ndarray) -> Result:
         """See `Engine`."""
@@ -143,7 +146,7 @@ class OnRay:
         self._own = not ray.is_initialized()
         if self._own:
             _connect(address)
-        self.at_once = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.tasks = TASKS_A_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
         names = [path for path in sorted(model.folder.rglob("*")) if path.is_file()]
         files = {str(path.relative_to(model.folder)): path.read_bytes() for path in names}
         self._orders = ray.put(Orders(files, model.sha256, latents, programs()))

@@ -32,8 +32,6 @@ from vaeflow.scoring.rows import Shard, draw, of_images, of_pictures, path_of_ma
 BLOCKS_PER_SHARD = 64
 BLOCKS_PER_TASK = 8
 TASKS_PER_SHARD = BLOCKS_PER_SHARD // BLOCKS_PER_TASK
-# Tasks in work for each that an engine works on: one of a slow machine must not stop the others.
-TASKS_PER_WORKER = 2
 FEWEST_AHEAD = 2  # shards being computed while the one before them is written
 SHOWN_REJECTED = 5
 
@@ -244,9 +242,8 @@ class _Scoring:
         self._columns = 1 + bundle.detects + latents * bundle.latent_dim
         self._parts = parts
         self._engine = engine
-        # So many that the engine has tasks while the eldest shard is waited for and written.
-        tasks = TASKS_PER_WORKER * engine.at_once
-        self._ahead = max(FEWEST_AHEAD, 1 + math.ceil(tasks / TASKS_PER_SHARD))
+        # The eldest shard is waited for and written while these are in work.
+        self._ahead = max(FEWEST_AHEAD, 1 + math.ceil(engine.tasks / TASKS_PER_SHARD))
 
     def run(self, shards: Iterator[Images]) -> Iterator[Shard]:
         """Yield the shards in their order, computed a few ahead of the reader."""

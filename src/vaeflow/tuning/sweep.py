@@ -26,7 +26,7 @@ from vaeflow.common.workspace import Workspace
 from vaeflow.config.auto import read_facts
 from vaeflow.config.edit import check
 from vaeflow.config.schema import Parameters
-from vaeflow.errors import ConfigError, TrainingError, VaeflowError
+from vaeflow.errors import ConfigError, DataError, TrainingError, VaeflowError
 from vaeflow.tracking.lineage import collect_lineage
 from vaeflow.tracking.runs import Run, find_run, start_run
 from vaeflow.training.history import Reached
@@ -82,6 +82,7 @@ def tune(
 
     Raises:
         ConfigError: the space, the name or the storage cannot be used.
+        DataError: the images were changed meanwhile.
         TrainingError: all that were tried first failed.
     """
     if not NAME.fullmatch(name):
@@ -172,9 +173,13 @@ def _made_with(workspace: Workspace, parameters: Parameters, space: Space) -> di
     return {
         "search space": _digest(described(space)),
         "parameters": _digest(fixed),
-        "images": sha256_of((workspace.prepared / "index.parquet").read_bytes()),
+        "images": _images(workspace),
         "code": code.digest(code.TRAIN),
     }
+
+
+def _images(workspace: Workspace) -> str:
+    return sha256_of((workspace.prepared / "index.parquet").read_bytes())
 
 
 def _digest(value: object) -> str:
@@ -264,6 +269,11 @@ class _Sweep:
     def _take(self) -> bool:
         """Return whether there is another trial to make."""
         optuna.storages.fail_stale_trials(self.study)
+        if _images(self.workspace) != self.study.user_attrs["made_with"]["images"]:
+            raise DataError(
+                f"the images in {self.workspace.prepared} were changed while the sweep was at "
+                "work. Its trials are kept; a sweep of the new images needs another --name."
+            )
         with self.lock:
             if self.stopping or self._used() + self.starting >= self.trials:
                 return False
