@@ -126,13 +126,13 @@ class Orders(NamedTuple):
     """What a task has to know beside the pixels.
 
     Attributes:
-        files: of the bundle, by their names.
+        files: of the bundle, by their names, in Ray's store: only a worker without them gets them.
         sha256: of the bundle.
         latents: whether the posterior means are wanted.
         programs: that the numbers have to come from.
     """
 
-    files: Mapping[str, bytes]
+    files: Any
     sha256: str
     latents: bool
     programs: Mapping[str, str]
@@ -149,7 +149,7 @@ class OnRay:
         self.tasks = TASKS_A_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
         names = [path for path in sorted(model.folder.rglob("*")) if path.is_file()]
         files = {str(path.relative_to(model.folder)): path.read_bytes() for path in names}
-        self._orders = ray.put(Orders(files, model.sha256, latents, programs()))
+        self._orders = Orders(ray.put(files), model.sha256, latents, programs())
         self._task = ray.remote(num_cpus=1, max_retries=RETRIES)(_run)
         self._begun: set[Any] = set()
 
@@ -264,7 +264,7 @@ def _bundle(orders: Orders) -> Bundle:
     if not folder.is_dir():
         folder.parent.mkdir(exist_ok=True)
         with atomic_directory(folder) as fresh:
-            for name, content in orders.files.items():
+            for name, content in _import_ray().get(orders.files).items():
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 (fresh / name).write_bytes(content)
     return _load(folder, orders.sha256)
