@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -176,12 +177,13 @@ class OnRay:
 
 
 def _import_ray() -> Any:
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    # Clusters of `ray start` ask for the user's token. Read when Ray is imported.
-    tokens = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    if tokens or Path("~/.ray/auth_token").expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "ray" not in sys.modules:  # it reads these once, its servers whenever they are started
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        # Clusters of `ray start` ask for the user's token.
+        tokens = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+        if tokens or Path("~/.ray/auth_token").expanduser().exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     return ray

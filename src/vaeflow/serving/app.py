@@ -70,6 +70,7 @@ class RequestFilter:
         service, start = self._service, time.perf_counter()
         exchange = _Exchange(receive, send, service)
         working = scope["path"] not in WATCHED
+        service.received += working
         service.in_flight += working
         try:
             self._check(scope, working)

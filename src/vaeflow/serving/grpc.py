@@ -149,6 +149,7 @@ class _Methods(grpc.GenericRpcHandler):
             start, status, refused = time.perf_counter(), 500, ""
             scope: Scope = {"client": (context.peer().rpartition(":")[0], 0)}
             working = name not in HEALTH
+            service.received += working
             service.in_flight += working
             try:
                 self._check(name, working, context)

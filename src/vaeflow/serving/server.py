@@ -41,6 +41,7 @@ SETTLE_SECONDS = 0.1  # for those to be accepted who are connected already
 # Of the loop meanwhile: on a busy machine the time may be over before the loop has looked even
 # once. From a connection that waits to be accepted to its first request counted it takes five.
 TURNS = 20
+MOST_SETTLES = 10
 PAUSE_SECONDS = 0.5  # after a refusal: what cannot be asked at all is not asked without end
 
 
@@ -126,7 +127,7 @@ class _Server(uvicorn.Server):
         if not service.ready:
             # What had reached the machine by now is looked at first: accepted before the server
             # drains, and refused with an answer, rather than cut off, before it ends.
-            await _settle()
+            await _settle(service)
             self.should_exit |= service.draining and not service.in_flight
             service.draining = True
         return await super().on_tick(counter)
@@ -135,14 +136,21 @@ class _Server(uvicorn.Server):
         """Answer who is at the door already, and close it."""
         for listening in sockets or []:
             _let_nobody_in(listening)
-        await _settle()
+        await _settle(self.service)
         await super().shutdown(sockets)
 
 
-async def _settle() -> None:
-    """Have the loop accept who is connected already, and read what they sent."""
-    for _ in range(TURNS):
-        await asyncio.sleep(SETTLE_SECONDS / TURNS)
+async def _settle(service: Service) -> None:
+    """Have the loop accept who is connected already, and read what they sent.
+
+    Over when nothing has come for a while; under a load that does not end, after some such whiles.
+    """
+    for _ in range(MOST_SETTLES):
+        before = service.received
+        for _ in range(TURNS):
+            await asyncio.sleep(SETTLE_SECONDS / TURNS)
+        if service.received == before:
+            return
 
 
 def _let_nobody_in(listening: socket.socket) -> None:

@@ -60,7 +60,8 @@ class Service:
         settings: its limits.
         model: what answers new requests; `replace` changes it.
         metrics: what it counts.
-        in_flight: requests received and not answered yet.
+        received: requests until now.
+        in_flight: those of them that are not answered yet.
         held: bytes of bodies and answers in memory, see `hold`.
         ready: whether to send it more; false as soon as it is told to end.
         draining: whether new requests are refused because it ends.
@@ -72,7 +73,7 @@ class Service:
         self.metrics = Metrics()
         self._batcher = Batcher(settings.batch, settings.wait, settings.queue, self.metrics.batch)
         self.metrics.describe(model)
-        self.in_flight = 0
+        self.received = self.in_flight = 0
         self.held = 0
         self._held_of: Counter[str] = Counter()
         # Long texts and pictures: never more than one at a time, and not in the loop's thread.
