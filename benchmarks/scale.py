@@ -39,9 +39,8 @@ SCORE = """
 import sys, time
 from pathlib import Path
 from vaeflow.scoring.score import Batch, score
-source, model, out, engine, address = sys.argv[1:]
+source, model, out, engine = sys.argv[1:]
 if engine == "ray":
-    import ray
     from vaeflow.scoring.engines import _connect
     _connect(None)  # what starts Ray is not measured
     score(Batch(("digits.npy",), model, Path("warm.parquet"), engine="ray"))
@@ -78,7 +77,7 @@ def main() -> None:
 def run_score(scratch: Path, images: Path, bundle: Path, engine: str) -> tuple[float, int, bytes]:
     """Seconds, peak memory in kilobytes, and what was written."""
     out = scratch / f"{engine}.parquet"
-    command = [sys.executable, "-c", SCORE, images, bundle, out, engine, ""]
+    command = [sys.executable, "-c", SCORE, images, bundle, out, engine]
     done = subprocess.run(command, check=True, cwd=scratch, stdout=subprocess.PIPE, text=True)
     seconds, peak = done.stdout.split()[-2:]
     return float(seconds), int(peak), out.read_bytes()

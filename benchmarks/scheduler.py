@@ -35,6 +35,7 @@ from vaeflow.scoring.engines import TASKS_A_CORE
 from vaeflow.scoring.score import FEWEST_AHEAD, TASKS_PER_SHARD
 
 RESULTS = Path(__file__).parent / "results" / "scheduler.json"
+COMMAND = "python benchmarks/scheduler.py"
 SHARE_SLOW, SLOWER = 0.05, 3.0
 SECONDS_OF_LIFE, SECONDS_UNTIL_NOTICED, SECONDS_AWAY = 3_600.0, 10.0, 60.0
 ROUNDS = 200  # tasks a worker, in the mean: a batch long enough that its ends do not count
@@ -83,9 +84,8 @@ def main() -> None:
         for workers in arguments.workers
         for kind in ("equal", "some slow", "some slow, some lost")
     ]
-    command = " ".join(["python benchmarks/scheduler.py"])
     shown = {**measured, "task_seconds": float(np.median(measured["task_seconds"]))}
-    result = {"measured": shown, "simulated": entries, "command": command, **machine("CPU")}
+    result = {"measured": shown, "simulated": entries, "command": COMMAND, **machine("CPU")}
     print(json.dumps(result, indent=2))
     with atomic_file(arguments.results) as fresh:
         write_json(fresh, result)

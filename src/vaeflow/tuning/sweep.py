@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -32,7 +31,7 @@ from vaeflow.tracking.runs import Run, find_run, start_run
 from vaeflow.training.history import Reached
 from vaeflow.tuning import results
 from vaeflow.tuning.space import Space, described, faults_of, read_space, suggest
-from vaeflow.tuning.trial import StoppedError, TrialRun
+from vaeflow.tuning.trial import StoppedError, TrialRun, digest
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -91,7 +90,7 @@ def tune(
     space = read_space(file, parameters, read_facts(prepared))
     folder = workspace.tuning / name
     with _optuna_is_quiet():
-        study = _study(folder, name, storage, parameters, workers)
+        study = _study(folder, name, storage, parameters.train.seed)
         _check_same(study, _made_with(workspace, parameters, space))
         sweep = _Sweep(workspace, name, space, study, trials, say)
         sweep.take_up_left_behind()
@@ -130,9 +129,7 @@ def _optuna_is_quiet() -> Iterator[None]:
         yield
 
 
-def _study(
-    folder: Path, name: str, storage: str | None, parameters: Parameters, workers: int | None
-) -> Study:
+def _study(folder: Path, name: str, storage: str | None, seed: int) -> Study:
     """Open the sweep's study, made on first use."""
     if storage is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,11 +154,8 @@ def _study(
             "postgresql://USER@HOST/NAME."
         ) from None
     # Not the same numbers again when it goes on, nor beside another machine.
-    seed = [parameters.train.seed, len(study.trials), *os.uname().nodename.encode()]
-    study.sampler = optuna.samplers.TPESampler(
-        seed=int.from_bytes(sha256_of(json.dumps(seed).encode()).encode()[:4], "big") % 2**31,
-        multivariate=True,
-    )
+    own = digest([seed, len(study.trials), os.uname().nodename])
+    study.sampler = optuna.samplers.TPESampler(seed=int(own[:7], 16), multivariate=True)
     study.pruner = optuna.pruners.MedianPruner(PRUNED_BESIDE, PRUNED_FROM)
     return study
 
@@ -171,8 +165,8 @@ def _made_with(workspace: Workspace, parameters: Parameters, space: Space) -> di
     searched = {key.removeprefix("train.") for key in space}
     fixed = parameters.train.model_dump(mode="json", exclude=searched)
     return {
-        "search space": _digest(described(space)),
-        "parameters": _digest(fixed),
+        "search space": digest(described(space)),
+        "parameters": digest(fixed),
         "images": _images(workspace),
         "code": code.digest(code.TRAIN),
     }
@@ -180,10 +174,6 @@ def _made_with(workspace: Workspace, parameters: Parameters, space: Space) -> di
 
 def _images(workspace: Workspace) -> str:
     return sha256_of((workspace.prepared / "index.parquet").read_bytes())
-
-
-def _digest(value: object) -> str:
-    return sha256_of(json.dumps(value, sort_keys=True).encode())
 
 
 def _check_same(study: Study, made_with: Mapping[str, str]) -> None:
@@ -332,7 +322,7 @@ class _Sweep:
         training = TrialRun(self.workspace, self.name, values)
         self.active.add(training)
         training.stopped = self.stopping
-        state = "failed"
+        state, reason = "failed", ""
         try:
             trained = training.train(
                 f"{self.name} {trial.number}",
@@ -340,7 +330,7 @@ class _Sweep:
                 self._logs / f"trial-{trial.number:04}.log",
                 lambda reached: self._reached(trial, reached),
             )
-            state, reason = "complete", ""
+            state = "complete"
         except TrialPruned as pruned:
             state, reason = "pruned", str(pruned)
             raise

@@ -64,7 +64,7 @@ class TrialRun:
     def __init__(self, workspace: Workspace, sweep: str, values: Mapping[str, Any]):
         self.source = workspace
         self.values = values
-        self.workspace = Workspace(workspace.trials / sweep / digest(values))
+        self.workspace = Workspace(workspace.trials / sweep / digest(values)[:16])
         self.stopped = False
         self._process: subprocess.Popen[str] | None = None
 
@@ -174,6 +174,6 @@ class TrialRun:
         return Trained(kept_row(rows, settings)["validation_elbo"], len(rows), about["chosen"])
 
 
-def digest(values: Mapping[str, Any]) -> str:
+def digest(value: object) -> str:
     """Return what the same values always have, and others never."""
-    return sha256_of(json.dumps(values, sort_keys=True).encode())[:16]
+    return sha256_of(json.dumps(value, sort_keys=True).encode())
