@@ -266,7 +266,8 @@ def test_a_killed_worker_leaves_no_run_behind_that_blocks_the_next(tmp_path):
     root = make_workspace(tmp_path / "workspace", **SMALL)
     shutil.copy(REPOSITORY / "prefect.yaml", root)
     port = free_port()
-    environment = {**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    home, api = tmp_path / "prefect", f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": api}
     before = (root / "params.yaml").read_bytes()
 
     def prefect(*arguments):
@@ -331,6 +332,7 @@ def test_workers_elsewhere_clone_and_pull_and_one_is_killed(tmp_path, monkeypatc
     run(root, "git", "commit", "--quiet", "--message", "for workers elsewhere")
     pushed = len(list(shared.rglob("*")))
     port = free_port()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
 
     @contextmanager

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import optuna
@@ -238,6 +239,26 @@ def test_after_a_kill_no_finished_trial_is_lost_and_the_others_go_on(tmp_path, n
     assert "3 trials" not in printed or process.returncode
     runs, _ = trial_runs(sweep, "space")
     assert {found.info.status for found in runs} == {"FINISHED"}  # the same run was gone on with
+
+
+@pytest.mark.servers
+def test_machines_that_begin_at_once_all_make_the_tables():
+    begin = (
+        "import sys; from vaeflow.tuning.sweep import _study; print('ready', flush=True); input(); "
+        "_study(None, 'one', sys.argv[1], 0)"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with postgresql() as storage:
+        command = [sys.executable, "-c", begin, storage]
+        machines = [subprocess.Popen(command, text=True, **pipes) for _ in range(5)]
+        for machine in machines:
+            assert machine.stdout.readline() == "ready\n"
+        for machine in machines:
+            machine.stdin.write("\n")
+            machine.stdin.flush()
+        for machine in machines:
+            _, problems = machine.communicate(timeout=120)
+            assert machine.returncode == 0, problems
 
 
 @pytest.mark.servers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna import TrialPruned
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from vaeflow.common import code
 from vaeflow.common.files import sha256_of
@@ -137,13 +138,7 @@ def _study(folder: Path, name: str, storage: str | None, seed: int) -> Study:
     else:
         address = storage
     try:
-        kept = optuna.storages.RDBStorage(
-            address,
-            engine_kwargs={"connect_args": {"timeout": 60}} if "sqlite" in address else None,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=SILENCE,
-            heartbeat_stale_trial_callback=_again,
-        )
+        kept = _storage(address)
         study = optuna.create_study(
             study_name=name, storage=kept, direction="maximize", load_if_exists=True
         )
@@ -158,6 +153,28 @@ def _study(folder: Path, name: str, storage: str | None, seed: int) -> Study:
     study.sampler = optuna.samplers.TPESampler(seed=int(own[:7], 16), multivariate=True)
     study.pruner = optuna.pruners.MedianPruner(PRUNED_BESIDE, PRUNED_FROM)
     return study
+
+
+def _storage(address: str, attempts: int = 5) -> optuna.storages.RDBStorage:
+    """Connect to a database, with its tables made on first use.
+
+    Raises:
+        SQLAlchemyError, ImportError, ValueError: it cannot be used.
+    """
+    try:
+        return optuna.storages.RDBStorage(
+            address,
+            engine_kwargs={"connect_args": {"timeout": 60}} if "sqlite" in address else None,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=SILENCE,
+            heartbeat_stale_trial_callback=_again,
+        )
+    except DatabaseError:
+        # Of machines that begin at once all make the tables, and all but one are refused.
+        if attempts == 1:
+            raise
+        time.sleep(0.5)
+        return _storage(address, attempts - 1)
 
 
 def _made_with(workspace: Workspace, parameters: Parameters, space: Space) -> dict[str, str]:
