@@ -61,6 +61,26 @@ Rate = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")]
+HostNames = Annotated[
+    str | None,
+    typer.Option(
+        "--hosts",
+        envvar="VAEFLOW_HOSTS",
+        help="Work with other processes (on JAX): HOST:PORT,HOST,... of all; the first leads.",
+    ),
+]
+Process = Annotated[
+    int | None,
+    typer.Option("--process", envvar="VAEFLOW_PROCESS", help="Which of --hosts this is, from 0."),
+]
+HostsTimeout = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        envvar="VAEFLOW_HOSTS_TIMEOUT",
+        help="Seconds until a process is given up that does not join, or shows no sign of life.",
+    ),
+]
 
 
 def tiling_of(tile: int | None, stride: int | None) -> Tiling | None:

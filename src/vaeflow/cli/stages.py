@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
-from vaeflow.cli.options import find_workspace
+from vaeflow.cli.options import HostNames, HostsTimeout, Process, find_workspace
+from vaeflow.errors import ConfigError
 
 commands = typer.Typer()
 PANEL = "Stages (run by DVC; see dvc.yaml)"
@@ -26,25 +28,35 @@ def prepare() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
-def train() -> None:
+def train(
+    hosts: HostNames = None, process: Process = None, hosts_timeout: HostsTimeout = 300
+) -> None:
     """Train the VAE, tracked in MLflow."""
     workspace, parameters = find_workspace()
     _import_keras()
+    from vaeflow.model.hosts import joined
     from vaeflow.training.train import train
 
-    kept = train(workspace, parameters)
+    with joined(hosts, process, hosts_timeout) as together:
+        kept = train(workspace, parameters, together)
     of = "" if kept["epoch"] == kept["epochs"] else f" in epoch {kept['epoch']:.0f}, which is kept"
     print(f"{kept['epochs']} epochs, validation ELBO {kept['validation_elbo']:.3f} nats{of}")
 
 
 @commands.command(rich_help_panel=PANEL)
-def evaluate() -> None:
+def evaluate(
+    hosts: HostNames = None, process: Process = None, hosts_timeout: HostsTimeout = 300
+) -> None:
     """Compute bounds and figures on the test split."""
     workspace, parameters = find_workspace()
     _import_keras()
     from vaeflow.evaluation.evaluate import evaluate
+    from vaeflow.model.hosts import joined
 
-    metrics = evaluate(workspace, parameters.evaluate)
+    with joined(hosts, process, hosts_timeout) as together:
+        metrics = evaluate(workspace, parameters.evaluate, together)
+    if not together.leads:
+        return
     print("\n".join(f"{name}: {value:.6g}" for name, value in metrics.items()))
     bound = "importance_weighted_bound"
     print(
@@ -66,6 +78,19 @@ def export() -> None:
     worst = max(manifest.export_differences.values())
     where = workspace.bundle.relative_to(workspace.root)
     print(f"{where}: {len(manifest.files)} files, largest difference to Keras {worst:.2g}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def launch(
+    command: Annotated[str, typer.Argument(help="train or evaluate.")] = "train",
+    processes: Annotated[int, typer.Option(min=1, help="How many, on this machine.")] = 2,
+) -> None:
+    """Make a stage in several processes of this machine, each on its share of the cores."""
+    if command not in ("train", "evaluate"):
+        raise ConfigError(f"{command!r}: several processes train or evaluate.")
+    from vaeflow.orchestration.launch import launch
+
+    sys.exit(launch(command, processes))
 
 
 def _import_keras() -> None:

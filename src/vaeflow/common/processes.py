@@ -34,6 +34,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def shares(workers: int) -> list[Sequence[int] | None]:
+    """Divide this machine's cores among workers; None where they share all of them."""
+    if not hasattr(os, "sched_setaffinity") or workers > cores():
+        return [None] * workers
+    mine = sorted(os.sched_getaffinity(0))
+    return [mine[worker::workers] for worker in range(workers)]
+
+
 @contextmanager
 def process_group(
     command: list[str], *, grace: float = 10, end: int = signal.SIGTERM, **options: Any

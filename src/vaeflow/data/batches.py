@@ -24,6 +24,8 @@ class Batches(keras.utils.PyDataset):
         shuffle_seed: of the permutations; without it the images keep their order.
         multiple_of: of how many images batches must be, as devices that share one need it: the last
             is filled up with the first images of the epoch.
+        part: which process this is, from 0, and of how many that share each batch: only the rows of
+            this one are read.
         at_once: how many whole batches to hand over as one, stacked on a new first axis; see
             `vaeflow.model.steps.jax.run`. Fewer, where they would be large.
 
@@ -38,6 +40,7 @@ class Batches(keras.utils.PyDataset):
         *,
         shuffle_seed: int | None = None,
         multiple_of: int = 1,
+        part: tuple[int, int] = (0, 1),
         at_once: int = 1,
     ) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class Batches(keras.utils.PyDataset):
         self.at_once = _even_share(self.whole, at_once)
         self.shuffle_seed = shuffle_seed
         self.multiple_of = multiple_of
+        self.part = part
         self.feeds: dict[Any, Any] = {}
         self.at(epoch=0)
 
@@ -131,11 +135,14 @@ class Batches(keras.utils.PyDataset):
         return rows if keras.backend.backend() == "tensorflow" else (rows, self.images)
 
     def _rows(self, batch: int) -> np.ndarray:
-        """Return which images a batch has."""
+        """Return which images a batch has, of those that are this process's to read."""
         start = batch * self.batch_size
         places = np.arange(start, min(start + self.batch_size, len(self.images)))
         missing = -len(places) % self.multiple_of
         places = np.concatenate([places, np.arange(missing)])
+        process, of = self.part
+        size = len(places) // of
+        places = places[process * size : (process + 1) * size]
         return places if self.order is None else self.order[places]
 
     def on_epoch_begin(self) -> None:

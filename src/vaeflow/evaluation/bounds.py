@@ -22,6 +22,7 @@ from vaeflow.common.progress import Progress
 from vaeflow.data.images import Images
 from vaeflow.model import objective
 from vaeflow.model.device import has_gpu
+from vaeflow.model.hosts import Hosts
 from vaeflow.model.steps import backend
 from vaeflow.model.vae import VAE
 
@@ -67,7 +68,9 @@ class Estimate(NamedTuple):
     draws: int
 
 
-def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
+def compute_bounds(
+    vae: VAE, images: Images, samples: int, seed: int, hosts: Hosts | None = None
+) -> Bounds:
     """Estimate both bounds of each image from the same posterior draws, in bounded memory.
 
     The same seed gives the same draws however they are cut into blocks.
@@ -78,8 +81,9 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
         samples: draws per image; the ELBO's expectation is their mean, the importance-weighted
             bound (Burda et al. 2016) the log of their mean weight.
         seed: of the draws.
+        hosts: the processes that divide the images among them; all get the same bounds.
     """
-    sums = _sum(vae, images, samples, seed, "bounds")
+    sums = _sum(vae, images, samples, seed, "bounds", hosts)
     log_likelihood = sums.log_likelihood / samples
     kl_per_dimension = ops.convert_to_numpy(
         objective.kl_per_dimension(sums.means, sums.log_variances)
@@ -97,7 +101,12 @@ def compute_bounds(vae: VAE, images: Images, samples: int, seed: int) -> Bounds:
 
 
 def estimate_bound(
-    vae: VAE, images: Images, samples: int, seed: int, share: int = DRAWN_SHARE
+    vae: VAE,
+    images: Images,
+    samples: int,
+    seed: int,
+    share: int = DRAWN_SHARE,
+    hosts: Hosts | None = None,
 ) -> Estimate:
     """Estimate the mean importance-weighted bound from `samples` draws an image, with a share.
 
@@ -108,12 +117,12 @@ def estimate_bound(
     where the weights seem to have settled would not be: a large one may only not have been drawn.
 
     Args:
-        vae, images, samples, seed: as for `compute_bounds`.
+        vae, images, samples, seed, hosts: as for `compute_bounds`.
         share: one in so many draws is made; the more images, the fewer are needed.
     """
     first = -(-samples // (share * FIRST_SHARE))
     rest = samples - first
-    some = _sum(vae, images, first, seed, "bounds")
+    some = _sum(vae, images, first, seed, "bounds", hosts)
     few = some.log_weights - math.log(first)
     # From 1, where one draw has all the weight, to `first`.
     effective = np.exp(2 * some.log_weights - some.log_squared_weights)
@@ -122,7 +131,8 @@ def estimate_bound(
     chosen = np.random.default_rng((seed, 1)).random(len(images)) < probability
     values = few.copy()
     if rest and chosen.any():
-        more = _sum(vae, np.asarray(images[chosen]), rest, seed + 1, "bounds, where needed")
+        needed = np.asarray(images[chosen])
+        more = _sum(vae, needed, rest, seed + 1, "bounds, where needed", hosts)
         many = np.logaddexp(some.log_weights[chosen], more.log_weights) - math.log(samples)
         values[chosen] += (many - few[chosen]) / probability[chosen]
     return Estimate(
@@ -156,8 +166,15 @@ class _Sums(NamedTuple):
     log_variances: np.ndarray
 
 
-def _sum(vae: VAE, images: Images, samples: int, seed: int, what: str) -> _Sums:
-    """Decode as many draws of each image, block by block."""
+def _sum(
+    vae: VAE, images: Images, samples: int, seed: int, what: str, hosts: Hosts | None = None
+) -> _Sums:
+    """Decode as many draws of each image, block by block.
+
+    Processes take blocks in turn. To draw for a block takes little of the time of decoding: each
+    draws for those of the others too, and so for its own what one alone would.
+    """
+    hosts = hosts or Hosts()
     encode = backend().compiled(
         vae, lambda pixels: vae.encoder(pixels), [(None, *vae.config.image_shape)]
     )
@@ -170,14 +187,30 @@ def _sum(vae: VAE, images: Images, samples: int, seed: int, what: str) -> _Sums:
         for at_once in [max(1, together // count)]
         for start in range(0, samples, at_once)
     ]
-    blocks = []
+    posteriors = np.zeros((2, len(images), vae.config.latent_dim), np.float32)
+    sums = _Sums(*np.zeros((4, len(images))), *posteriors)
     with (
         Progress(what, len(images) * samples) as progress,
         closing(_drawn_ahead(shapes, seed)) as noise,
     ):
-        for pixels in scaled_blocks(images, size):
-            blocks.append(_sum_block(encode, decode, pixels, samples, noise, progress))
-    return _Sums(*(np.concatenate(values) for values in zip(*blocks, strict=True)))
+        for number, start in enumerate(range(0, len(images), size)):
+            rows = slice(start, min(start + size, len(images)))
+            if number % hosts.count != hosts.process:
+                _let_go_by(noise, samples)
+                progress.advance((rows.stop - start) * samples)
+                continue
+            block = _sum_block(encode, decode, _scaled(images[rows]), samples, noise, progress)
+            for values, of_block in zip(sums, block, strict=True):
+                values[rows] = of_block
+            hosts.step()
+    # For each image all processes but one have zero.
+    return _Sums(*(hosts.gather(values).sum(axis=0) for values in sums))
+
+
+def _let_go_by(noise: Iterator[np.ndarray], samples: int) -> None:
+    """Take the draws of a block and make no use of them."""
+    while samples > 0:
+        samples -= len(next(noise))
 
 
 def _drawn_ahead(shapes: Sequence[tuple[int, ...]], seed: int) -> Generator[np.ndarray]:
@@ -203,7 +236,11 @@ def scaled_blocks(images: Images, size: int) -> Iterator[np.ndarray]:
     Not through tf.data: its threads compete with a decoder that uses every core anyway.
     """
     for start in range(0, len(images), size):
-        yield np.asarray(images[start : start + size]).astype(np.float32) / np.float32(255)
+        yield _scaled(images[start : start + size])
+
+
+def _scaled(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(pixels).astype(np.float32) / np.float32(255)
 
 
 def draws_at_once(vae: VAE) -> int:

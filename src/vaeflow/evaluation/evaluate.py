@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vaeflow.bundle.manifest import REFERENCE
-from vaeflow.common.files import atomic_directory, write_json
+from vaeflow.common.files import atomic_directory, sha256_of, write_json
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Evaluate
 from vaeflow.data.images import Images, binarized
@@ -30,6 +31,7 @@ from vaeflow.evaluation.bounds import (
     quantiles,
 )
 from vaeflow.model.device import use_full_precision, use_gpu_if_any
+from vaeflow.model.hosts import Hosts
 from vaeflow.model.likelihoods import DISCRETE, is_proper
 from vaeflow.model.vae import VAE, load_vae
 from vaeflow.tracking.runs import find_run
@@ -39,7 +41,9 @@ ESTIMATE = "importance_weighted_bound_estimate"
 COLLAPSED_SHARE = 0.1
 
 
-def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
+def evaluate(
+    workspace: Workspace, parameters: Evaluate, hosts: Hosts | None = None
+) -> Mapping[str, float]:
     """Evaluate `outputs/model` on the test split and write `outputs/evaluation`.
 
     Writes `metrics.json`, `latent_dimensions.csv`, `score_quantiles.json` and `reference.npz` (both
@@ -47,19 +51,39 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
     are left to calibrate an anomaly measure), `anomalies.json` (where images were added as such)
     and figures; adds metrics and figures to the model's MLflow run where the tracking store has it.
 
+    Args:
+        workspace: whose model.
+        parameters: of the evaluation; of several processes the leader's count.
+        hosts: the processes that compute the bounds together. Only the leader, whose model is
+            taken, does the rest and writes.
+
     Returns:
-        The metrics: see `vaeflow.evaluation.evaluate.summarise`.
+        The metrics: see `vaeflow.evaluation.evaluate.summarise`; empty but in the leader.
     """
+    hosts = hosts or Hosts()
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
-    model = workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
+    if hosts.leads:
+        workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
+    model = workspace.model
     use_gpu_if_any()
     use_full_precision()
-    vae = load_vae(model / "model.keras")
+    text = hosts.from_leader(parameters.model_dump_json().encode())
+    parameters = Evaluate.model_validate_json(text)
+    hosts.check_same("images", sha256_of((prepared / "index.parquet").read_bytes()))
+    vae = _leaders_model(model / "model.keras", hosts)
     images = binarized(load_split(prepared, "test"), vae.config.binarize, parameters.seed)
-    bounds = compute_bounds(vae, images, parameters.importance_samples, parameters.seed)
+    samples, many, seed = (
+        parameters.importance_samples,
+        parameters.estimated_samples,
+        parameters.seed,
+    )
+    bounds = compute_bounds(vae, images, samples, seed, hosts)
+    estimate = estimate_bound(vae, images, many, seed, hosts=hosts) if many else None
+    hosts.leave()
+    if not hosts.leads:
+        return {}
     metrics = summarise(bounds, vae, images)
-    if parameters.estimated_samples:
-        estimate = estimate_bound(vae, images, parameters.estimated_samples, parameters.seed)
+    if estimate:
         metrics[ESTIMATE] = estimate.mean
         if len(images) > 1:
             metrics[f"{ESTIMATE}_standard_error"] = estimate.standard_error
@@ -97,6 +121,17 @@ def evaluate(workspace: Workspace, parameters: Evaluate) -> Mapping[str, float]:
         _draw(folder, vae, images, bounds, read_labels(prepared, "test"), parameters.seed)
     _track(workspace, model)
     return metrics
+
+
+def _leaders_model(path: Path, hosts: Hosts) -> VAE:
+    """Load the model that the leader has at a path."""
+    if hosts.count == 1:
+        return load_vae(path)
+    content = hosts.from_leader(path.read_bytes() if hosts.leads else b"")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(content)
+        return load_vae(copy)
 
 
 def _draw(

@@ -187,15 +187,20 @@ def layers_in(setting: str) -> Iterator[None]:
 
 
 def count_devices() -> int:
-    """Return how many devices `all_devices` trains on."""
-    return len(_devices())
+    """Return how many devices `all_devices` trains on, those of other hosts too."""
+    if _backend() == "tensorflow":
+        return len(_devices())
+    import jax
+
+    return int(jax.device_count())
 
 
 @contextmanager
 def all_devices() -> Iterator[None]:
-    """Let models made inside train on every local device, each with its part of a batch.
+    """Let models made inside train on every device, each with its part of a batch.
 
-    Those are the GPUs, or the CPUs into which a machine without any has been split.
+    Those are the GPUs, or the CPUs into which a machine without any has been split; under JAX those
+    of all processes that train together (see `vaeflow.model.hosts`).
     """
     if count_devices() == 1:
         yield
@@ -207,7 +212,8 @@ def all_devices() -> Iterator[None]:
     else:
         import keras
 
-        with keras.distribution.DataParallel().scope():
+        # Each process reads its own part: see `vaeflow.data.batches.Batches`.
+        with keras.distribution.DataParallel(auto_shard_dataset=False).scope():
             yield
 
 

@@ -103,7 +103,7 @@ class BiasGradientInFloat32:
 
     def call(self, inputs: Tensor) -> Tensor:
         """Compute what the layer does."""
-        if self.compute_dtype == "float32":
+        if self.compute_dtype in ("float32", "float64"):
             return super().call(inputs)  # type: ignore[misc]
         outputs = backend().add_bias(
             self.without_bias(inputs), ops.cast(self.bias, self.compute_dtype)

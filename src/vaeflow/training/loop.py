@@ -32,6 +32,7 @@ from vaeflow.model.device import (
     layers_in,
     share_cores,
 )
+from vaeflow.model.hosts import Hosts
 from vaeflow.model.steps import backend
 from vaeflow.model.vae import VAE
 from vaeflow.training.callbacks import Callbacks, Signals
@@ -55,6 +56,7 @@ def fit(
     resumed: Callable[[list[Row]], None] = lambda rows: None,
     report: Callable[[Row], None] = lambda row: None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    hosts: Hosts | None = None,
 ) -> VAE:
     """Train a VAE on the prepared images; the same seed gives the same weights.
 
@@ -64,6 +66,8 @@ def fit(
         report: called after each epoch with its row: `epoch`, and metrics per image in nats, those
             of the validation with `validation_` before their names.
         callbacks: Keras's, for each epoch's steps.
+        hosts: the processes that train together, each with its part of every batch; the leader's
+            checkpoint is gone on with.
 
     Raises:
         ConfigError: the parameters ask for more memory than there is, or do not go together.
@@ -81,7 +85,10 @@ def fit(
     with all_devices():
         vae = make_compiled(image_shape(prepared), len(images), settings)
         vae.parts = parts
-        training = Training(vae, settings, images, validation, checkpoints, report, callbacks)
+        hosts = hosts or Hosts()
+        training = Training(
+            vae, settings, images, validation, checkpoints, report, callbacks, hosts
+        )
         if training.resume():
             resumed(list(training.progress.rows))
         with training.signals, training.progress_bar(), memory_errors(settings):
@@ -139,6 +146,7 @@ class Training:
         checkpoints: where it is kept, if anywhere.
         report: called with the row of each epoch.
         callbacks: Keras's.
+        hosts: the processes that train together.
     """
 
     def __init__(
@@ -150,12 +158,15 @@ class Training:
         checkpoints: Checkpoints | None,
         report: Callable[[Row], None],
         callbacks: Sequence[keras.callbacks.Callback],
+        hosts: Hosts,
     ) -> None:
         self.vae = vae
         self.settings = settings
-        share = {
+        self.hosts = hosts
+        share: dict[str, Any] = {
             "batch_size": settings.batch_size,
             "multiple_of": count_devices(),
+            "part": (hosts.process, hosts.count),
             "at_once": choose_batches_at_once(),
         }
         vae.kept_images = images = keep_on_device(images)
@@ -220,8 +231,7 @@ class Training:
         self.lower_learning_rate_if_due()
         self.bar.wipe()
         self.report(row)
-        self.leave_if_told()
-        if self.due():
+        if self.leave_if_told(now=True):
             self.save()
 
     def train(self) -> None:
@@ -229,6 +239,7 @@ class Training:
         progress = self.progress
         if self.raw is not None:
             _put(self.vae.trainable_variables, self.raw)
+            self.unshare()
             self.raw = None
         self.vae.fit(
             self.batches.at(progress.epoch, progress.batch).feed(),
@@ -243,7 +254,8 @@ class Training:
     def unshare(self) -> None:
         """Give the weights memory of their own.
 
-        Under JAX, Keras has them share that of their averages, which a validation then gives away.
+        Under JAX they share that of what is put into them: Keras puts their averages, of which a
+        validation then gives the memory away, and a snapshot still has what training goes on from.
         """
         if self.raw is not None:
             _put(self.vae.trainable_variables, backend().copies(self.vae.trainable_variables))
@@ -316,22 +328,29 @@ class Training:
         self.checkpoints.save({"progress": np.array(self.progress.to_json()), **arrays})
         self.saved_at = time.monotonic()
 
-    def leave_if_told(self) -> None:
-        """Save a checkpoint and exit, if a signal said so."""
-        if self.signals.received is not None:
+    def leave_if_told(self, *, now: bool = False) -> bool:
+        """Save a checkpoint and exit, if a signal said so; return whether one is due otherwise.
+
+        Args:
+            now: ask the other processes in any case.
+        """
+        received, due = self.hosts.agree(self.signals.received or 0, self.due(), now=now)
+        if received:
             self.save()
             if self.checkpoints:
                 print(
-                    f"told to stop ({signal.Signals(self.signals.received).name}) in epoch "
+                    f"told to stop ({signal.Signals(received).name}) in epoch "
                     f"{self.progress.epoch + 1}: the last step is kept in "
                     f"{self.checkpoints.folder}, and the same training goes on from there",
                     flush=True,
                 )
-            sys.exit(128 + self.signals.received)
+            sys.exit(128 + received)
+        return due
 
     def resume(self) -> bool:
         """Restore the newest checkpoint; return whether there is one."""
         arrays = self.checkpoints.load() if self.checkpoints else None
+        arrays = self.hosts.arrays_from_leader(arrays)
         if arrays is None:
             return False
         self.progress = TrainingProgress.from_json(str(arrays.pop("progress")))
@@ -386,8 +405,8 @@ class BetweenSteps(keras.callbacks.Callback):
         bar = training.bar
         bar.label = f"epoch {training.progress.epoch + 1}/{training.settings.epochs}"
         bar.advance(training.images_done() - bar.done, lambda: f"elbo {float(logs['elbo']):.2f}")
-        training.leave_if_told()
-        if training.settings.checkpoint_minutes and training.due():
+        due = training.leave_if_told()
+        if due and training.settings.checkpoint_minutes:
             training.save()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -28,6 +28,7 @@ from vaeflow.config.schema import Parameters
 from vaeflow.data.splits import image_shape, load_split
 from vaeflow.errors import TrainingError
 from vaeflow.model.device import use_gpu_if_any
+from vaeflow.model.hosts import Hosts
 from vaeflow.tracking.lineage import collect_lineage
 from vaeflow.tracking.runs import champion_parameters, run_tags, start_run
 from vaeflow.training.callbacks import StopWhenSkipping
@@ -36,7 +37,9 @@ from vaeflow.training.history import EpochReport, kept_row, write_history
 from vaeflow.training.loop import Row, fit
 
 
-def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
+def train(
+    workspace: Workspace, parameters: Parameters, hosts: Hosts | None = None
+) -> Mapping[str, float]:
     """Train on `outputs/prepared` and write `outputs/model`.
 
     Writes `model.keras`, `history.csv` (one row an epoch, nats per image) and `run.json` (the
@@ -44,21 +47,56 @@ def train(workspace: Workspace, parameters: Parameters) -> Mapping[str, float]:
     leads to its run. A training of the same parameters and images that was killed is gone on with,
     in the same run.
 
+    Args:
+        workspace: whose images.
+        parameters: of the training; of several processes the leader's count.
+        hosts: the processes that train together. Only the leader writes.
+
     Returns:
         The metrics of the epoch whose weights are kept, and `epochs`, how many were made.
 
     Raises:
         TrainingError: it cannot go on, or the same training runs already.
+        ConfigError: other hosts have other images or another program.
     """
+    hosts = hosts or Hosts()
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
+    rows: list[Row] = []
     print(f"training on {use_gpu_if_any()}", flush=True)
+    if not hosts.leads:
+        parameters = _leaders(parameters, hosts)
+        hosts.check_same("images or another vaeflow", training_key(prepared, parameters.train))
+        fit(
+            prepared,
+            parameters,
+            resumed=rows.extend,
+            report=rows.append,
+            callbacks=[_stop(workspace, prepared, parameters)],
+            hosts=hosts,
+        )
+        return {**kept_row(rows, parameters.train), "epochs": len(rows)}
     lineage = collect_lineage(workspace, parameters)
     parameters, chosen = choose_parameters(workspace, prepared, parameters)
-    kept = workspace.checkpoints / training_key(prepared, parameters.train)
+    parameters = _leaders(parameters, hosts)
+    key = training_key(prepared, parameters.train)
+    hosts.check_same("images or another vaeflow", key)
+    kept = workspace.checkpoints / key
     with lock_training(kept):
-        rows = _train(workspace, prepared, parameters, chosen, lineage, kept)
+        rows = _train(workspace, prepared, parameters, chosen, lineage, kept, hosts)
         shutil.rmtree(kept)
     return {**kept_row(rows, parameters.train), "epochs": len(rows)}
+
+
+def _leaders(parameters: Parameters, hosts: Hosts) -> Parameters:
+    """Return the parameters that the leader has."""
+    return Parameters.model_validate_json(hosts.from_leader(parameters.model_dump_json().encode()))
+
+
+def _stop(workspace: Workspace, prepared: Path, parameters: Parameters) -> StopWhenSkipping:
+    """Make what ends a training that makes no more steps."""
+    settings = parameters.train
+    steps_per_epoch = math.ceil(len(load_split(prepared, "train")) / settings.batch_size)
+    return StopWhenSkipping(settings.skipped_steps_limit, steps_per_epoch, workspace.stopped)
 
 
 def _train(
@@ -68,6 +106,7 @@ def _train(
     chosen: Mapping[str, Any],
     lineage: Mapping[str, str],
     kept: Path,
+    hosts: Hosts,
 ) -> list[Row]:
     """Train in an MLflow run and write the outputs; return the history."""
     run_file = kept / "run"
@@ -84,17 +123,16 @@ def _train(
         with atomic_file(run_file) as fresh:
             fresh.write_text(run.run_id)
         report = EpochReport(run, parameters.train.epochs)
-        settings = parameters.train
-        steps_per_epoch = math.ceil(len(load_split(prepared, "train")) / settings.batch_size)
-        stop = StopWhenSkipping(settings.skipped_steps_limit, steps_per_epoch, workspace.stopped)
         vae = fit(
             prepared,
             parameters,
             checkpoints=Checkpoints(kept),
             resumed=report.resumed,
             report=report.epoch,
-            callbacks=[stop],
+            callbacks=[_stop(workspace, prepared, parameters)],
+            hosts=hosts,
         )
+        hosts.leave()  # the others need not wait for what follows
         vae.save(folder / "model.keras")
         write_history(folder / "history.csv", report.rows)
         about = {"run_id": run.run_id, "lineage": lineage, "chosen": chosen}

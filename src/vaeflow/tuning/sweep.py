@@ -21,7 +21,7 @@ from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from vaeflow.common import code
 from vaeflow.common.files import sha256_of
-from vaeflow.common.processes import cores, is_gone, this_process
+from vaeflow.common.processes import cores, is_gone, shares, this_process
 from vaeflow.common.workspace import Workspace
 from vaeflow.config.auto import read_facts
 from vaeflow.config.edit import check
@@ -396,14 +396,6 @@ class _Sweep:
         run = find_run(self.workspace, run_id) if run_id else None
         if run:
             run.tag({name: text for name, text in tags.items() if text})
-
-
-def shares(workers: int) -> list[Sequence[int] | None]:
-    """Divide this machine's cores among workers; None where they share all of them."""
-    if not hasattr(os, "sched_setaffinity") or workers > cores():
-        return [None] * workers
-    mine = sorted(os.sched_getaffinity(0))
-    return [mine[worker::workers] for worker in range(workers)]
 
 
 def _report(run: Run, study: Study, folder: Path) -> None:
