@@ -31,7 +31,8 @@ def data_add(
         typer.Argument(
             help="A folder, an image, an array (.npy, .npz, IDX, HDF5, .mat, CIFAR), an archive "
             "(.zip, .tar), a table (.parquet, .csv), a .txt with a path a line (-: on standard "
-            "input), or a known set: digits, mnist, fashion-mnist, kmnist."
+            "input), a URL of one of these (s3://, gs://, https://, ...), or a known set: digits, "
+            "mnist, fashion-mnist, kmnist."
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the part of data/ it becomes.")] = None,

@@ -21,7 +21,7 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         help="Images: files, folders, arrays, archives, tables, a .txt with a path a line (-: on "
-        "standard input), or a known set."
+        "standard input), URLs of these (s3://, gs://, https://, ...), or a known set."
     ),
 ]
 Resize = Annotated[

@@ -37,9 +37,10 @@ from vaeflow.data.io.conversion import Conversion
 from vaeflow.data.io.known import NAMES, known_blocks
 from vaeflow.data.io.listing import STANDARD_INPUT
 from vaeflow.data.io.reading import Images, Reading, select
+from vaeflow.data.io.remote import Remote, is_url, local
 from vaeflow.data.io.rows import COLUMNS, IMAGES, INDEX, WITH_PICTURE, WITH_SPLIT
 from vaeflow.data.io.rules import Rules
-from vaeflow.data.io.sources import image_blocks
+from vaeflow.data.io.sources import image_blocks, reach
 from vaeflow.data.io.tiles import Tiling
 from vaeflow.data.similar import Fingerprints, Joined, join_splits
 from vaeflow.data.splits import ANOMALY, digest_keys
@@ -61,7 +62,7 @@ class Addition:
     """What to add, and how.
 
     Attributes:
-        source: what `image_blocks` reads, or a name of `NAMES`.
+        source: what `image_blocks` reads, by a path or a URL, or a name of `NAMES`.
         name: of the part; by default, that of the source.
         conversion: what is made of each image.
         key: which array of several in a file, or which column.
@@ -168,6 +169,7 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
             `data/` and `data.dvc` are then as before.
     """
     _check_options(addition)
+    reach(addition.source)
     if addition.max_pixels is not None:
         parameters = parameters.model_copy(update={"max_pixels": addition.max_pixels})
     before = data_md5(workspace)
@@ -236,7 +238,8 @@ def _part_folder(data: Path, addition: Addition) -> Path:
         if (data / addition.name).exists():
             raise DataError(f"data/{addition.name} is there already; choose another --name.")
         return data / addition.name
-    name = Path(addition.source).absolute().name.split(".")[0]
+    name = Remote(addition.source).name if is_url(addition.source) else local(addition.source)
+    name = Path(name).absolute().name.split(".")[0]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._") or "images"
     number = 1
     while (data / (folder := name if number == 1 else f"{name}-{number}")).exists():
@@ -429,7 +432,10 @@ def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], 
         return blocks, ""
     if addition.source == STANDARD_INPUT:
         return image_blocks(STANDARD_INPUT, reading=reading), ""
-    source = Path(addition.source)
+    if is_url(addition.source):
+        prefix = f"{Remote(addition.source).shown}/"
+        return image_blocks(addition.source, reading=reading), prefix
+    source = Path(local(addition.source))
     if not source.exists():
         known = ", ".join(NAMES)
         raise DataError(f"{source} does not exist, and no known set has this name ({known}).")
