@@ -56,8 +56,9 @@ PUBLIC = {
     "gs": "Of a public bucket say so: FSSPEC_GS_TOKEN=anon.",
 }
 OWN_STORE = {"s3": "A store of your own is named by FSSPEC_S3_ENDPOINT_URL=https://HOST:PORT."}
-REFUSED = {401, 403}
-MISTAKEN = {400, 404, 405, 410}
+MISSING, REFUSED, AWAY = "missing", "refused", "away"
+MISSES = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+REFUSALS, MISTAKES = {401, 403}, {400, 404, 405, 410}  # by the status of an answer
 
 
 def is_url(source: Path | str) -> bool:
@@ -289,7 +290,7 @@ class Remote:
         asked = self._address if not below else f"{folder}/" if self._web else folder
         with self._clear(f"{self.folder}/{below}".rstrip("/")):
             self._system.invalidate_cache()  # it would keep all listings, and all old ones
-            found = self._patiently("ls", asked)
+            found = self._patiently("ls", asked, True)  # with details: s3fs has them on request
         start = f"{folder}/".lstrip("/")
         entries = []
         for info in found:
@@ -334,7 +335,7 @@ class Remote:
             try:
                 return getattr(self._system, method)(*arguments)
             except Exception as error:
-                if _is_final(error):
+                if _fault_of(error) != AWAY:
                     raise
             time.sleep(pause)
         return getattr(self._system, method)(*arguments)
@@ -350,13 +351,13 @@ class Remote:
         try:
             yield
         except Exception as error:
-            if not _is_final(error):
+            kind = _fault_of(error)
+            if kind == AWAY:
                 raise DataError(
                     f"{self.named(name)} cannot be fetched ({_said(error)}), and was tried "
                     f"{len(PAUSES) + 1} times. Run the same command again when it can be."
                 ) from None
-            gone = isinstance(error, FileNotFoundError)
-            fault = "does not exist." if gone else f"may not be read ({_said(error)})."
+            fault = "does not exist." if kind == MISSING else f"may not be read ({_said(error)})."
             raise BadImageError(name, fault) from None
 
     # === Names ===
@@ -453,12 +454,12 @@ def _clear_errors(shown: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        cause, said = _cause(error), _said(error)
-        if isinstance(cause, FileNotFoundError) or _status(cause) in MISTAKEN:
+        said, fault = _said(error), _fault_of(error)
+        if fault == MISSING:
             raise DataError(
                 f"{shown} does not exist. Compare it with what the store lists; capitals count."
             ) from None
-        if _is_refused(cause):
+        if fault == REFUSED:
             raise DataError(
                 f"{shown} may not be read ({said}). Log in as the store's own programs ask for: "
                 f"their variables and files are used here, too.{_remedy(shown, PUBLIC)}"
@@ -474,29 +475,40 @@ def _remedy(url: str, remedies: dict[str, str]) -> str:
     return next((f" {text}" for text in found), "")
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return what happened: fsspec says of a web server that is off that a file is not found."""
-    return error.__cause__ or error
-
-
 def _said(error: Exception) -> str:
-    cause = _cause(error)
+    cause = error.__cause__ or error
     return as_text((str(cause).strip() or type(cause).__name__).partition("\n")[0])
 
 
-def _status(error: BaseException) -> int:
-    """Return the status of an answer, by the names that the clients have for it; or 0."""
-    found = (getattr(error, name, None) for name in ("status", "code", "status_code"))
-    return next((status for status in found if isinstance(status, int)), 0)
+def _fault_of(error: Exception) -> str:
+    """Return what is wrong: `MISSING`, `REFUSED`, or `AWAY`: then to try again may be of use."""
+    errors = [error, *([error.__cause__] if error.__cause__ else [])]
+    statuses = set(map(_status, errors))
+    if any(map(_is_refusal, errors)) or statuses & REFUSALS:
+        return REFUSED
+    if statuses & MISTAKES:
+        return MISSING
+    # fsspec says of a web server that is off, too, that a file is not found.
+    if isinstance(error, MISSES) and not _is_of_network(error.__cause__):
+        return MISSING
+    return AWAY
 
 
-def _is_refused(error: BaseException) -> bool:
+def _is_refusal(error: BaseException) -> bool:
     kind = type(error).__name__
-    named = "Credential" in kind or "Authentication" in kind
-    return isinstance(error, PermissionError) or named or _status(error) in REFUSED
+    return isinstance(error, PermissionError) or "Credential" in kind or "Authentication" in kind
 
 
-def _is_final(error: Exception) -> bool:
-    """Return whether it is of no use to try again."""
-    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
-    return missing or _is_refused(error) or _status(error) in MISTAKEN
+def _is_of_network(error: BaseException | None) -> bool:
+    is_of_web = type(error).__module__.startswith("aiohttp")
+    return is_of_web or (isinstance(error, OSError) and not isinstance(error, MISSES))
+
+
+def _status(error: BaseException) -> int:
+    """Return the status of an answer, by the names that the stores' clients have for it; or 0."""
+    response = getattr(error, "response", None)  # of botocore
+    if isinstance(response, dict):
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    # One at a time: aiohttp warns of its own `code`.
+    found = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((status for status in found if isinstance(status, int)), 0)
