@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vaeflow.cli.options import (
+    Address,
     Key,
     Layout,
     MaxPixels,
@@ -89,6 +90,11 @@ def data_add(
             help="Known to be bad: kept apart, never trained on, to try what is noticed.",
         ),
     ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="What decodes images: local, all cores here; or ray, a cluster."),
+    ] = "local",
+    address: Address = None,
 ) -> None:
     """Make data/ of images, or add them to it, and version it with DVC."""
     workspace, parameters = find_workspace()
@@ -128,6 +134,8 @@ def data_add(
             drop_duplicates=drop_duplicates,
             skip_bad=skip_bad,
             anomalies=anomalies,
+            engine=engine,
+            address=address,
         ),
     )
     print("\n".join(added.lines()))

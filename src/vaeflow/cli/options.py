@@ -52,6 +52,10 @@ Stride = Annotated[
     int | None,
     typer.Option(help="Pixels from one tile to the next; by default they stand side by side."),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; else one is made."),
+]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Rate = Annotated[
     float | None,

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -34,6 +34,8 @@ from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.io.arrays import ArrayWriter, as_text
 from vaeflow.data.io.conversion import Conversion
+from vaeflow.data.io.decoding import Pool
+from vaeflow.data.io.engines import open_pool
 from vaeflow.data.io.known import NAMES, known_blocks
 from vaeflow.data.io.listing import STANDARD_INPUT
 from vaeflow.data.io.reading import Images, Reading, select
@@ -103,6 +105,8 @@ class Addition:
     drop_duplicates: bool = False
     skip_bad: bool = False
     anomalies: bool = False
+    engine: str = "local"
+    address: str | None = None
 
     @property
     def keeps(self) -> bool:
@@ -173,7 +177,8 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
     if addition.max_pixels is not None:
         parameters = parameters.model_copy(update={"max_pixels": addition.max_pixels})
     before = data_md5(workspace)
-    with replacing_data(workspace) as fresh:
+    pool = open_pool(addition.engine, addition.address)
+    with nullcontext() if pool is None else closing(pool), replacing_data(workspace) as fresh:
         _refuse_unversioned(workspace, addition.append)
         survey = Survey(parameters)
         seen: set[bytes] = set()
@@ -187,7 +192,7 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
             report = Report(survey)
             part = _part_folder(fresh, addition)
             held = survey.count
-            written = write_part(part, addition, parameters, report, fingerprints, seen)
+            written = write_part(part, addition, parameters, report, fingerprints, seen, pool)
         survey.check_splits()
     return Added(
         workspace.data / part.name,
@@ -262,6 +267,7 @@ def write_part(
     report: Report,
     fingerprints: Fingerprints,
     seen: set[bytes],
+    pool: Pool | None,
 ) -> Written:
     """Write images, index and rules of a part, block by block.
 
@@ -272,8 +278,9 @@ def write_part(
         report: is filled; its survey has the images before.
         fingerprints: of the images before; are added to.
         seen: digests of the images before, where copies are left out.
+        pool: what decodes image files; None: the cores of this machine.
     """
-    reading = _reading_for(addition, parameters, report)
+    reading = _reading_for(addition, parameters, report, pool)
     folder.mkdir()
     blocks, prefix = _blocks_of(addition, reading)
     held, dropped = report.survey.count, 0
@@ -309,7 +316,9 @@ def write_part(
     return Written(dropped, reading.seen.lines(), near)
 
 
-def _reading_for(addition: Addition, parameters: Prepare, report: Report) -> Reading:
+def _reading_for(
+    addition: Addition, parameters: Prepare, report: Report, pool: Pool | None
+) -> Reading:
     return reading_of(
         parameters,
         on_bad=report.rejected.append if addition.skip_bad else _stop,
@@ -325,6 +334,7 @@ def _reading_for(addition: Addition, parameters: Prepare, report: Report) -> Rea
         label_folders=addition.labels == "folders",
         splits=addition.splits,
         follow_links=False,
+        pool=pool,
     )
 
 

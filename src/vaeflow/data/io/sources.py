@@ -548,7 +548,7 @@ def _picture_blocks(
         of_any_shape=reading.tiling is not None,
     )
     # Closed with the loop: files that were read ahead are then dropped.
-    with closing(decoder.run(pictures)) as decoding:
+    with closing(decoder.run(pictures, reading.pool)) as decoding:
         for decoded in decoding:
             for fault in decoded.faults:
                 reading.on_bad(fault)
