@@ -20,6 +20,7 @@ class WebServer(http.server.ThreadingHTTPServer):
     Attributes:
         asked: how often for a path, by method and path.
         fault: called with the path of a request; a status that is to be answered, or None.
+        cuts: called with the path; whether half of the content is all that comes.
         url: of the folder.
     """
 
@@ -27,6 +28,7 @@ class WebServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
         self.asked: Counter[tuple[str, str]] = Counter()
         self.fault: Callable[[str], int | None] = lambda path: None
+        self.cuts: Callable[[str], bool] = lambda path: False
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def gets(self, ending: str = "") -> Counter[str]:
@@ -44,6 +46,11 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(status)
             return None
         return super().send_head()
+
+    def copyfile(self, source, outputfile):
+        content = source.read()
+        whole = not self.server.cuts(self.path)
+        outputfile.write(content if whole else content[: len(content) // 2])
 
     def log_message(self, *_: object) -> None:
         pass

@@ -222,10 +222,12 @@ def test_large_files_wait_for_the_reader(tmp_path, monkeypatch):
 def test_a_file_beyond_the_limits_is_refused(photos):
     (photos / "large.png").write_bytes(bytes(2 << 20))
     reading = Reading(limits=Limits(max_pixels=1000))
+    refused = r"large\.png: has more than 8,000 bytes, .* \(--max-pixels\)\.$"
     for kind in KINDS:  # the one lists sizes, the other does not
-        refused = pytest.raises(BadImageError, match=r"large.png: has 2097152 bytes, more than")
-        with stored(kind, photos) as url, refused:
-            read_images(url, reading=reading)
+        with stored(kind, photos) as url:
+            for place in (url, f"{url}/large.png"):
+                with pytest.raises(BadImageError, match=refused):
+                    read_images(place, reading=reading)
 
 
 # === Names that lead elsewhere, and secrets ===
@@ -328,6 +330,14 @@ def test_a_server_that_is_busy_is_asked_again(photos, monkeypatch):
         server.asked["GET", "/"] += 2  # a server is asked again when it was reached once
         images = read_images(server.url)
     assert below(images, server.url) == below(read_images(photos), photos)
+
+
+def test_what_is_cut_off_on_its_way_is_fetched_again_whole(everything, monkeypatch):
+    monkeypatch.setattr(module, "PAUSES", (0.01,) * 3)
+    with web_server(everything) as server:
+        server.cuts = lambda path: path[-1] != "/" and server.asked["GET", path] == 1
+        same_as_here(server.url, everything)
+    assert set(server.gets(".png").values()) == {2}
 
 
 def test_a_server_that_stays_away_is_no_bad_file(photos, monkeypatch):

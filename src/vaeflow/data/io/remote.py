@@ -8,17 +8,19 @@ into a temporary folder, an archive or a table at a time, the arrays of a source
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from vaeflow.config.schema import Limits
 from vaeflow.data.io.archives import BYTES_PER_PIXEL_IN_FILE, is_archive
 from vaeflow.data.io.arrays import as_text
 from vaeflow.data.io.decoding import Picture
@@ -60,11 +62,13 @@ MISSING, REFUSED, AWAY = "missing", "refused", "away"
 MISSES = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 REFUSALS, MISTAKES = {401, 403}, {400, 404, 405, 410}  # by the status of an answer
 
+T = TypeVar("T")
+
 
 def is_url(source: Path | str) -> bool:
     """Return whether a source is read over fsspec: `s3://bucket/photos`, `zip://::https://...`."""
     text = str(source)
-    return bool(URL.match(text)) and not text.startswith(HERE)
+    return bool(URL.match(text)) and "://" in text and not text.startswith(HERE)
 
 
 def local(source: Path | str) -> Path | str:
@@ -104,12 +108,16 @@ class Remote:
     def __init__(self, url: str) -> None:
         self._web = url.partition("://")[0] in WEB
         address = url.partition("?")[0].partition("#")[0] if self._web else url
-        whole = _with_slash(as_text(hide_secrets(address)))
+        # Of Azure's, `abfs://container@account...`, the container is no secret.
+        whole = _with_slash(
+            as_text(address if address.startswith("abfs") else hide_secrets(address))
+        )
         self.shown = whole
         with _clear_errors(whole):
             self._system, path = _open(url)
             self._address = path if self._web else path.rstrip("/")
             self._single: str | None = None
+            self._size = 0
             if not self._is_folder(url):
                 place = urlsplit(url).path if self._web else self._address
                 self._single = place.rpartition("/")[2]
@@ -120,7 +128,7 @@ class Remote:
             self._parent = self._parent.rpartition("/")[0]
             self._single = self._decoded(self._single)
         self.name = self._single or self._decoded(whole.rpartition("/")[2])
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # of what is larger than usual, as far as it is listed
 
     def __enter__(self) -> Remote:
         self._scratch = TemporaryDirectory(prefix="vaeflow-")
@@ -150,6 +158,8 @@ class Remote:
         Nothing is fetched yet, so arrays of labels are among the arrays.
         """
         missing = "no images in this folder"
+        if self._single is not None and self._size > USUAL_BYTES:
+            self._sizes[f"{self.folder}/{self._single}"] = self._size
         if self._single is None:
             contents = Contents(self.folder)
             self._walk("", reading, contents)
@@ -204,7 +214,7 @@ class Remote:
         Returns:
             The same, with their contents, in the same order.
         """
-        largest = reading.limits.max_pixels * BYTES_PER_PIXEL_IN_FILE
+        limits = reading.limits
         waiting: deque[tuple[Picture, Future[bytes], int]] = deque()
         held = 0
 
@@ -214,8 +224,6 @@ class Remote:
             held -= size
             try:
                 content = future.result()
-                if len(content) > largest:  # of which the listing did not tell
-                    raise _too_large(picture.name, len(content), reading)
             except BadImageError as error:
                 reading.on_bad(error)
             else:
@@ -225,14 +233,10 @@ class Remote:
         with ThreadPoolExecutor(FETCHES if self._system.async_impl else 1) as pool:
             try:
                 for picture in pictures:
-                    known = self._sizes.get(picture.path or "")
-                    if known is not None and known > largest:
-                        reading.on_bad(_too_large(picture.name, known, reading))
-                        continue
-                    size = known or USUAL_BYTES
+                    size = self._sizes.get(picture.path or "", USUAL_BYTES)
                     while waiting and (len(waiting) == AHEAD or held + size > BYTES_AHEAD):
                         yield from eldest()
-                    waiting.append((picture, pool.submit(self._content, picture), size))
+                    waiting.append((picture, pool.submit(self._content, picture, limits), size))
                     held += size
                 while waiting:
                     yield from eldest()
@@ -243,7 +247,9 @@ class Remote:
 
     def _is_folder(self, url: str) -> bool:
         if not self._web:
-            return bool(self._ask("info", self._address)["type"] == "directory")
+            found = self._ask("info", self._address)
+            self._size = found.get("size") or 0
+            return bool(found["type"] == "directory")
         # A web server has no folders, only pages that link to what is below them.
         parts = urlsplit(url)
         path = Path(unquote(parts.path))
@@ -290,21 +296,23 @@ class Remote:
         asked = self._address if not below else f"{folder}/" if self._web else folder
         with self._clear(f"{self.folder}/{below}".rstrip("/")):
             self._system.invalidate_cache()  # it would keep all listings, and all old ones
-            found = self._patiently("ls", asked, True)  # with details: s3fs has them on request
+            found = _patiently(
+                lambda: self._system.ls(asked, True)
+            )  # with details: s3fs has them on request
         start = f"{folder}/".lstrip("/")
         entries = []
         for info in found:
             name = info["name"].lstrip("/")
             if name.startswith(start) and (name := name.removeprefix(start).rstrip("/")):
                 is_folder = info["type"] == "directory"
-                entries.append(Entry(self._decoded(name), is_folder, info["size"]))
+                entries.append(Entry(self._decoded(name), is_folder, info.get("size")))
         return sorted(entries, key=lambda entry: entry[:2])
 
     def _listed(self, reading: Reading) -> Contents:
         """Read a list of paths, one a line, from the folder it lies in."""
         contents = Contents(self.folder, from_list=True)
         with self._clear(self._whole()):
-            content = self._patiently("cat_file", self._address)[:LONGEST_LIST]
+            content = _patiently(lambda: self._system.cat_file(self._address))[:LONGEST_LIST]
         for line in content.decode(errors="surrogateescape").splitlines():
             if not line.strip():
                 continue
@@ -317,28 +325,27 @@ class Remote:
 
     # === Fetching ===
 
-    def _content(self, picture: Picture) -> bytes:
+    def _content(self, picture: Picture, limits: Limits) -> bytes:
         path = picture.path or picture.name
+        _check_size(picture.name, self._sizes.get(path, 0), limits)
+        address = self._address_of(self._below(path))
+
+        def whole() -> bytes:
+            content = _Bounded(picture.name, limits)
+            if self._web:  # it lists no sizes: what goes on and on is not taken whole
+                self._system.get_file(address, content)
+            else:
+                content.write(self._system.cat_file(address))
+            return content.getvalue()
+
         with self._clear(picture.name):
-            content: bytes = self._patiently("cat_file", self._address_of(self._below(path)))
-        return content
+            return _patiently(whole)
 
     def _fetch(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         address = self._address_of(self._below(str(path)))
         with self._clear(as_text(str(path))):
-            self._patiently("get_file", address, str(path))
-
-    def _patiently(self, method: str, *arguments: Any) -> Any:
-        """Call the system, again after a while where it fails as networks do."""
-        for pause in PAUSES:
-            try:
-                return getattr(self._system, method)(*arguments)
-            except Exception as error:
-                if _fault_of(error) != AWAY:
-                    raise
-            time.sleep(pause)
-        return getattr(self._system, method)(*arguments)
+            _patiently(lambda: self._system.get_file(address, str(path)))
 
     @contextmanager
     def _clear(self, name: str) -> Iterator[None]:
@@ -350,6 +357,8 @@ class Remote:
         """
         try:
             yield
+        except DataError:
+            raise
         except Exception as error:
             kind = _fault_of(error)
             if kind == AWAY:
@@ -435,12 +444,45 @@ def _with_slash(url: str) -> str:
     return f"{url}/" if url.endswith(":") and not url.endswith("::") else url
 
 
-def _too_large(name: str, size: int, reading: Reading) -> BadImageError:
-    return BadImageError(
-        name,
-        f"has {size} bytes, more than an image may have that is fetched "
-        f"({reading.limits.raised_by}).",
-    )
+class _Bounded(io.BytesIO):
+    """The content of one image file, refused as soon as it is larger than one may be."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        super().__init__()
+        self._name, self._limits = name, limits
+
+    def write(self, content: Any) -> int:
+        _check_size(self._name, self.tell() + len(content), self._limits)
+        return super().write(content)
+
+
+def _check_size(name: str, size: int, limits: Limits) -> None:
+    """Refuse a file of more bytes than that of an image may have.
+
+    Raises:
+        BadImageError: it has.
+    """
+    largest = limits.max_pixels * BYTES_PER_PIXEL_IN_FILE
+    if size > largest:
+        raise BadImageError(
+            name,
+            f"has more than {largest:,} bytes, the most that an image at a URL may have "
+            f"({limits.raised_by}).",
+        )
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Ask a system for something, again after a while where it fails as networks do."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except DataError:
+            raise
+        except Exception as error:
+            if _fault_of(error) != AWAY:
+                raise
+        time.sleep(pause)
+    return call()
 
 
 # === Errors ===
@@ -500,8 +542,11 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _is_of_network(error: BaseException | None) -> bool:
-    is_of_web = type(error).__module__.startswith("aiohttp")
-    return is_of_web or (isinstance(error, OSError) and not isinstance(error, MISSES))
+    return _is_of_web(error) or (isinstance(error, OSError) and not isinstance(error, MISSES))
+
+
+def _is_of_web(error: BaseException | None) -> bool:
+    return type(error).__module__.startswith("aiohttp")
 
 
 def _status(error: BaseException) -> int:
@@ -509,6 +554,7 @@ def _status(error: BaseException) -> int:
     response = getattr(error, "response", None)  # of botocore
     if isinstance(response, dict):
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    # One at a time: aiohttp warns of its own `code`.
-    found = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    # What aiohttp has as a `code` is its own word for an answer that was cut off.
+    names = ("status",) if _is_of_web(error) else ("status", "status_code", "code")
+    found = (getattr(error, name, None) for name in names)
     return next((status for status in found if isinstance(status, int)), 0)
