@@ -41,8 +41,8 @@ from pathlib import Path
 from vaeflow.scoring.score import Batch, score
 source, model, out, engine = sys.argv[1:]
 if engine == "ray":
-    from vaeflow.scoring.engines import _connect
-    _connect(None)  # what starts Ray is not measured
+    from vaeflow.common.cluster import connect
+    connect(None)  # what starts Ray is not measured
     score(Batch(("digits.npy",), model, Path("warm.parquet"), engine="ray"))
 start = time.perf_counter()
 score(Batch((source,), model, Path(out), latents=True, engine=engine))

@@ -52,7 +52,8 @@ def score(
     """Score images, and tell whether they are still like those the model was validated on.
 
     Args:
-        sources: files, folders, and names of known data sets; paths are taken from the workspace.
+        sources: files, folders, URLs, and names of known data sets; paths are taken from the
+            workspace.
         model: a bundle's folder, or an address in the registry such as models:/NAME@champion.
         out: the Parquet file to write; report and figure are beside it, .drift.json and .drift.png.
         resize: `crop`, `fit` or `exact`; by default images of other sizes are refused, unless the

@@ -1,7 +1,9 @@
+import pickle
+
 import pytest
 from helpers import free_port, run
 
-from vaeflow.errors import RegistryError, hide_secrets
+from vaeflow.errors import BadImageError, RegistryError, hide_secrets
 
 SECRET = "hunter2"
 
@@ -38,3 +40,8 @@ def test_a_password_in_the_trackings_address_is_nowhere(workspace, monkeypatch):
         assert SECRET not in done.stdout + done.stderr
     for path in workspace.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_what_is_wrong_with_an_image_comes_whole_from_another_process():
+    error = pickle.loads(pickle.dumps(BadImageError("a.png#3", "cut off.")))
+    assert (error.name, error.reason, str(error)) == ("a.png#3", "cut off.", "a.png#3: cut off.")

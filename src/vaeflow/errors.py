@@ -6,6 +6,8 @@ traceback. Messages often name an address, or hold what a library said of one: t
 are hidden here, before anything is printed, logged or kept.
 """
 
+from __future__ import annotations
+
 import re
 
 USER = re.compile(r"(?<=://)[^/\s'\"]*@")
@@ -50,6 +52,10 @@ class BadImageError(DataError):
         super().__init__(f"{name}: {reason}")
         self.name = str(name)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadImageError], tuple[str, str]]:
+        """Come whole out of another process: from the message alone it cannot be made again."""
+        return type(self), (self.name, self.reason)
 
 
 class TrainingError(VaeflowError):

@@ -4,18 +4,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from helpers import free_port, run
+from clusters import cluster, node
+from helpers import run
 
 import vaeflow
-from vaeflow.common.processes import process_group
 from vaeflow.errors import BundleError, DataError
 from vaeflow.scoring.score import Batch, score
 
@@ -36,31 +34,6 @@ def many(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (MANY, 8, 8, 1), np.uint8)
     np.save(path, noise)
     return path
-
-
-@contextmanager
-def node(*options, **environment):
-    """A node of a Ray cluster, with all its processes."""
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **environment}
-    started = process_group([*command, *options], env=variables, **quiet)
-    with started as process:
-        yield process
-
-
-@contextmanager
-def cluster(tmp_path, **environment):
-    """The head of a cluster with one core; yields its address."""
-    address = f"127.0.0.1:{free_port()}"
-    options = ("--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false")
-    with node(*options, **environment) as process:
-        join = f"import ray; ray.init('{address}', log_to_driver=False)"
-        probe = ["env", "RAY_AUTH_MODE=token", sys.executable, "-c", join]
-        deadline = time.monotonic() + 120
-        while subprocess.run(probe, capture_output=True).returncode:
-            assert process.poll() is None and time.monotonic() < deadline
-        yield address
 
 
 def score_command(source, model, out, address):
@@ -109,7 +82,7 @@ def test_a_worker_and_a_node_are_killed_and_the_bytes_are_the_same(model, many, 
     score(Batch((str(many),), model, expected, latents=True))
     out = tmp_path / "scores.parquet"
     with (
-        cluster(tmp_path) as address,
+        cluster() as address,
         node(f"--address={address}") as second,
         node(f"--address={address}"),
     ):
@@ -135,7 +108,7 @@ def test_a_killed_driver_goes_on_with_what_is_kept(model, many, tmp_path):
     expected = tmp_path / "expected.parquet"
     score(Batch((str(many),), model, expected, latents=True))
     out = tmp_path / "scores.parquet"
-    with cluster(tmp_path) as address:
+    with cluster() as address:
         command = score_command(many, model, out, address)
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as driver:
             while not parts(out):
@@ -154,7 +127,7 @@ def test_a_worker_with_another_vaeflow_is_named(model, tmp_path):
     with (other / "scoring" / "score.py").open("a") as file:
         file.write("# another version\n")
     out = tmp_path / "scores.parquet"
-    with cluster(tmp_path, PYTHONPATH=str(other.parent)) as address:
+    with cluster(PYTHONPATH=str(other.parent)) as address:
         command = score_command("digits", model, out, address)
         said = run(tmp_path, *command, status=2).stderr
     assert "has another version of vaeflow" in said

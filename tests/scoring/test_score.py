@@ -2,6 +2,7 @@ import fcntl
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pyarrow.parquet
 import pytest
 from helpers import run, worsen
 from PIL import Image
+from stores import stored, web_server
 
 import vaeflow
 from vaeflow.bundle.manifest import MANIFEST, MEASURE, bundle_sha256
 from vaeflow.bundle.runtime import Bundle
+from vaeflow.data.io import remote, sources
 from vaeflow.errors import BadImageError, BundleError, DataError, VaeflowError
 from vaeflow.registry.pull import pull
 from vaeflow.registry.register import register
@@ -245,3 +248,51 @@ def test_scores_of_a_local_bundle_as_csv_need_nothing_heavy(tmp_path, digits, mo
     np.save(tmp_path / "some.npy", digits[:9])
     command = [sys.executable, "-c", LIGHT, "some.npy", model, "s.csv"]
     assert run(tmp_path, *command).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["http", "memory"])
+def test_the_scores_of_a_url_are_those_of_the_folder(kind, digits, model, tmp_path):
+    folder = tmp_path / "images"
+    (folder / "of a kind").mkdir(parents=True)
+    np.save(folder / "some.npy", digits[:300])
+    for number, image in enumerate(digits[300:400, ..., 0]):
+        Image.fromarray(image).save(folder / "of a kind" / f"{number}.png")
+
+    def scores(source, name):
+        out = tmp_path / name
+        assert score(Batch((source,), model, out, latents=name != "scores.npy")).count == 400
+        return out.read_bytes().replace(f"{source}/".encode(), b"")
+
+    names = ("scores.csv", "scores.npy")
+    here = [scores(str(folder), name) for name in names]
+    with stored(kind, folder) as url:
+        assert [scores(url, name) for name in names] == here
+
+
+def test_a_batch_goes_on_where_its_server_went_away(digits, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCKS_PER_SHARD", 1)
+    monkeypatch.setattr(engines, "cores", lambda: 2)
+    monkeypatch.setattr(remote, "PAUSES", ())
+    monkeypatch.setattr(sources, "BYTES_PER_BLOCK", 100 * 64)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(digits[:1000, ..., 0]):
+        Image.fromarray(image).save(folder / f"{number:04}.png")
+    batch = Batch((str(folder),), model, tmp_path / "here.csv")
+    score(batch)
+    with web_server(folder) as server:
+        there = replace(batch, sources=(server.url,), out=tmp_path / "there.csv", skip_bad=True)
+        server.fault = lambda path: 503 if path == "/0990.png" else None
+        with pytest.raises(DataError, match=r"0990\.png cannot be fetched .* Run the same command"):
+            score(there)
+        server.fault = lambda path: None
+        scored = score(there)
+        expected = batch.out.read_text().replace(str(folder), server.url)
+    assert 0 < scored.resumed < 1000
+    assert there.out.read_text() == expected
+
+
+def test_a_url_that_cannot_be_read_is_said_before_the_model_is_asked_for(tmp_path):
+    batch = Batch(("memory://none",), "models:/none/1", tmp_path / "scores.csv")
+    with pytest.raises(DataError, match="memory://none does not exist"):
+        score(batch)

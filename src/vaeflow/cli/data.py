@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vaeflow.cli.options import (
+    Address,
     Key,
     Layout,
     MaxPixels,
@@ -31,7 +32,8 @@ def data_add(
         typer.Argument(
             help="A folder, an image, an array (.npy, .npz, IDX, HDF5, .mat, CIFAR), an archive "
             "(.zip, .tar), a table (.parquet, .csv), a .txt with a path a line (-: on standard "
-            "input), or a known set: digits, mnist, fashion-mnist, kmnist."
+            "input), a URL of one of these (s3://, gs://, https://, ...), or a known set: digits, "
+            "mnist, fashion-mnist, kmnist."
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the part of data/ it becomes.")] = None,
@@ -88,6 +90,11 @@ def data_add(
             help="Known to be bad: kept apart, never trained on, to try what is noticed.",
         ),
     ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="What decodes images: local, all cores here; or ray, a cluster."),
+    ] = "local",
+    address: Address = None,
 ) -> None:
     """Make data/ of images, or add them to it, and version it with DVC."""
     workspace, parameters = find_workspace()
@@ -127,6 +134,8 @@ def data_add(
             drop_duplicates=drop_duplicates,
             skip_bad=skip_bad,
             anomalies=anomalies,
+            engine=engine,
+            address=address,
         ),
     )
     print("\n".join(added.lines()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vaeflow.cli.options import (
+    Address,
     Key,
     Layout,
     MaxPixels,
@@ -130,12 +131,7 @@ def score(
     engine: Annotated[
         str, typer.Option(help="What computes: local, all cores here; or ray, a cluster.")
     ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; else one is made."
-        ),
-    ] = None,
+    address: Address = None,
 ) -> None:
     """Score images, and say which are anomalous (.parquet, .csv; .npy has the scores alone).
 

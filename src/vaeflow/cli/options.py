@@ -21,7 +21,7 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         help="Images: files, folders, arrays, archives, tables, a .txt with a path a line (-: on "
-        "standard input), or a known set."
+        "standard input), URLs of these (s3://, gs://, https://, ...), or a known set."
     ),
 ]
 Resize = Annotated[
@@ -51,6 +51,10 @@ Tile = Annotated[
 Stride = Annotated[
     int | None,
     typer.Option(help="Pixels from one tile to the next; by default they stand side by side."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; else one is made."),
 ]
 Out = Annotated[Path, typer.Option(help="The file to write; its ending decides the format.")]
 Rate = Annotated[

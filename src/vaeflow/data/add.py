@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -34,12 +34,15 @@ from vaeflow.common.workspace import Workspace
 from vaeflow.config.schema import Prepare
 from vaeflow.data.io.arrays import ArrayWriter, as_text
 from vaeflow.data.io.conversion import Conversion
+from vaeflow.data.io.decoding import Pool
+from vaeflow.data.io.engines import open_pool
 from vaeflow.data.io.known import NAMES, known_blocks
 from vaeflow.data.io.listing import STANDARD_INPUT
 from vaeflow.data.io.reading import Images, Reading, select
+from vaeflow.data.io.remote import Remote, is_url, local
 from vaeflow.data.io.rows import COLUMNS, IMAGES, INDEX, WITH_PICTURE, WITH_SPLIT
 from vaeflow.data.io.rules import Rules
-from vaeflow.data.io.sources import image_blocks
+from vaeflow.data.io.sources import image_blocks, reach
 from vaeflow.data.io.tiles import Tiling
 from vaeflow.data.similar import Fingerprints, Joined, join_splits
 from vaeflow.data.splits import ANOMALY, digest_keys
@@ -61,7 +64,7 @@ class Addition:
     """What to add, and how.
 
     Attributes:
-        source: what `image_blocks` reads, or a name of `NAMES`.
+        source: what `image_blocks` reads, by a path or a URL, or a name of `NAMES`.
         name: of the part; by default, that of the source.
         conversion: what is made of each image.
         key: which array of several in a file, or which column.
@@ -102,6 +105,8 @@ class Addition:
     drop_duplicates: bool = False
     skip_bad: bool = False
     anomalies: bool = False
+    engine: str = "local"
+    address: str | None = None
 
     @property
     def keeps(self) -> bool:
@@ -168,10 +173,12 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
             `data/` and `data.dvc` are then as before.
     """
     _check_options(addition)
+    reach(addition.source)
     if addition.max_pixels is not None:
         parameters = parameters.model_copy(update={"max_pixels": addition.max_pixels})
     before = data_md5(workspace)
-    with replacing_data(workspace) as fresh:
+    pool = open_pool(addition.engine, addition.address)
+    with nullcontext() if pool is None else closing(pool), replacing_data(workspace) as fresh:
         _refuse_unversioned(workspace, addition.append)
         survey = Survey(parameters)
         seen: set[bytes] = set()
@@ -185,7 +192,7 @@ def add(workspace: Workspace, parameters: Prepare, addition: Addition) -> Added:
             report = Report(survey)
             part = _part_folder(fresh, addition)
             held = survey.count
-            written = write_part(part, addition, parameters, report, fingerprints, seen)
+            written = write_part(part, addition, parameters, report, fingerprints, seen, pool)
         survey.check_splits()
     return Added(
         workspace.data / part.name,
@@ -236,7 +243,8 @@ def _part_folder(data: Path, addition: Addition) -> Path:
         if (data / addition.name).exists():
             raise DataError(f"data/{addition.name} is there already; choose another --name.")
         return data / addition.name
-    name = Path(addition.source).absolute().name.split(".")[0]
+    name = Remote(addition.source).name if is_url(addition.source) else local(addition.source)
+    name = Path(name).absolute().name.split(".")[0]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._") or "images"
     number = 1
     while (data / (folder := name if number == 1 else f"{name}-{number}")).exists():
@@ -259,6 +267,7 @@ def write_part(
     report: Report,
     fingerprints: Fingerprints,
     seen: set[bytes],
+    pool: Pool | None,
 ) -> Written:
     """Write images, index and rules of a part, block by block.
 
@@ -269,8 +278,9 @@ def write_part(
         report: is filled; its survey has the images before.
         fingerprints: of the images before; are added to.
         seen: digests of the images before, where copies are left out.
+        pool: what decodes image files; None: the cores of this machine.
     """
-    reading = _reading_for(addition, parameters, report)
+    reading = _reading_for(addition, parameters, report, pool)
     folder.mkdir()
     blocks, prefix = _blocks_of(addition, reading)
     held, dropped = report.survey.count, 0
@@ -306,7 +316,9 @@ def write_part(
     return Written(dropped, reading.seen.lines(), near)
 
 
-def _reading_for(addition: Addition, parameters: Prepare, report: Report) -> Reading:
+def _reading_for(
+    addition: Addition, parameters: Prepare, report: Report, pool: Pool | None
+) -> Reading:
     return reading_of(
         parameters,
         on_bad=report.rejected.append if addition.skip_bad else _stop,
@@ -322,6 +334,7 @@ def _reading_for(addition: Addition, parameters: Prepare, report: Report) -> Rea
         label_folders=addition.labels == "folders",
         splits=addition.splits,
         follow_links=False,
+        pool=pool,
     )
 
 
@@ -429,7 +442,10 @@ def _blocks_of(addition: Addition, reading: Reading) -> tuple[Iterator[Images], 
         return blocks, ""
     if addition.source == STANDARD_INPUT:
         return image_blocks(STANDARD_INPUT, reading=reading), ""
-    source = Path(addition.source)
+    if is_url(addition.source):
+        prefix = f"{Remote(addition.source).shown}/"
+        return image_blocks(addition.source, reading=reading), prefix
+    source = Path(local(addition.source))
     if not source.exists():
         known = ", ".join(NAMES)
         raise DataError(f"{source} does not exist, and no known set has this name ({known}).")

@@ -6,9 +6,6 @@ images are cut alike for both engines, so that both give the same bytes.
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -19,25 +16,16 @@ import numpy as np
 
 from vaeflow.bundle.runtime import Bundle
 from vaeflow.common import code
+from vaeflow.common.cluster import Cluster, check_engine, import_ray, refuse_other
 from vaeflow.common.files import atomic_directory, cache_folder
 from vaeflow.common.processes import cores
-from vaeflow.errors import BundleError, DataError, VaeflowError
+from vaeflow.errors import BundleError
 from vaeflow.registry.model import Model
 from vaeflow.registry.versions import Located
 
-ENGINES = ("local", "ray")
-# How often a task is begun anew elsewhere when its node is gone.
-RETRIES = 5
 # For each core of the cluster, of about 100 kB of pixels each: a slow or lost machine must not stop
 # the others soon. See benchmarks/scheduler.py.
 TASKS_A_CORE = 16
-SECONDS_TO_CONNECT = 10
-# Nothing is sent anywhere; and Ray need not hide GPUs from tasks that use none.
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-}
 
 Result = Callable[[], np.ndarray]
 
@@ -70,11 +58,8 @@ def open_engine(name: str, address: str | None, model: Model, latents: bool) -> 
     Raises:
         DataError: there is no such engine, or no cluster at the address.
     """
-    if name not in ENGINES:
-        raise DataError(f"engine {name!r}: expected {' or '.join(ENGINES)}.")
+    check_engine(name, address)
     if name == "local":
-        if address is not None:
-            raise DataError("an address is that of a Ray cluster: say --engine ray, too.")
         return Threads(model.bundle, latents)
     return OnRay(model, latents, address)
 
@@ -143,104 +128,21 @@ class OnRay:
     """Plain tasks of one core each; Ray begins those of a node that is gone anew."""
 
     def __init__(self, model: Model, latents: bool, address: str | None) -> None:
-        ray = _import_ray()
-        self._own = not ray.is_initialized()
-        if self._own:
-            _connect(address)
-        self.tasks = TASKS_A_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        kept = "What was scored is kept; the same command goes on."
+        self._cluster = Cluster(address, "vaeflow and onnxruntime", kept)
+        self.tasks = TASKS_A_CORE * self._cluster.cores
         names = [path for path in sorted(model.folder.rglob("*")) if path.is_file()]
         files = {str(path.relative_to(model.folder)): path.read_bytes() for path in names}
-        self._orders = Orders(ray.put(files), model.sha256, latents, programs())
-        self._task = ray.remote(num_cpus=1, max_retries=RETRIES)(_run)
-        self._begun: set[Any] = set()
+        self._orders = Orders(self._cluster.put(files), model.sha256, latents, programs())
+        self._task = self._cluster.task(_run)
 
     def start(self, pixels: np.ndarray) -> Result:
         """See `Engine`."""
-        ticket = self._task.remote(self._orders, np.ascontiguousarray(pixels))
-        self._begun.add(ticket)
-
-        def result() -> np.ndarray:
-            try:
-                return _result_of(ticket)
-            finally:
-                self._begun.discard(ticket)
-
-        return result
+        return self._cluster.start(self._task, self._orders, np.ascontiguousarray(pixels))
 
     def close(self) -> None:
         """See `Engine`."""
-        ray = _import_ray()
-        for ticket in self._begun:
-            ray.cancel(ticket)
-        if self._own:
-            ray.shutdown()
-
-
-def _import_ray() -> Any:
-    if "ray" not in sys.modules:  # it reads these once, its servers whenever they are started
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        # Clusters of `ray start` ask for the user's token.
-        tokens = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-        if tokens or Path("~/.ray/auth_token").expanduser().exists():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-    import ray
-
-    return ray
-
-
-def _connect(address: str | None) -> None:
-    """Join a cluster, or start one on this machine.
-
-    Raises:
-        DataError: there is none at the address, or one of another version.
-    """
-    import logging
-
-    ray = _import_ray()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        # Not "auto": a cluster is used only by whoever names it.
-        ray.init(address="local", num_cpus=cores(), include_dashboard=False, **options)
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if port.isdigit():  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
-        ray.init(address=address, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"--address {address}: no Ray cluster can be joined there ({reason}). From one of its "
-            "machines: HOST:PORT, as `ray start --head` prints it, or auto; from another one: "
-            "ray://HOST:10001. If it asks for a token, give it in RAY_AUTH_TOKEN."
-        ) from None
-
-
-def _result_of(ticket: Any) -> np.ndarray:
-    """Wait for a task.
-
-    Raises:
-        VaeflowError: it failed, or its nodes went one after the other.
-    """
-    ray = _import_ray()
-    try:
-        numbers: np.ndarray = ray.get(ticket)
-        return numbers
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VaeflowError):
-            raise error.cause from None
-        reason = str(error.cause or error).strip().splitlines()[-1]
-        raise VaeflowError(
-            f"a task failed on the Ray cluster: {reason}. Its workers need vaeflow and onnxruntime "
-            "of the versions that are here (pip install vaeflow)."
-        ) from None
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise VaeflowError(
-            f"the Ray cluster lost a task {RETRIES + 1} times: {reason} What was scored is kept; "
-            "the same command goes on."
-        ) from None
+        self._cluster.close()
 
 
 def _run(orders: Orders, pixels: np.ndarray) -> np.ndarray:
@@ -254,19 +156,12 @@ def _bundle(orders: Orders) -> Bundle:
     Raises:
         BundleError: this worker would compute other numbers.
     """
-    here = programs()
-    if here != orders.programs:
-        other = [name for name, version in orders.programs.items() if here[name] != version]
-        raise BundleError(
-            f"the Ray worker on {socket.gethostname()} has another version of "
-            f"{' and '.join('vaeflow' if name == 'code' else name for name in other)} than the "
-            "machine that asked it. Install the same on all."
-        )
+    refuse_other(orders.programs, programs(), BundleError)
     folder = cache_folder() / "ray" / orders.sha256
     if not folder.is_dir():
         folder.parent.mkdir(exist_ok=True)
         with atomic_directory(folder) as fresh:
-            for name, content in _import_ray().get(orders.files).items():
+            for name, content in import_ray().get(orders.files).items():
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 (fresh / name).write_bytes(content)
     return _load(folder, orders.sha256)

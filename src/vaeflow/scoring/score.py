@@ -21,6 +21,7 @@ from vaeflow.bundle.runtime import SCORE_SAMPLES, Bundle
 from vaeflow.common.progress import Progress
 from vaeflow.data.io.reading import Images, Reading, refuse
 from vaeflow.data.io.rules import Rules
+from vaeflow.data.io.sources import reach
 from vaeflow.data.survey import left_alone
 from vaeflow.errors import BadImageError, DataError, VaeflowError
 from vaeflow.registry.model import Model, locate
@@ -41,7 +42,7 @@ class Batch:
     """What to score, with what, and where to.
 
     Attributes:
-        sources: files, folders, and names of known data sets.
+        sources: files, folders, URLs, and names of known data sets.
         model: a bundle's folder, or an address in the registry, which is resolved once.
         out: the file to write; `.parquet`, `.csv`, or `.npy` for the scores alone.
         latents: whether the posterior means are written too.
@@ -142,6 +143,7 @@ def score(batch: Batch) -> Scored:
     kind = kind_of(batch.out)
     if batch.latents and batch.out.suffix.lower() == ".npy":
         raise VaeflowError(f"{batch.out}: holds scores alone; with --latents, write .parquet.")
+    reach(*batch.sources)
     model = Model.load(locate(batch.model), threads=1)
     scored = Scored(batch.out, model.folder, model.description, maps=batch.maps)
     on_bad = scored.rejected.append if batch.skip_bad else refuse

@@ -11,8 +11,10 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -300,6 +302,24 @@ class Decoded(NamedTuple):
     page: int  # of the first of those
 
 
+class Pool(Protocol):
+    """Decodes files, several tasks at a time.
+
+    Attributes:
+        tasks: how many are given to it before the first is waited for.
+        is_here: whether it decodes on this machine, and opens the files itself.
+    """
+
+    tasks: int
+    is_here: bool
+
+    def start(self, decoder: Decoder, files: Sequence[Picture]) -> Callable[[], Decoded]:
+        """Begin with some files; what is returned waits for their images, see `Decoder.some`."""
+
+    def close(self) -> None:
+        """Let go of what has not begun."""
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Decodes files to images of one shape.
@@ -319,32 +339,57 @@ class Decoder:
     every_page: bool = True
     of_any_shape: bool = False
 
-    def run(self, pictures: Iterable[Picture]) -> Generator[Decoded, None, None]:
-        """Decode files in their order, on all cores where that is worth it."""
+    def run(
+        self, pictures: Iterable[Picture], pool: Pool | None = None
+    ) -> Generator[Decoded, None, None]:
+        """Decode files in their order.
+
+        Args:
+            pictures: the files.
+            pool: what decodes them; by default all cores here, where that is worth it.
+        """
         # The first sound image fixes the shape of all, and says whether threads are worth it: it
         # has to be found before several are read at once.
         remaining = iter(pictures)
         for picture in remaining:
-            first = self._some([picture], most=0)
+            first = self.some([picture], most=0)
             yield first
             if first.pictures:
                 yield from self._whole(first)
                 at_once = max(1, min(FILES_PER_TASK, BYTES_PER_BLOCK // first.pixels.nbytes))
                 at_once = 1 if self.of_any_shape else at_once
+                if pool is not None and not pool.is_here:
+                    remaining = map(_with_content, remaining)
                 tasks = _batched(remaining, at_once)
-                worth_it = _pixels_in_file(picture) >= PIXELS_WORTH_A_THREAD
-                some = _on_all_cores(self._some, tasks) if worth_it else map(self._some, tasks)
+                if pool is not None:
+                    some = self._by(pool, tasks)
+                elif _pixels_in_file(picture) >= PIXELS_WORTH_A_THREAD:
+                    some = self._on_all_cores(tasks)
+                else:
+                    some = map(self.some, tasks)
                 for decoded in some:
                     yield decoded
                     yield from self._whole(decoded)
 
+    def _on_all_cores(self, tasks: Iterator[list[Picture]]) -> Iterator[Decoded]:
+        with closing(Threads()) as threads:
+            yield from self._by(threads, tasks)
+
+    def _by(self, pool: Pool, tasks: Iterator[list[Picture]]) -> Iterator[Decoded]:
+        """Map tasks by a pool, a bounded number of them ahead of the reader."""
+        starting = (pool.start(self, task) for task in tasks)
+        running = deque(itertools.islice(starting, pool.tasks))
+        while running:
+            yield running.popleft()()
+            running.extend(itertools.islice(starting, 1))
+
     def _whole(self, decoded: Decoded) -> Iterator[Decoded]:
         """Go on with a file of so many pages that they were not read at once."""
         while decoded.rest:
-            decoded = self._some(decoded.rest, decoded.page)
+            decoded = self.some(decoded.rest, decoded.page)
             yield decoded
 
-    def _some(self, task: Sequence[Picture], page: int = 0, most: int = BYTES_PER_BLOCK) -> Decoded:
+    def some(self, task: Sequence[Picture], page: int = 0, most: int = BYTES_PER_BLOCK) -> Decoded:
         """Decode files, of one with many pages no more than some megabytes beyond `most`."""
         images: list[np.ndarray] = []
         digests: list[bytes] = []
@@ -393,19 +438,35 @@ def _batched(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
         yield batch
 
 
-def _on_all_cores(
-    run: Callable[..., Decoded], tasks: Iterator[list[Picture]]
-) -> Generator[Decoded, None, None]:
-    """Map tasks on all cores, a bounded number of them ahead of the reader."""
-    workers = cores()
-    with ThreadPoolExecutor(workers) as pool:
-        running = deque(pool.submit(run, task) for task in itertools.islice(tasks, AHEAD * workers))
-        try:
-            while running:
-                yield running.popleft().result()
-                running.extend(pool.submit(run, task) for task in itertools.islice(tasks, 1))
-        finally:  # the reader may have had enough
-            pool.shutdown(cancel_futures=True)
+class Threads:
+    """A thread a core."""
+
+    is_here = True
+
+    def __init__(self) -> None:
+        self.tasks = AHEAD * cores()
+        self._pool = ThreadPoolExecutor(cores())
+
+    def start(self, decoder: Decoder, files: Sequence[Picture]) -> Callable[[], Decoded]:
+        """See `Pool`."""
+        return self._pool.submit(decoder.some, files).result
+
+    def close(self) -> None:
+        """See `Pool`; the reader may have had enough."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _with_content(picture: Picture) -> Picture:
+    """Read a file for who cannot open it; one that cannot be read, or is large, stays as it is."""
+    if picture.content is not None:
+        return picture
+    path = Path(picture.path or picture.name)
+    try:
+        if path.stat().st_size <= LARGEST_READ_AT_ONCE:
+            return picture._replace(content=path.read_bytes())
+    except (OSError, ValueError):  # it is opened again where its fault is said
+        pass
+    return picture
 
 
 def _pixels_in_file(picture: Picture) -> int:

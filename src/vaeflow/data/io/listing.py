@@ -77,22 +77,37 @@ def list_source(source: Path | str, reading: Reading) -> Contents:
         contents = _listed_paths(path.read_bytes(), path.parent, reading)
         missing = "no images in this list"
     else:
-        contents = Contents(path.parent)
-        if PICKLED_BATCH.fullmatch(path.name):
-            raise BadImageError(path, CONVERT_PICKLE.format(path))
-        if tables.is_table(path):
-            contents.tables.append(path)
-        else:
-            _sort_in(str(path), path.is_file(), reading, contents)
-        missing = (
-            'unknown kind of file (if Pillow reads it: python -c "from PIL import Image; '
-            f"Image.open('{path}').save('{path.stem}.png')\")"
-        )
-    labels = {labels_path(path) for path in contents.arrays}
-    contents.arrays = [path for path in contents.arrays if path not in labels]
+        contents, missing = list_file(path, path.is_file(), reading)
+    set_labels_apart(contents)
     if not contents:
         raise DataError(f"{as_text(str(source))}: {missing}; expected {EXPECTED}.")
     return contents
+
+
+def list_file(path: Path, is_file: bool, reading: Reading) -> tuple[Contents, str]:
+    """List a source that is one file; return what to say where it is none that can be read.
+
+    Raises:
+        BadImageError: it is a pickle.
+    """
+    contents = Contents(path.parent)
+    if PICKLED_BATCH.fullmatch(path.name):
+        raise BadImageError(path, CONVERT_PICKLE.format(path))
+    if tables.is_table(path):
+        contents.tables.append(path)
+    else:
+        sort_in(str(path), is_file, reading, contents)
+    unknown = (
+        'unknown kind of file (if Pillow reads it: python -c "from PIL import Image; '
+        f"Image.open('{path}').save('{path.stem}.png')\")"
+    )
+    return contents, unknown
+
+
+def set_labels_apart(contents: Contents) -> None:
+    """Take the arrays out that hold the labels of others."""
+    labels = {labels_path(path) for path in contents.arrays}
+    contents.arrays = [path for path in contents.arrays if path not in labels]
 
 
 def _listed_paths(content: bytes, folder: Path, reading: Reading) -> Contents:
@@ -104,7 +119,7 @@ def _listed_paths(content: bytes, folder: Path, reading: Reading) -> Contents:
             if not path.exists():
                 reading.on_bad(BadImageError(as_text(str(path)), "does not exist."))
             else:
-                _sort_in(str(path), path.is_file(), reading, contents)
+                sort_in(str(path), path.is_file(), reading, contents)
     return contents
 
 
@@ -126,7 +141,7 @@ def _list_folder(folder: Path, root: Path, reading: Reading, contents: Contents)
         elif entry.is_dir(follow_symlinks=False):
             _list_folder(Path(entry.path), root, reading, contents)
         else:
-            _sort_in(entry.path, entry.is_file(), reading, contents)
+            sort_in(entry.path, entry.is_file(), reading, contents)
 
 
 def _leads_inside(link: Path, root: Path) -> bool:
@@ -136,7 +151,8 @@ def _leads_inside(link: Path, root: Path) -> bool:
         return False
 
 
-def _sort_in(name: str, is_file: bool, reading: Reading, contents: Contents) -> None:
+def sort_in(name: str, is_file: bool, reading: Reading, contents: Contents) -> None:
+    """Put a file to those of its kind, or say that it is left alone, or cannot be used."""
     if is_picture(name) and is_file:  # soon decided: there may be a million
         contents.pictures.append(name)
         return

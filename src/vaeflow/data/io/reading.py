@@ -15,6 +15,7 @@ from vaeflow.data.io.conversion import (
     constant,
     constant_error,
 )
+from vaeflow.data.io.decoding import Pool
 from vaeflow.data.io.rules import (
     Arrangement,
     Range,
@@ -110,6 +111,7 @@ class Reading:
         on_bad: called with each file or row that cannot be used; unless it raises, the rest is
             read.
         on_other: called with the name of each file that is no image, and is left alone.
+        pool: what decodes image files; None: the cores of this machine.
         seen: what was understood, filled as images are read.
     """
 
@@ -131,6 +133,7 @@ class Reading:
     allow_constant: bool = True
     on_bad: Callable[[BadImageError], object] = refuse
     on_other: Callable[[str], object] = lambda name: None
+    pool: Pool | None = None
     seen: Seen = field(default_factory=Seen)
 
     def rules(self) -> Rules:

@@ -196,6 +196,11 @@ def is_part(path: Path) -> bool:
 
 def labels_path(images: Path) -> Path | None:
     """Return the file that holds an array's labels, if there is one."""
+    return next((path for path in labels_candidates(images) if path.is_file()), None)
+
+
+def labels_candidates(images: Path) -> list[Path]:
+    """Return the files that may hold an array's labels, the likeliest first."""
     if IDX_NAME.search(images.name):
         plain = images.name.removesuffix(".gz").replace("images", "labels")
         plain = re.sub(r"idx\d", "idx1", plain)
@@ -204,9 +209,8 @@ def labels_path(images: Path) -> Path | None:
         names = [LABELS] if images.name == IMAGES else []
         names += [f"{name}{images.suffix}" for name in label_names(images.stem)]
     else:
-        return None
-    candidates = (images.with_name(name) for name in names if name != images.name)
-    return next((path for path in candidates if path.is_file()), None)
+        return []
+    return [images.with_name(name) for name in names if name != images.name]
 
 
 def read_labels(images: Path, count: int) -> np.ndarray | None:

@@ -1,9 +1,9 @@
-"""Read images from wherever they lie: files, folders, archives, tables, lists of paths."""
+"""Read images from wherever they lie: files, folders, URLs, archives, tables, lists of paths."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -25,6 +25,7 @@ from vaeflow.data.io.listing import (
     CONVERT_PICKLE,
     HIDDEN,
     PICKLED_BATCH,
+    Contents,
     Folders,
     archive_folders,
     is_picture,
@@ -32,6 +33,7 @@ from vaeflow.data.io.listing import (
     or_others,
 )
 from vaeflow.data.io.reading import Images, Reading, joined, varied
+from vaeflow.data.io.remote import Remote, is_url, local
 from vaeflow.data.io.rows import Row, Rows, is_part, open_arrays
 from vaeflow.data.io.rules import (
     BYTE,
@@ -61,7 +63,7 @@ def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterat
     Args:
         sources: each an array, an image file, an archive or table of them, a CSV file of pixels, a
             text file with a path a line (`-`: standard input), or a folder, which is read with its
-            subfolders: arrays first, then archives, then image files.
+            subfolders: arrays first, then archives, then image files. Or the URL of any of these.
         reading: how; by default the first bad file ends it.
 
     Raises:
@@ -69,32 +71,79 @@ def image_blocks(*sources: Path | str, reading: Reading | None = None) -> Iterat
     """
     reading = reading or Reading()
     same = _SameShape(reading)
-    for source in sources:
-        contents = list_source(source, reading)
-        facts = Folders(contents, reading)
-        yield from _merged(_cut(_array_blocks(contents.arrays, reading, same, facts), reading))
-        for path in contents.tables:
+    for source in map(local, sources):
+        if is_url(source):
+            yield from _remote_blocks(str(source), reading, same)
+        else:
+            yield from _source_blocks(list_source(source, reading), reading, same)
+
+
+def _source_blocks(
+    contents: Contents, reading: Reading, same: _SameShape, remote: Remote | None = None
+) -> Iterator[Images]:
+    """Read the contents of a source, which are here, or are fetched when their turn has come."""
+    facts = Folders(contents, reading)
+    yield from _merged(_cut(_array_blocks(contents.arrays, reading, same, facts), reading))
+    for path in contents.tables:
+        with remote.file(path) if remote else nullcontext():
             yield from _merged(_cut(_table_blocks(path, reading, same), reading))
-        for path in contents.archives:
-            pictures = _packed(path, reading, facts)
-            yield from _merged(_cut(_picture_blocks(pictures, reading, same), reading))
-        pictures = _on_disk(contents.pictures, reading, facts)
+    for path in contents.archives:
+        pictures = _packed(path, reading, facts, remote)
         yield from _merged(_cut(_picture_blocks(pictures, reading, same), reading))
+    pictures = _on_disk(contents.pictures, reading, facts)
+    if remote:
+        pictures = remote.read(pictures, reading)
+    yield from _merged(_cut(_picture_blocks(pictures, reading, same), reading))
+
+
+def _remote_blocks(url: str, reading: Reading, same: _SameShape) -> Iterator[Images]:
+    """Read a source on an object store or a web server, and name all by its URL."""
+    with Remote(url) as remote, remote.clear_names():
+        reading = _named_by(remote, reading)
+        contents = remote.contents(reading)
+        remote.fetch_arrays(contents, reading)
+        for images in _source_blocks(contents, reading, same, remote):
+            yield images._replace(names=[remote.named(name) for name in images.names])
+        same.first = remote.named(same.first)
+
+
+def _named_by(remote: Remote, reading: Reading) -> Reading:
+    def on_bad(error: BadImageError) -> None:
+        reading.on_bad(BadImageError(remote.named(error.name), remote.named(error.reason)))
+
+    return replace(
+        reading, on_bad=on_bad, on_other=lambda name: reading.on_other(remote.named(name))
+    )
+
+
+def reach(*sources: Path | str) -> None:
+    """Refuse URLs that cannot be read, before anything slow is begun.
+
+    Raises:
+        DataError: one names nothing, or cannot be reached or may not be read.
+    """
+    for source in map(local, sources):
+        if is_url(source):
+            Remote(str(source))
 
 
 def count_images(*sources: Path | str, reading: Reading | None = None) -> int:
     """Count images by names and headers; the bad ones among them count too.
 
     Returns:
-        How many there are at the least: what a tar archive or a CSV file holds is known when it
-        was read.
+        How many there are at the least: what a tar archive, a CSV file, or an array or archive at a
+        URL holds is known when it was read.
 
     Raises:
         DataError: a source is missing, of an unknown kind, or holds no images.
     """
     quiet = replace(reading or Reading(), on_bad=lambda _: None, on_other=lambda _: None)
     count = 0
-    for source in sources:
+    for source in map(local, sources):
+        if is_url(source):  # only names: nothing is fetched twice
+            with Remote(str(source)) as remote, remote.clear_names():
+                count += len(remote.contents(quiet).pictures)
+            continue
         contents = list_source(source, quiet)
         count += len(contents.pictures)
         for _, paths in groupby(contents.arrays, lambda path: path.parent):
@@ -433,10 +482,13 @@ def _on_disk(paths: Sequence[str], reading: Reading, facts: Folders) -> Iterator
             yield Picture(name, None, text, label, split)
 
 
-def _packed(path: Path, reading: Reading, facts: Folders) -> Iterator[Picture]:
+def _packed(
+    path: Path, reading: Reading, facts: Folders, remote: Remote | None = None
+) -> Iterator[Picture]:
     """Yield the image files of an archive or a table; a damaged one to where it is whole."""
     try:
-        yield from _members(path, reading, facts)
+        with remote.file(path) if remote else nullcontext():
+            yield from _members(path, reading, facts)
     except BadImageError as error:
         reading.on_bad(error)
 
@@ -496,7 +548,7 @@ def _picture_blocks(
         of_any_shape=reading.tiling is not None,
     )
     # Closed with the loop: files that were read ahead are then dropped.
-    with closing(decoder.run(pictures)) as decoding:
+    with closing(decoder.run(pictures, reading.pool)) as decoding:
         for decoded in decoding:
             for fault in decoded.faults:
                 reading.on_bad(fault)
