@@ -1,7 +1,7 @@
 """What several processes bring on one machine: as much as it can tell of several machines.
 
-    python benchmarks/scale.py [--parts ray memory sweep] [--images 200000] [--trials 12]
-        [--seconds 60] [--results FILE]
+    python benchmarks/scale.py [--parts ray memory sweep hosts stages] [--images 200000]
+        [--trials 12] [--seconds 60] [--results FILE]
 
 Parts:
 
@@ -12,7 +12,12 @@ Parts:
   all of them, with the digits network;
 - `sweep`: `vaeflow tune` with two trials at once, of one core each, beside one after the other
   with both cores; each of at least so many seconds by itself. Nothing is pruned, and the trials are
-  the same.
+  the same;
+- `hosts`: training of the network of `presets/mnist.yaml` on JAX, float32, batches of 512 and 128
+  random images: two processes of one core each, beside one process of two cores. Images a second,
+  the median of epochs, after one to compile in; the runs take turns;
+- `stages`: seconds and peak memory of `vaeflow data add` and `vaeflow prepare` for a tenth of the
+  images and for all of them (random, 28x28), and of `vaeflow drift` on as many scores.
 
 Writes `benchmarks/results/scale.json`: a list with an entry a part; those of parts that were not
 asked for stay.
@@ -21,18 +26,25 @@ asked for stay.
 import argparse
 import json
 import math
+import os
+import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import score as scoring
 from machine import machine
 
 from vaeflow.common.files import atomic_file, write_json
+from vaeflow.common.processes import cores, shares
 
 REPOSITORY = Path(__file__).parents[1]
+PRESET = REPOSITORY / "presets" / "mnist.yaml"
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 # Seconds and peak kilobytes of a batch, in a process of its own, imports left out.
 SCORE = """
@@ -50,11 +62,44 @@ seconds = time.perf_counter() - start
 peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 print(seconds, peak)
 """
+# Seconds of each epoch's steps.
+TRAIN = """
+import sys, time
+from pathlib import Path
+import keras
+from vaeflow.config.schema import Parameters, load_parameters
+from vaeflow.model.hosts import joined
+from vaeflow.training.loop import fit
+
+class Clock(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begun, self.steps = time.perf_counter(), 0
+    def on_train_batch_end(self, batch, logs=None):
+        float(logs["loss"])
+        self.seconds = time.perf_counter() - self.begun
+
+prepared, preset, hosts, process, batch_size, epochs = sys.argv[1:]
+changed = {"batch_size": int(batch_size), "epochs": int(epochs)}
+changed |= {"finish_epochs": 0, "kl_warmup_epochs": 0}
+train = load_parameters(Path(preset)).train.model_copy(update=changed)
+clock, seconds = Clock(), []
+with joined(hosts or None, int(process), 120) as together:
+    fit(Path(prepared), Parameters(train=train), callbacks=[clock], hosts=together,
+        report=lambda row: seconds.append(clock.seconds))
+print("seconds", *seconds[1:])
+"""
+BATCH_SIZES, EPOCH_IMAGES, EPOCHS, RUNS = (512, 128), 3_072, 4, 3
 
 
 def main() -> None:
     """Measure the parts that are named, and merge them into the results."""
-    parts = {"ray": measure_ray, "memory": measure_memory, "sweep": measure_sweep}
+    parts = {
+        "ray": measure_ray,
+        "memory": measure_memory,
+        "sweep": measure_sweep,
+        "hosts": measure_hosts,
+        "stages": measure_stages,
+    }
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))
     parser.add_argument("--images", type=int, default=200_000, help="to score")
@@ -166,6 +211,85 @@ tune(Path("space.yaml"), {trials}, {workers}, "{name}", None)
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", script], check=True, cwd=workspace)
     return time.perf_counter() - start
+
+
+def measure_hosts(scratch: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """The rate of two JAX processes of one core over that of one of two cores."""
+    images = np.random.default_rng(0).integers(0, 256, (EPOCH_IMAGES, 28, 28, 1), dtype=np.uint8)
+    np.save(scratch / "train.npy", images)
+    np.save(scratch / "validation.npy", images[:512])
+    write_json(scratch / "dataset.json", {"image_shape": [28, 28, 1]})
+    found: dict[str, object] = {"at_least": 0.85}
+    for batch_size in BATCH_SIZES:
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(RUNS):
+            for processes, so_far in seconds.items():
+                so_far += train(scratch, batch_size, processes)
+        rates = {count: EPOCH_IMAGES / statistics.median(took) for count, took in seconds.items()}
+        found[f"batches_of_{batch_size}"] = {
+            "one_process_images_a_second": round(rates[1]),
+            "two_processes_images_a_second": round(rates[2]),
+            "ratio": round(rates[2] / rates[1], 3),
+        }
+    return found
+
+
+def train(prepared: Path, batch_size: int, processes: int) -> list[float]:
+    """Seconds of each epoch but the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        hosts = f"127.0.0.1:{free.getsockname()[1]},127.0.0.1" if processes > 1 else ""
+    started = []
+    for process, cores_of_it in enumerate(shares(processes)):
+        arguments = (prepared, PRESET, hosts, process, batch_size, EPOCHS)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", TRAIN, *map(str, arguments)],
+                env={**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+        os.sched_setaffinity(started[-1].pid, cores_of_it or range(cores()))
+    said = [process.communicate(timeout=1_000)[0] for process in started]
+    assert not any(process.returncode for process in started), said
+    return [float(number) for number in said[0].split("seconds ")[1].split()]
+
+
+def measure_stages(scratch: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """Seconds and megabytes of what surrounds training, for two numbers of images."""
+    workspace = scratch / "workspace"
+    subprocess.run(["git", "clone", "--quiet", REPOSITORY, workspace], check=True)
+    stage(workspace, "dvc", "pull", "data.dvc")
+    stage(workspace, "dvc", "repro", "export")
+    model = ("--model", "outputs/bundle")
+    found: dict[str, dict[str, list[float]]] = {}
+    for count in (arguments.images // 10, arguments.images):
+        pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+        np.save(workspace / "small.npy", pixels)
+        stage(workspace, "vaeflow", "score", "small.npy", *model, "--out", "small.parquet")
+        drift = ("vaeflow", "drift", "small.parquet", *model, "--out", "drift.json")
+        found.setdefault("drift", {})[f"{count}"] = stage(workspace, *drift, may_be=(0, 1))
+    for count in (arguments.images // 10, arguments.images):
+        scoring.write_images(workspace / "many.npy", count)
+        add = ("vaeflow", "data", "add", "many.npy", "--size", "28x28")
+        found.setdefault("data add", {})[f"{count}"] = stage(workspace, *add)
+        found.setdefault("prepare", {})[f"{count}"] = stage(workspace, "vaeflow", "prepare")
+    return {"seconds_and_peak_mb": found}
+
+
+def stage(
+    workspace: Path, program: str, *arguments: str, may_be: Sequence[int] = (0,)
+) -> list[float]:
+    """Run a program, and return its seconds and the peak memory of its process, in MB."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", program, *arguments]
+    process = subprocess.Popen(command, cwd=workspace, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    assert os.waitstatus_to_exitcode(status) in may_be, command
+    return [round(seconds, 1), round(used.ru_maxrss / 1024, 1)]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -70,11 +71,12 @@ class Hosts:
             return content
         from jax.experimental import multihost_utils
 
-        size = int(multihost_utils.broadcast_one_to_all(np.array(len(content), np.int32)))
-        sent = np.zeros(size, np.uint8)
-        if self.leads:
-            sent = np.frombuffer(content, np.uint8)
-        return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()
+        def sent(given: bytes) -> bytes:
+            one = np.frombuffer(given, np.uint8)
+            return np.asarray(multihost_utils.broadcast_one_to_all(one)).tobytes()
+
+        size = int.from_bytes(sent(len(content).to_bytes(8, "big")), "big")
+        return sent(content if self.leads else bytes(size))
 
     def arrays_from_leader(
         self, arrays: Mapping[str, np.ndarray] | None
@@ -134,13 +136,13 @@ class Hosts:
         jax.distributed.shutdown()
         self.left = True
 
-    def agree(self, signal: int, save: bool, *, now: bool = False) -> tuple[int, bool]:
+    def agree(self, received: int, save: bool, *, now: bool = False) -> tuple[int, bool]:
         """Tell what this process has been told, and return what to do: the same in all of them.
 
         Called after each step. Several ask one another about once a second.
 
         Args:
-            signal: the number of the one that told this process to stop; 0 for none.
+            received: the number of the signal that told this process to stop; 0 for none.
             save: whether a checkpoint is due. The leader's clock counts.
             now: ask in any case.
 
@@ -148,14 +150,14 @@ class Hosts:
             The signal that one of them was given, or 0; and whether to save.
         """
         if self.count == 1:
-            return signal, save
+            return received, save
         self.step()
         self._calls += 1
         if self._calls < self._look_after and not now:
             return 0, False
         took = time.monotonic() - self._looked_at
         after = max(1, round(self._calls * SECONDS_A_LOOK / max(took, 1e-3)))
-        said = self.gather(np.array([signal, save, after], np.int32))
+        said = self.gather(np.array([received, save, after], np.int32))
         self._calls, self._look_after = 0, int(said[0, 2])
         self._looked_at = time.monotonic()
         told = int(said[:, 0].max())
@@ -277,7 +279,7 @@ class Watch:
         port = int(self.hosts.names[0].rpartition(":")[2])
         deadline = time.monotonic() + self.timeout
         try:
-            server = socket.create_server(("", port))
+            server = _listen_on(port)
         except OSError as error:
             raise TrainingError(
                 f"port {port} of {self.hosts.names[0]} cannot be used: {error.strerror}. Give "
@@ -295,7 +297,7 @@ class Watch:
                     )
                     self._tell({"error": reason})
                     raise TrainingError(reason) from None
-                self._take_in(connection, address[0])
+                self._take_in(connection, address[0].removeprefix("::ffff:"))
         self._tell({"joined": True})
 
     def _missing(self) -> list[int]:
@@ -430,8 +432,9 @@ class Watch:
     def fail(self, error: BaseException) -> NoReturn:
         """End this process because of an error, and tell the others."""
         message, status = str(error), 2
-        if isinstance(error, SystemExit):
-            message, status = "told to stop", error.code if isinstance(error.code, int) else 1
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            code = getattr(error, "code", 128 + signal.SIGINT)
+            message, status = "told to stop", code if isinstance(code, int) else 1
         elif not isinstance(error, VaeflowError):
             message, status = f"{type(error).__name__}: {error}", 1
             time.sleep(1)  # if it is that another one is gone, then that is about to be known
@@ -456,6 +459,12 @@ def _exit(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
+
+
+def _listen_on(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def _send(connection: socket.socket, said: Mapping[str, Any]) -> None:
