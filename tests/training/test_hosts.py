@@ -162,7 +162,6 @@ def process_of(launched, number):
     raise AssertionError(number)
 
 
-@pytest.mark.backends
 @pytest.mark.kills
 def test_when_one_is_gone_or_stuck_all_end_and_the_same_command_goes_on(workspace):
     reached = 0
