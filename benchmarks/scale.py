@@ -245,7 +245,7 @@ def train(prepared: Path, batch_size: int, processes: int) -> list[float]:
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", TRAIN, *map(str, arguments)],
-                env={**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"},
+                env={**os.environ, "KERAS_BACKEND": "jax", "NPROC": "2"},  # as `launch` has it
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,

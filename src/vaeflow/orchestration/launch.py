@@ -11,7 +11,7 @@ import threading
 import time
 from typing import IO
 
-from vaeflow.common.processes import python_command, shares
+from vaeflow.common.processes import cores, python_command, shares
 
 # Seconds that the others are given to end by themselves, with a reason and a checkpoint.
 GRACE = 60
@@ -33,14 +33,19 @@ def launch(command: str, processes: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    hosts = ",".join([f"127.0.0.1:{port}", *["127.0.0.1"] * (processes - 1)])
+    together = {
+        # JAX makes a thread a core, and has a process of one core wait with it for the others.
+        "NPROC": str(max(2, cores() // processes)),
+        **os.environ,
+    }
+    together["VAEFLOW_HOSTS"] = ",".join([f"127.0.0.1:{port}", *["127.0.0.1"] * (processes - 1)])
     started: list[subprocess.Popen[str]] = []
     try:
         for process, share in enumerate(shares(processes)):
             started.append(
                 subprocess.Popen(
                     python_command("vaeflow", command),
-                    env={**os.environ, "VAEFLOW_HOSTS": hosts, "VAEFLOW_PROCESS": str(process)},
+                    env={**together, "VAEFLOW_PROCESS": str(process)},
                     stdout=subprocess.PIPE if process else None,
                     stderr=subprocess.STDOUT if process else None,
                     text=True,
