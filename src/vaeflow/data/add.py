@@ -267,7 +267,7 @@ def write_part(
     report: Report,
     fingerprints: Fingerprints,
     seen: set[bytes],
-    pool: Pool | None,
+    pool: Pool | None = None,
 ) -> Written:
     """Write images, index and rules of a part, block by block.
 
