@@ -209,6 +209,12 @@ def test_skipping_every_step_of_an_epoch_stops_it_too(prepared, tmp_path):
         fit(prepared, settings(gradient_limit=1e-9), callbacks=[stop])
 
 
+def test_of_several_processes_only_the_leader_keeps_the_weights(prepared):
+    stop = StopWhenSkipping(1000, 4, None)
+    with pytest.raises(TrainingError, match="are kept in the leader"):
+        fit(prepared, settings(gradient_limit=1e-9), callbacks=[stop])
+
+
 def test_a_residual_network_is_built_from_the_parameters(prepared):
     vae = fit(prepared, settings(network="residual", depth=2, epochs=1))
     assert vae.encoder.get_layer("deepest_block_1").output.shape[1:] == (4, 4, 4)

@@ -48,9 +48,10 @@ class StopWhenSkipping(keras.callbacks.Callback):
         limit: how many steps left out in a row are too many.
         steps_per_epoch: so is an epoch of nothing else.
         keep: where the weights go. A step left out changes none, so they are the last good ones.
+            None in a process that another one leads, which writes them.
     """
 
-    def __init__(self, limit: int, steps_per_epoch: int, keep: Path) -> None:
+    def __init__(self, limit: int, steps_per_epoch: int, keep: Path | None) -> None:
         super().__init__()
         # An epoch that is gone on with has fewer steps left, which say less.
         self.limit = min(limit, steps_per_epoch)
@@ -79,12 +80,13 @@ class StopWhenSkipping(keras.callbacks.Callback):
         backend().synchronise(self.model)
         skipped = int(self.model.skipped_in_a_row)
         if skipped >= self.limit:
-            self.keep.parent.mkdir(parents=True, exist_ok=True)
-            self.model.save(self.keep)
+            if self.keep:
+                self.keep.parent.mkdir(parents=True, exist_ok=True)
+                self.model.save(self.keep)
             raise TrainingError(
                 f"epoch {self.epoch}: {skipped} steps in a row had a gradient that is not finite "
                 f"or above train.gradient_limit. The weights as they were before are kept in "
-                f"{self.keep}. Lower train.learning_rate, or warm the KL term up "
+                f"{self.keep or 'the leader'}. Lower train.learning_rate, or warm the KL term up "
                 "(train.kl_warmup_epochs)."
             )
 

@@ -61,42 +61,35 @@ def train(
     """
     hosts = hosts or Hosts()
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
-    rows: list[Row] = []
     print(f"training on {use_gpu_if_any()}", flush=True)
-    if not hosts.leads:
-        parameters = _leaders(parameters, hosts)
-        hosts.check_same("images or another vaeflow", training_key(prepared, parameters.train))
-        fit(
-            prepared,
-            parameters,
-            resumed=rows.extend,
-            report=rows.append,
-            callbacks=[_stop(workspace, prepared, parameters)],
-            hosts=hosts,
-        )
-        return {**kept_row(rows, parameters.train), "epochs": len(rows)}
-    lineage = collect_lineage(workspace, parameters)
-    parameters, chosen = choose_parameters(workspace, prepared, parameters)
-    parameters = _leaders(parameters, hosts)
+    if hosts.leads:
+        lineage = collect_lineage(workspace, parameters)
+        parameters, chosen = choose_parameters(workspace, prepared, parameters)
+    text = hosts.from_leader(parameters.model_dump_json().encode())
+    parameters = Parameters.model_validate_json(text)
     key = training_key(prepared, parameters.train)
     hosts.check_same("images or another vaeflow", key)
-    kept = workspace.checkpoints / key
-    with lock_training(kept):
-        rows = _train(workspace, prepared, parameters, chosen, lineage, kept, hosts)
-        shutil.rmtree(kept)
+    if hosts.leads:
+        kept = workspace.checkpoints / key
+        with lock_training(kept):
+            rows = _train(workspace, prepared, parameters, chosen, lineage, kept, hosts)
+            shutil.rmtree(kept)
+    else:
+        rows = []
+        stop = _stop(workspace, prepared, parameters, hosts)
+        keep: dict[str, Any] = {"resumed": rows.extend, "report": rows.append}
+        fit(prepared, parameters, callbacks=[stop], hosts=hosts, **keep)
     return {**kept_row(rows, parameters.train), "epochs": len(rows)}
 
 
-def _leaders(parameters: Parameters, hosts: Hosts) -> Parameters:
-    """Return the parameters that the leader has."""
-    return Parameters.model_validate_json(hosts.from_leader(parameters.model_dump_json().encode()))
-
-
-def _stop(workspace: Workspace, prepared: Path, parameters: Parameters) -> StopWhenSkipping:
+def _stop(
+    workspace: Workspace, prepared: Path, parameters: Parameters, hosts: Hosts
+) -> StopWhenSkipping:
     """Make what ends a training that makes no more steps."""
     settings = parameters.train
     steps_per_epoch = math.ceil(len(load_split(prepared, "train")) / settings.batch_size)
-    return StopWhenSkipping(settings.skipped_steps_limit, steps_per_epoch, workspace.stopped)
+    keep = workspace.stopped if hosts.leads else None
+    return StopWhenSkipping(settings.skipped_steps_limit, steps_per_epoch, keep)
 
 
 def _train(
@@ -129,7 +122,7 @@ def _train(
             checkpoints=Checkpoints(kept),
             resumed=report.resumed,
             report=report.epoch,
-            callbacks=[_stop(workspace, prepared, parameters)],
+            callbacks=[_stop(workspace, prepared, parameters, hosts)],
             hosts=hosts,
         )
         hosts.leave()  # the others need not wait for what follows
