@@ -22,6 +22,7 @@ from vaeflow.data.io.arrays import ArrayWriter
 from vaeflow.errors import VaeflowError
 
 ROWS_PER_GROUP = 16_384  # of Parquet: what is kept in memory until it is written
+PART = 32 * "[0-9a-f]" + ".npy"  # see `Parts.name`
 
 Columns = Mapping[str, Any]  # sequences or arrays, of one length
 
@@ -172,7 +173,9 @@ class Parts:
 
 @contextmanager
 def parts_beside(out: Path, key: dict[str, object]) -> Iterator[Parts]:
-    """Open the parts of an output; remove them when the block ends well, and keep them otherwise.
+    """Open the parts of an output; remove them when the block ends well.
+
+    When it does not, the numbers that there are stay for the next run.
 
     Raises:
         VaeflowError: another process is making the same output, or it cannot be written.
@@ -189,8 +192,13 @@ def parts_beside(out: Path, key: dict[str, object]) -> Iterator[Parts]:
             raise VaeflowError(
                 f"{out}: another process is writing it now. Wait for it, or choose another --out."
             ) from None
-        yield Parts(folder, key)
-        shutil.rmtree(folder)
+        kept = True
+        try:
+            yield Parts(folder, key)
+            kept = False
+        finally:
+            if not (kept and any(folder.glob(PART))):
+                shutil.rmtree(folder)
 
 
 Writer = Callable[[Path], None]

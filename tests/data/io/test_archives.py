@@ -259,10 +259,13 @@ def test_a_list_may_come_on_standard_input(tmp_path):
 def test_lines_of_a_list_that_are_no_files_are_named(tmp_path):
     (tmp_path / "0.png").write_bytes(png(IMAGES[0]))
     path = tmp_path / "list.txt"
-    path.write_text("0.png\r\nabsent.png\n\n.\n")
+    path.write_text("0.png\r\nabsent.png\ns3://bucket/1.png\n\n.\n")
     names, bad, others, _ = collected(path)
     assert names == [f"{tmp_path}/0.png"]
-    assert bad == [(f"{tmp_path}/absent.png", "does not exist.")]
+    absent, url = bad
+    assert absent == (f"{tmp_path}/absent.png", "does not exist.")
+    assert url[0] == "s3://bucket/1.png"
+    assert "Give the URLs themselves as sources" in url[1]
     assert others == [str(tmp_path)]
 
 

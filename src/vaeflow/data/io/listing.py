@@ -116,7 +116,13 @@ def _listed_paths(content: bytes, folder: Path, reading: Reading) -> Contents:
     for line in content.splitlines():
         if line.strip():
             path = folder / os.fsdecode(line)
-            if not path.exists():
+            if b"://" in line and not path.exists():
+                fault = (
+                    "a URL, and a list here names files here. Give the URLs themselves as sources, "
+                    "or the URL of a list that lies beside the files."
+                )
+                reading.on_bad(BadImageError(as_text(os.fsdecode(line)), fault))
+            elif not path.exists():
                 reading.on_bad(BadImageError(as_text(str(path)), "does not exist."))
             else:
                 sort_in(str(path), path.is_file(), reading, contents)
