@@ -89,6 +89,7 @@ with joined(hosts or None, int(process), 120) as together:
 print("seconds", *seconds[1:])
 """
 BATCH_SIZES, EPOCH_IMAGES, EPOCHS, RUNS = (512, 128), 3_072, 4, 3
+CALIBRATION = 4, 34  # epochs of a trial, to know how long one takes
 
 
 def main() -> None:
@@ -165,8 +166,10 @@ def measure_sweep(scratch: Path, arguments: argparse.Namespace) -> dict[str, obj
     """The time of two trials at once over that of one after the other."""
     workspace = scratch / "workspace"
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, workspace], check=True)
-    one = run_sweep(workspace, "calibration", 1, 1, 4, arguments)
-    epochs = math.ceil(4 * arguments.seconds / one)  # starting counts, too: longer than needed
+    few, more = (run_sweep(workspace, f"of-{n}", 1, 1, n, arguments) for n in CALIBRATION)
+    an_epoch = (more - few) / (CALIBRATION[1] - CALIBRATION[0])
+    # Of its epochs alone a trial is long enough.
+    epochs = math.ceil(arguments.seconds / an_epoch)
     alone = run_sweep(workspace, "alone", arguments.trials, 1, epochs, arguments)
     together = run_sweep(workspace, "together", arguments.trials, 2, epochs, arguments)
     return {

@@ -8,9 +8,9 @@ Sets, and what is searched:
 - `mnist-binarized`: the preset `mnist`, and what might be better in it, the prior included;
 - `digits`, `mnist`, `grey`, `colour`: what `auto` chooses for scikit-learn's digits, for MNIST's
   grey images, and for 10,000 crops of the photographs that scikit-learn ships, grey of 28x28 and
-  colour of 64x64, beside half and twice as much of each parameter. All are trained for the epochs
-  that `auto` chooses, in one rung; of MNIST's 55,000 images those that are best after 8 epochs, and
-  what `auto` chooses whatever it was then.
+  colour of 64x64, beside half and twice as much of each parameter. Those are trained for the epochs
+  that `auto` chooses that are best after a few epochs, and what `auto` chooses whatever it was
+  then; of the digits, which take a minute, all.
 
 Successive halving (Jamieson & Talwalkar 2016): every trial of a set is trained for the first number
 of epochs; of a rung the best in `--keep` go on to the next, trained anew for more epochs, since a
@@ -43,6 +43,9 @@ REPOSITORY = Path(__file__).parents[1]
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "search.json"
 SAMPLES, JUDGED, HELD_BACK = 100, 1_000, 5_000
+
+# Epochs of each rung, None for as many as `auto` chooses; of `mnist-binarized` they are an option.
+RUNGS = {"digits": [None], "mnist": [4, None], "grey": [15, None], "colour": [4, None]}
 
 # What is tried, by set: changes to its settings.
 OF_AUTO: list[dict[str, Any]] = [
@@ -92,7 +95,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sets", nargs="+", choices=list(TRIALS), metavar="SET")
     parser.add_argument("--data", type=Path, default=MNIST, help="folder of MNIST's IDX files")
-    parser.add_argument("--rungs", type=int, nargs="+", default=[4, 20, 60], help="epochs of each")
+    parser.add_argument(
+        "--rungs", type=int, nargs="+", default=[4, 20, 60], help="of mnist-binarized"
+    )
     parser.add_argument("--keep", type=int, default=4, help="of so many trials one goes on")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--trial", help=argparse.SUPPRESS)  # changes and epochs, in a process
@@ -102,8 +107,7 @@ def parse() -> argparse.Namespace:
 def search(name: str, arguments: argparse.Namespace) -> None:
     """Make every rung of a set."""
     trials = TRIALS[name]
-    rungs = {"mnist-binarized": arguments.rungs, "mnist": [8, None]}.get(name, [None])
-    for epochs in rungs:
+    for epochs in RUNGS.get(name, arguments.rungs):
         if epochs is None and {} not in trials:
             trials = [{}, *trials]
         made = [make(name, changes, epochs, arguments) for changes in trials]

@@ -20,6 +20,7 @@ from vaeflow.config.edit import apply_preset
 from vaeflow.config.schema import load_parameters
 from vaeflow.errors import ConfigError, DataError, TrainingError
 from vaeflow.tracking.runs import connect
+from vaeflow.training.history import Reached
 from vaeflow.tuning import sweep as sweeps
 from vaeflow.tuning.sweep import shares, tune
 
@@ -150,6 +151,14 @@ def test_what_is_worse_than_the_others_is_pruned(prepared, monkeypatch):
     runs, _ = trial_runs(prepared)
     assert [found.info.status for found in runs] == ["FINISHED", "KILLED"]
     assert runs[1].data.tags["trial_reason"] == bad["reason"]
+
+
+def test_of_more_than_a_hundred_epochs_one_of_each_share_is_reported():
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    for epoch in range(1, 251):
+        sweeps.judge(trial, Reached(epoch, 250, float(epoch)))
+    assert sorted(study.trials[0].intermediate_values) == list(range(101))
 
 
 def test_images_that_are_changed_meanwhile_end_it(prepared):

@@ -64,19 +64,15 @@ def evaluate(
     prepared = workspace.require(workspace.prepared / "dataset.json", "Make it: dvc repro prepare")
     if hosts.leads:
         workspace.require(workspace.model / "model.keras", "Make it: dvc repro train")
-    model = workspace.model
     use_gpu_if_any()
     use_full_precision()
     text = hosts.from_leader(parameters.model_dump_json().encode())
     parameters = Evaluate.model_validate_json(text)
     hosts.check_same("images", sha256_of((prepared / "index.parquet").read_bytes()))
-    vae = _leaders_model(model / "model.keras", hosts)
+    vae = _leaders_model(workspace.model / "model.keras", hosts)
     images = binarized(load_split(prepared, "test"), vae.config.binarize, parameters.seed)
-    samples, many, seed = (
-        parameters.importance_samples,
-        parameters.estimated_samples,
-        parameters.seed,
-    )
+    samples, many = parameters.importance_samples, parameters.estimated_samples
+    seed = parameters.seed
     bounds = compute_bounds(vae, images, samples, seed, hosts)
     estimate = estimate_bound(vae, images, many, seed, hosts=hosts) if many else None
     hosts.leave()
@@ -87,13 +83,32 @@ def evaluate(
         metrics[ESTIMATE] = estimate.mean
         if len(images) > 1:
             metrics[f"{ESTIMATE}_standard_error"] = estimate.standard_error
+    metrics = _write(workspace, parameters, vae, images, bounds, metrics)
+    _track(workspace)
+    return metrics
+
+
+def _write(
+    workspace: Workspace,
+    parameters: Evaluate,
+    vae: VAE,
+    images: Images,
+    bounds: Bounds,
+    metrics: dict[str, float],
+) -> dict[str, float]:
+    """Compute the scores, write `outputs/evaluation`, and return the metrics with those of scores.
+
+    Raises:
+        TrainingError: a number is none.
+    """
+    prepared, seed = workspace.prepared, parameters.seed
     scores = {
         split: compute_scores(vae, load_split(prepared, split)) for split in ("validation", "test")
     }
     usual = quantiles(scores["validation"])
     examined = examine(vae, prepared, parameters)
     if examined:
-        metrics |= examined.metrics()
+        metrics = metrics | examined.metrics()
     if wrong := [k for k, value in {**metrics, **usual}.items() if not np.isfinite(value)]:
         raise TrainingError(
             f"on the test images, {', '.join(wrong)} came out infinite or as no number: the model "
@@ -105,21 +120,16 @@ def evaluate(
     with atomic_directory(workspace.evaluation) as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "score_quantiles.json", usual)
-        keep_reference(
-            folder / REFERENCE,
-            vae,
-            load_split(prepared, "validation"),
-            scores["validation"],
-            parameters.seed,
-        )
+        validation = load_split(prepared, "validation")
+        keep_reference(folder / REFERENCE, vae, validation, scores["validation"], seed)
         write_dimensions(folder / "latent_dimensions.csv", bounds, latent_spread(vae, bounds))
-        figures.draw_training_curves(folder / "training_curves.png", model / "history.csv")
+        history = workspace.model / "history.csv"
+        figures.draw_training_curves(folder / "training_curves.png", history)
         figures.draw_scores(folder / "scores.png", scores, usual)
         if examined:
             examined.write(folder)
             figures.draw_noticed(folder / "spoilt.png", examined.noticed)
-        _draw(folder, vae, images, bounds, read_labels(prepared, "test"), parameters.seed)
-    _track(workspace, model)
+        _draw(folder, vae, images, bounds, read_labels(prepared, "test"), seed)
     return metrics
 
 
@@ -147,9 +157,9 @@ def _draw(
     figures.draw_latent_dimensions(folder / "latent_dimensions.png", kl)
 
 
-def _track(workspace: Workspace, model: Path) -> None:
+def _track(workspace: Workspace) -> None:
     """Add metrics and figures to the run that trained the model, where it can be reached."""
-    run_id = json.loads((model / "run.json").read_text())["run_id"]
+    run_id = json.loads((workspace.model / "run.json").read_text())["run_id"]
     try:
         if run := find_run(workspace, run_id):
             run.log_evaluation(workspace.evaluation)

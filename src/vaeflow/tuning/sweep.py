@@ -345,7 +345,7 @@ class _Sweep:
                 f"{self.name} {trial.number}",
                 {"mlflow.parentRunId": self.parent, "sweep": self.name, "trial": str(trial.number)},
                 self._logs / f"trial-{trial.number:04}.log",
-                lambda reached: self._reached(trial, reached),
+                lambda reached: judge(trial, reached),
             )
             state = "complete"
         except TrialPruned as pruned:
@@ -375,27 +375,30 @@ class _Sweep:
                 return other
         return None
 
-    def _reached(self, trial: Trial, reached: Reached) -> None:
-        """Report an epoch, and end a trial that is worse than half of the others were then.
-
-        Raises:
-            TrialPruned: it is.
-        """
-        # Trials of other lengths are compared at the same share of their epochs.
-        share = round(100 * reached.epoch / reached.epochs)
-        trial.report(reached.validation_elbo, share)
-        if reached.epoch < reached.epochs and trial.should_prune():
-            raise TrialPruned(
-                f"pruned after epoch {reached.epoch} of {reached.epochs}: "
-                f"{reached.validation_elbo:.3f} nats, below the median of the other trials"
-            )
-
     def _tell(self, training: TrialRun, tags: Mapping[str, str]) -> None:
         """Record in a trial's MLflow run what became of it."""
         run_id = training.run_id()
         run = find_run(self.workspace, run_id) if run_id else None
         if run:
             run.tag({name: text for name, text in tags.items() if text})
+
+
+def judge(trial: Trial, reached: Reached) -> None:
+    """Report an epoch, and end a trial that is worse than half of the others were then.
+
+    Raises:
+        TrialPruned: it is.
+    """
+    # Trials of other lengths are compared at the same share of their epochs.
+    before, share = (round(100 * n / reached.epochs) for n in (reached.epoch - 1, reached.epoch))
+    if share == before and reached.epoch > 1:
+        return  # more than a hundred epochs: one of that share was reported
+    trial.report(reached.validation_elbo, share)
+    if reached.epoch < reached.epochs and trial.should_prune():
+        raise TrialPruned(
+            f"pruned after epoch {reached.epoch} of {reached.epochs}: "
+            f"{reached.validation_elbo:.3f} nats, below the median of the other trials"
+        )
 
 
 def _report(run: Run, study: Study, folder: Path) -> None:
