@@ -129,6 +129,20 @@ def change_parameters(folder: Path, **sections: dict) -> None:
     yaml.dump(parameters, path)
 
 
+@contextmanager
+def arrow_memory():
+    """Count the memory that Arrow takes while the block runs; yields the pool that does."""
+    import pyarrow
+
+    usual = pyarrow.default_memory_pool()
+    pool = pyarrow.proxy_memory_pool(usual)
+    pyarrow.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pyarrow.set_memory_pool(usual)
+
+
 def aliases(root: Path) -> dict[str, str]:
     """Alias to version of the sample model; some stores answer with numbers."""
     from vaeflow.common.workspace import Workspace

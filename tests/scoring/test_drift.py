@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import change_parameters, run
+from helpers import arrow_memory, change_parameters, run
 from scipy import spatial, stats
 
 from vaeflow.bundle.manifest import MANIFEST, REFERENCE, Reference, read_reference
@@ -19,6 +19,7 @@ from vaeflow.scoring.drift import (
     read_sample,
     run_tests,
 )
+from vaeflow.scoring.outputs import ParquetTable
 from vaeflow.scoring.score import Batch, score
 
 ANY_DISTANCE = Drift(smallest_distance=0.0)
@@ -220,7 +221,7 @@ def test_test_images_do_not_drift_and_inverted_ones_do(finished, model, scored, 
 
 
 @pytest.mark.slow
-def test_a_table_is_sampled_in_one_pass(scored, digits):
+def test_rows_of_a_table_are_sampled(scored, digits):
     table = scored("digits", digits)
     whole = read_sample(table, 5000, 8)
     assert len(whole.scores) == whole.rows == 1797
@@ -229,6 +230,25 @@ def test_a_table_is_sampled_in_one_pass(scored, digits):
     assert part.rows == 1797
     rows = {tuple(row) for row in np.column_stack([whole.scores, whole.means])}
     assert {tuple(row) for row in np.column_stack([part.scores, part.means])} <= rows
+
+
+def test_a_large_table_is_sampled_in_little_memory(tmp_path):
+    path, random = tmp_path / "scores.parquet", np.random.default_rng(0)
+    written = ParquetTable(path, {"bundle_sha256": "any"})
+    rows = random.standard_normal((300_000, 9), np.float32)
+    rows[:, 0] = np.arange(len(rows))
+    columns = ["score", *(f"mean_{unit}" for unit in range(8))]
+    written.write({name: rows[:, column] for column, name in enumerate(columns)})
+    written.close()
+    with arrow_memory() as pool:
+        sample = read_sample(path, 400, 8)
+    assert pool.max_memory() < path.stat().st_size / 4
+    assert sample.rows == 300_000
+    place = {row[0]: row for row in rows}
+    found = np.column_stack([sample.scores, sample.means])
+    assert len({row[0] for row in found}) == 400
+    for row in found:
+        np.testing.assert_array_equal(row, place[row[0]])
 
 
 @pytest.mark.slow

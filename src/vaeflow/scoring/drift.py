@@ -166,7 +166,8 @@ def read_sample(table: Path, images: int, latent_dim: int) -> Sample:
             f"{table}: no such file. Make it: vaeflow score ... --latents --out {table}"
         )
     try:
-        file = pyarrow.parquet.ParquetFile(table)
+        # Unless it is told, it keeps all that it has read.
+        file = pyarrow.parquet.ParquetFile(table, pre_buffer=False)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise DataError(f"{table}: not a readable Parquet file ({error}).") from None
     with file:
@@ -180,12 +181,16 @@ def read_sample(table: Path, images: int, latent_dim: int) -> Sample:
         count = file.metadata.num_rows
         size = min(images, count)
         chosen = np.sort(np.random.default_rng(SEED).choice(count, size, replace=False))
-        parts, start = [], 0
-        for batch in file.iter_batches(columns=columns):
-            rows = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
-            parts.append(np.column_stack([column.to_numpy()[rows] for column in batch.columns]))
-            start += len(batch)
-    numbers = np.concatenate(parts)
+        lengths = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        parts = []
+        for group in np.unique(np.searchsorted(ends, chosen, side="right")).tolist():
+            start = ends[group] - lengths[group]
+            for batch in file.iter_batches(row_groups=[group], columns=columns):
+                rows = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
+                parts.append(np.column_stack([column.to_numpy()[rows] for column in batch.columns]))
+                start += len(batch)
+    numbers = np.concatenate(parts) if parts else np.empty((0, len(columns)))
     if len(numbers) < 2 or not np.isfinite(numbers).all():
         raise DataError(f"{table}: expected at least two rows, and finite numbers in all of them.")
     return Sample(numbers[:, 1:], numbers[:, 0], count, metadata)

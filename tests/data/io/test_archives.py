@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pyarrow
 import pytest
+from helpers import arrow_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -229,6 +230,16 @@ def test_columns_are_named_or_asked_for(tmp_path):
     images = read_images(path, reading=Reading(key="front", label_key="kind"))
     assert images.labels == list("aabbcc")
     np.testing.assert_array_equal(images.pixels[..., 0], IMAGES)
+
+
+def test_a_large_table_is_read_in_little_memory(tmp_path):
+    path, random = tmp_path / "a.parquet", np.random.default_rng(0)
+    pictures = [png(random.integers(0, 256, (128, 128), dtype=np.uint8)) for _ in range(2000)]
+    parquet.write_table(pyarrow.table({"image": pictures}), path, row_group_size=20)
+    with arrow_memory() as pool:
+        count = sum(len(images.names) for images in image_blocks(path))
+    assert count == 2000
+    assert pool.max_memory() < path.stat().st_size / 4
 
 
 def test_rows_without_bytes_are_bad_ones(tmp_path):

@@ -34,7 +34,7 @@ ENDINGS = (".zip", ".parquet", *OPENERS)
 # Of one image file, packed as it is: raw pixels of 16 bits with alpha are no larger.
 BYTES_PER_PIXEL_IN_FILE = 8
 SLACK = 64 << 20  # that an archive may expand to before the ratio counts
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 2 << 20  # of a table, whichever is less
 BLOCK = 512  # of a tar archive, which ends with some that are zero
 ENCRYPTED = 1
 
@@ -190,7 +190,9 @@ def table_pictures(
     import pyarrow
     import pyarrow.parquet
 
-    with _clear_errors(path), pyarrow.parquet.ParquetFile(path) as table:
+    # Unless it is told, it keeps all that it has read.
+    sparing = {"pre_buffer": False, "buffer_size": 1 << 20}
+    with _clear_errors(path), pyarrow.parquet.ParquetFile(path, **sparing) as table:
         schema = table.schema_arrow
         images = {
             field.name
@@ -207,10 +209,12 @@ def table_pictures(
         label = label_key
         if label is not None or len(usual) == 1:
             label = _chosen(path, label, usual, schema.names, "a column of labels", "--label-key")
-        _check_table(path, table.metadata, limits)
+        unpacked = _check_table(path, table.metadata, limits)
+        rows_at_once = BYTES_AT_ONCE * table.metadata.num_rows // max(1, unpacked)
+        rows_at_once = min(ROWS_AT_ONCE, max(1, rows_at_once))
         row = 0
         columns = [column, *([label] if label else ())]
-        for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns):
+        for batch in table.iter_batches(rows_at_once, columns=columns):
             cells = batch.column(column)
             if pyarrow.types.is_struct(cells.type):
                 cells = cells.field("bytes")
@@ -246,11 +250,17 @@ def _chosen(
     )
 
 
-def _check_table(path: Path, metadata: Any, limits: Limits) -> None:
+def _check_table(path: Path, metadata: Any, limits: Limits) -> int:
+    """Return how many bytes a table has when it is unpacked.
+
+    Raises:
+        BadImageError: too many.
+    """
     unpacked = sum(
         metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
     )
     check_expansion(path, unpacked, path.stat().st_size, limits.max_expansion)
+    return int(unpacked)
 
 
 def count_pictures(path: Path, is_picture: Callable[[str], bool]) -> int:
