@@ -13,6 +13,7 @@ import optuna
 import pytest
 from helpers import change_parameters, make_workspace, run
 from postgres import postgresql
+from serving_helpers import wait_for
 
 from vaeflow.common.processes import cores
 from vaeflow.common.workspace import Workspace
@@ -70,7 +71,7 @@ def test_every_trial_is_kept_and_the_best_is_a_preset(prepared):
     rows = table(prepared)
     assert len(rows) == 3  # of two different ones: what is known is not trained again
     assert {row["state"] for row in rows} <= {"complete", "pruned"}
-    same = [row for row in rows if row["reason"].startswith("the same parameters as trial")]
+    same = [row for row in rows if row["reason"].startswith("the same parameters as ")]
     assert len(same) == sum(row["state"] == "pruned" for row in rows)  # while that one was running
     runs, parent = trial_runs(prepared)
     assert len(runs) == 2
@@ -130,6 +131,26 @@ def test_a_training_that_fails_says_why(prepared):
         assert runs[row["trial"]].data.tags["trial_reason"] == row["reason"]
     logs = sorted((prepared.tuning / "s" / "logs").iterdir())
     assert [log.name for log in logs[:1]] == ["trial-0000.log"] and logs[0].read_text()
+
+
+def test_the_same_parameters_twice_at_once_are_trained_once(prepared, monkeypatch):
+    """The trial of the lower number comes second, when the other is at work."""
+    storage = f"sqlite:///{prepared.root / 'study.db'}"
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    for _ in range(2):
+        study.enqueue_trial({"train.learning_rate": "0.002"})  # as it stands in the space
+    begin = sweeps._Sweep._try
+
+    def late(self, trial):
+        if trial.number == 0:
+            wait_for(lambda: list((prepared.trials / "s").glob("*/process")))
+        return begin(self, trial)
+
+    monkeypatch.setattr(sweeps._Sweep, "_try", late)
+    sweep(prepared, RATES, 3, workers=2, storage=storage)
+    late, early, _ = table(prepared)
+    assert (early["state"], early["reason"]) == ("complete", "")
+    assert late["reason"] == "the same parameters as a trial that is at work"
 
 
 def test_what_is_worse_than_the_others_is_pruned(prepared, monkeypatch):

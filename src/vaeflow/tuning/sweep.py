@@ -32,7 +32,7 @@ from vaeflow.tracking.runs import Run, find_run, start_run
 from vaeflow.training.history import Reached
 from vaeflow.tuning import results
 from vaeflow.tuning.space import Space, described, faults_of, read_space, suggest
-from vaeflow.tuning.trial import StoppedError, TrialRun, digest
+from vaeflow.tuning.trial import StoppedError, Trained, TrialRun, digest
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -337,6 +337,17 @@ class _Sweep:
         except ConfigError as error:
             raise ConfigError(faults_of(error)) from None
         training = TrialRun(self.workspace, self.name, values)
+        with training.alone() as alone:
+            if not alone:
+                raise TrialPruned("the same parameters as a trial that is at work")
+            trained = self._train(trial, training)
+        trial.set_user_attr("chosen", dict(trained.chosen))
+        trial.set_user_attr("epochs", trained.epochs)
+        elbo = trained.validation_elbo
+        return elbo, f"{elbo:.3f} nats, {trained.epochs} epochs"
+
+    def _train(self, trial: Trial, training: TrialRun) -> Trained:
+        """Train, and record in the trial's MLflow run what became of it."""
         self.active.add(training)
         training.stopped = self.stopping
         state, reason = "failed", ""
@@ -361,10 +372,7 @@ class _Sweep:
                 self._tell(training, {"trial_state": state, "trial_reason": reason})
                 if state != "failed":  # its last good weights may be there
                     training.remove()
-        trial.set_user_attr("chosen", dict(trained.chosen))
-        trial.set_user_attr("epochs", trained.epochs)
-        elbo = trained.validation_elbo
-        return elbo, f"{elbo:.3f} nats, {trained.epochs} epochs"
+        return trained
 
     def _same(self, trial: Trial) -> FrozenTrial | None:
         """Return a trial with the same parameters that was there before, and need not be again."""

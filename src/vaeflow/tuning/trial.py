@@ -7,8 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,20 @@ class TrialRun:
         self.stopped = False
         self._process: subprocess.Popen[str] | None = None
 
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keep others out of the folder while the block runs; yields whether none is in it now."""
+        import fcntl
+
+        self.workspace.root.mkdir(parents=True, exist_ok=True)
+        with (self.workspace.root / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
     def train(
         self,
         name: str,
@@ -75,7 +89,7 @@ class TrialRun:
         log: Path,
         reached: Callable[[Reached], None],
     ) -> Trained:
-        """Train to the end, unless `reached` raises, or `stop` is called.
+        """Train to the end, unless `reached` raises, or `stop` is called; where one is `alone`.
 
         Args:
             name: of the MLflow run.
@@ -144,7 +158,6 @@ class TrialRun:
     def _make_folder(self) -> None:
         """Make the workspace, or take over the one of the same trial that was killed."""
         root, source = self.workspace.root, self.source
-        root.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             end_left_behind(self._owner.read_text(), GRACE)
         for path in (source.root / "dvc.yaml", source.data_pointer):
