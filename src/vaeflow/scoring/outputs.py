@@ -192,13 +192,13 @@ def parts_beside(out: Path, key: dict[str, object]) -> Iterator[Parts]:
             raise VaeflowError(
                 f"{out}: another process is writing it now. Wait for it, or choose another --out."
             ) from None
-        kept = True
         try:
             yield Parts(folder, key)
-            kept = False
-        finally:
-            if not (kept and any(folder.glob(PART))):
-                shutil.rmtree(folder)
+        except BaseException:
+            if not any(folder.glob(PART)):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder)
 
 
 Writer = Callable[[Path], None]
