@@ -69,14 +69,14 @@ def _staging(target: Path) -> Iterator[Path]:
         _sync(made.parent)
     prefix = f".{target.name}.staging-"
     for left in target.parent.glob(f"{glob.escape(prefix)}????????"):
-        with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError), _locked(left, False):
+        with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError), locked(left, False):
             _tidy_up(left, target)
     with ExitStack() as held:
         folder: Path | None = None
         while folder is None:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             try:
-                held.enter_context(_locked(folder, True))
+                held.enter_context(locked(folder, True))
             except FileNotFoundError:
                 folder = None
         held.callback(_tidy_up, folder, target)
@@ -84,11 +84,15 @@ def _staging(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[None]:
-    """Lock a folder, so that no other process takes it for one that was left behind.
+def locked(folder: Path, wait: bool) -> Iterator[None]:
+    """Lock a folder while the block runs: nobody else has it, or takes it for one left behind.
+
+    Args:
+        folder: it may be removed in the block.
+        wait: for whoever has it.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: somebody has it, in this process or in another.
         FileNotFoundError: it is gone; somebody tidied it up before it was locked.
     """
     import fcntl  # Windows, where bundles are read, has none

@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaeflow.common.files import atomic_file, sha256_of
+from vaeflow.common.files import atomic_file, locked, sha256_of
 from vaeflow.common.processes import end_left_behind, process_group, process_name, python_command
 from vaeflow.common.progress import BAR
 from vaeflow.common.workspace import Workspace
@@ -71,16 +71,14 @@ class TrialRun:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Keep others out of the folder while the block runs; yields whether none is in it now."""
-        import fcntl
-
         self.workspace.root.mkdir(parents=True, exist_ok=True)
-        with (self.workspace.root / "lock").open("w") as lock:
+        with ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+                held.enter_context(locked(self.workspace.root, wait=False))
+                alone = True
+            except (BlockingIOError, FileNotFoundError):  # gone: another one ended just now
+                alone = False
+            yield alone
 
     def train(
         self,
