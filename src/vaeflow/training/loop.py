@@ -85,7 +85,6 @@ def fit(
     with all_devices():
         vae = make_compiled(image_shape(prepared), len(images), settings)
         vae.parts = parts
-        hosts = hosts or Hosts()
         training = Training(
             vae, settings, images, validation, checkpoints, report, callbacks, hosts
         )
@@ -146,7 +145,7 @@ class Training:
         checkpoints: where it is kept, if anywhere.
         report: called with the row of each epoch.
         callbacks: Keras's.
-        hosts: the processes that train together.
+        hosts: the processes that train together; by default this one alone.
     """
 
     def __init__(
@@ -158,11 +157,11 @@ class Training:
         checkpoints: Checkpoints | None,
         report: Callable[[Row], None],
         callbacks: Sequence[keras.callbacks.Callback],
-        hosts: Hosts,
+        hosts: Hosts | None = None,
     ) -> None:
         self.vae = vae
         self.settings = settings
-        self.hosts = hosts
+        self.hosts = hosts = hosts or Hosts()
         share: dict[str, Any] = {
             "batch_size": settings.batch_size,
             "multiple_of": count_devices(),
