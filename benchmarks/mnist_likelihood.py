@@ -352,7 +352,13 @@ def evaluate(name: str, entry: Entry, arguments: argparse.Namespace) -> dict[str
     folder = arguments.work / name
     vae = load_vae(folder / "model.keras")
     if arguments.share:
-        return {"name": name, **estimated(vae, images, arguments), **training}
+        found = estimated(vae, images, arguments)
+        return {
+            "name": name,
+            **found,
+            "estimated_command": command(name, training, arguments),
+            **training,
+        }
     bounds = kept_bounds(vae, folder, images, arguments.samples, arguments.seed)
     nats = bounds["importance_weighted_bound"]
     return {
@@ -393,6 +399,7 @@ def command(name: str, training: dict, arguments: argparse.Namespace) -> str:
     return (
         f"python benchmarks/mnist_likelihood.py {name} --{budget} {training[budget]:g} "
         f"--samples {arguments.samples} --images {arguments.images} --seed {arguments.seed}"
+        + (f" --share {arguments.share}" if arguments.share else "")
     )
 
 

@@ -42,6 +42,14 @@ def test_trains_evaluates_goes_on_and_leaves_other_results(tmp_path):
     assert model.stat().st_mtime_ns == modified
     assert json.loads(results.read_text())[1]["images"] == 210
 
+    # What a share of the draws says is kept beside what all of them said.
+    run(tmp_path, *command, "--images", "210", "--evaluate-only", "--share", "2")
+    both = json.loads(results.read_text())[1]
+    assert both["estimated_images"] == 210
+    assert abs(both["estimated_nll"] - both["nll"]) < 5
+    assert both["estimated_command"].endswith(" --share 2")
+    assert not both["command"].endswith(" --share 2")
+
 
 def test_without_a_trained_model_there_is_nothing_to_evaluate(tmp_path):
     script = REPOSITORY / "benchmarks" / "mnist_likelihood.py"
