@@ -1,7 +1,7 @@
 """Which sizes of the networks, and which training, bring most: short runs, the better ones longer.
 
-    python benchmarks/search.py SET [SET ...] [--data FOLDER] [--rungs 4 20 60] [--keep 4]
-        [--results FILE]
+    python benchmarks/search.py SET [SET ...] [--data FOLDER] [--rungs E ...] [--keep 4]
+        [--jobs N] [--results FILE]
 
 Sets, and what is searched:
 
@@ -17,6 +17,9 @@ of epochs; of a rung the best in `--keep` go on to the next, trained anew for mo
 learning rate that falls to nothing cannot be lengthened. Judged by the importance-weighted bound of
 images that were not trained on: of MNIST the last 5,000 of its training images, never its test
 images. Trials that the results file has are not made again, so a search that was killed goes on.
+
+By default one trial has all the cores. With `--jobs 2` two are trained at once, each on its half of
+them: on two cores that takes 0.7 of the time, and each trial longer.
 """
 
 from __future__ import annotations
@@ -24,11 +27,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -42,10 +49,17 @@ from vaeflow.data.survey import PixelLevels
 REPOSITORY = Path(__file__).parents[1]
 MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "search.json"
+WRITING = Lock()
 SAMPLES, JUDGED, HELD_BACK = 100, 1_000, 5_000
 
-# Epochs of each rung, None for as many as `auto` chooses; of `mnist-binarized` they are an option.
-RUNGS = {"digits": [None], "mnist": [4, None], "grey": [15, None], "colour": [4, None]}
+# Epochs of each rung, None for as many as `auto` chooses.
+RUNGS: dict[str, list[int | None]] = {
+    "mnist-binarized": [4, 20, 60],
+    "digits": [None],
+    "mnist": [4, None],
+    "grey": [15, None],
+    "colour": [4, None],
+}
 
 # What is tried, by set: changes to its settings.
 OF_AUTO: list[dict[str, Any]] = [
@@ -95,10 +109,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sets", nargs="+", choices=list(TRIALS), metavar="SET")
     parser.add_argument("--data", type=Path, default=MNIST, help="folder of MNIST's IDX files")
-    parser.add_argument(
-        "--rungs", type=int, nargs="+", default=[4, 20, 60], help="of mnist-binarized"
-    )
+    parser.add_argument("--rungs", type=int, nargs="+", help="epochs, instead of the set's")
     parser.add_argument("--keep", type=int, default=4, help="of so many trials one goes on")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at once")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--trial", help=argparse.SUPPRESS)  # changes and epochs, in a process
     return parser.parse_args()
@@ -107,14 +120,35 @@ def parse() -> argparse.Namespace:
 def search(name: str, arguments: argparse.Namespace) -> None:
     """Make every rung of a set."""
     trials = TRIALS[name]
-    for epochs in RUNGS.get(name, arguments.rungs):
+    for epochs in arguments.rungs or RUNGS[name]:
         if epochs is None and {} not in trials:
             trials = [{}, *trials]
-        made = [make(name, changes, epochs, arguments) for changes in trials]
+        made = make_all(name, trials, epochs, arguments)
         made.sort(key=lambda trial: -trial["bound"])
         for trial in made:
             print(f"{name}, {trial['epochs']} epochs: {trial['bound']} {trial['changes']}")
         trials = [trial["changes"] for trial in made[: math.ceil(len(made) / arguments.keep)]]
+
+
+def make_all(
+    name: str, trials: list[dict[str, Any]], epochs: int | None, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Make the trials of a rung, as many at once as there are jobs, each on its own cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    parts: SimpleQueue[list[int]] = SimpleQueue()
+    for job in range(arguments.jobs):
+        parts.put(cores[job :: arguments.jobs] or cores)
+
+    def keep_to_part() -> None:  # this thread, and the processes that it starts
+        os.sched_setaffinity(0, parts.get())
+
+    with ThreadPoolExecutor(arguments.jobs, initializer=keep_to_part) as pool:
+        return list(pool.map(lambda changes: make(name, changes, epochs, arguments), trials))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the trials that were made."""
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def make(
@@ -122,8 +156,7 @@ def make(
 ) -> dict[str, Any]:
     """Return a trial of the results file, made in a process of its own if it is not there."""
     key = {"set": name, "changes": changes, "rung": epochs}
-    results = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
-    for trial in results:
+    for trial in read(arguments.results):
         if all(trial[part] == value for part, value in key.items()):
             return trial
     command = [sys.executable, __file__, name, "--data", str(arguments.data)]
@@ -131,8 +164,8 @@ def make(
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     trial = key | json.loads(output.splitlines()[-1])
     print(f"{trial['bound']:.2f} nats, {trial['train_seconds']} s: {changes}", flush=True)
-    with atomic_file(arguments.results) as fresh:
-        write_json(fresh, [*results, trial])
+    with WRITING, atomic_file(arguments.results) as fresh:
+        write_json(fresh, [*read(arguments.results), trial])
     return trial
 
 

@@ -1,18 +1,34 @@
-"""The search as a command, on a trial of seconds."""
+"""The search as a command, on trials of seconds."""
 
 import json
 import sys
 
 from helpers import REPOSITORY, run
 
+SEARCH = REPOSITORY / "benchmarks" / "search.py"
 
-def test_a_trial_says_what_was_chosen_and_reached(tmp_path):
-    """In a process of its own, as the search makes each."""
-    trial = {"set": "digits", "changes": {"latent_dim": 0.5, "filters": 2}, "rung": 1}
-    script = REPOSITORY / "benchmarks" / "search.py"
-    done = run(tmp_path, sys.executable, script, "digits", "--trial", json.dumps(trial))
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["epochs"], found["images"]) == (1, 360)
-    assert found["settings"]["latent_dim"] == 8
-    assert found["settings"]["filters"] == [64, 128]
-    assert found["elbo"] <= found["bound"] < 0
+
+def test_two_at_once_and_only_what_is_not_there(tmp_path, monkeypatch):
+    """None is lost that ends beside another; all are ranked, the best first."""
+    monkeypatch.syspath_prepend(SEARCH.parent)
+    from search import OF_AUTO
+
+    *before, _, _ = OF_AUTO
+    kept = [
+        {"set": "digits", "changes": changes, "rung": 1, "epochs": 1, "bound": -1.0 - number}
+        for number, changes in enumerate(before)
+    ]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(kept))
+    command = ["digits", "--rungs", "1", "--jobs", "2", "--results", results]
+    done = run(tmp_path, sys.executable, SEARCH, *command)
+    trials = json.loads(results.read_text())
+    assert trials[:-2] == kept
+    half, deep = sorted(trials[-2:], key=lambda trial: OF_AUTO.index(trial["changes"]))
+    assert [half["changes"], deep["changes"]] == [{"batch_size": 0.5}, {"depth": 2}]
+    assert (half["settings"]["batch_size"], half["settings"]["depth"]) == (16, 1)
+    assert (deep["settings"]["batch_size"], deep["settings"]["depth"]) == (32, 2)
+    assert half["elbo"] <= half["bound"] < 0
+    ranked = [line for line in done.stdout.splitlines() if line.startswith("digits, 1 epochs")]
+    assert len(ranked) == len(OF_AUTO)
+    assert ranked[0] == "digits, 1 epochs: -1.0 {}"
