@@ -3,11 +3,13 @@
 import json
 import sys
 
+import pytest
 from helpers import REPOSITORY, run
 
 SEARCH = REPOSITORY / "benchmarks" / "search.py"
 
 
+@pytest.mark.slow
 def test_two_at_once_and_only_what_is_not_there(tmp_path, monkeypatch):
     """None is lost that ends beside another; all are ranked, the best first."""
     monkeypatch.syspath_prepend(SEARCH.parent)
