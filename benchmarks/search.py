@@ -9,14 +9,14 @@ Sets, and what is searched:
 - `digits`, `mnist`, `grey`, `colour`: what `auto` chooses for scikit-learn's digits, for MNIST's
   grey images, and for 10,000 crops of the photographs that scikit-learn ships, grey of 28x28 and
   colour of 64x64, beside half and twice as much of each parameter. Those are trained for the epochs
-  that `auto` chooses that are best after a few epochs, and what `auto` chooses whatever it was
-  then; of the digits, which take a minute, all.
+  that `auto` chooses that are best after a few epochs; of the digits, which take a minute, all.
 
 Successive halving (Jamieson & Talwalkar 2016): every trial of a set is trained for the first number
-of epochs; of a rung the best in `--keep` go on to the next, trained anew for more epochs, since a
-learning rate that falls to nothing cannot be lengthened. Judged by the importance-weighted bound of
-images that were not trained on: of MNIST the last 5,000 of its training images, never its test
-images. Trials that the results file has are not made again, so a search that was killed goes on.
+of epochs; of a rung the best in `--keep` go on to the next, and what they are changes of. They are
+trained anew for more epochs, since a learning rate that falls to nothing cannot be lengthened.
+Judged by the importance-weighted bound of images that were not trained on: of MNIST the last 5,000
+of its training images, never its test images. Trials that the results file has are not made again,
+so a search that was killed goes on.
 
 By default one trial has all the cores. With `--jobs 2` two are trained at once, each on its half of
 them: on two cores that takes 0.7 of the time, and each trial longer.
@@ -56,9 +56,9 @@ SAMPLES, JUDGED, HELD_BACK = 100, 1_000, 5_000
 RUNGS: dict[str, list[int | None]] = {
     "mnist-binarized": [4, 20, 60],
     "digits": [None],
-    "mnist": [4, None],
+    "mnist": [2, None],
     "grey": [15, None],
-    "colour": [4, None],
+    "colour": [2, None],
 }
 
 # What is tried, by set: changes to its settings.
@@ -121,7 +121,7 @@ def search(name: str, arguments: argparse.Namespace) -> None:
     """Make every rung of a set."""
     trials = TRIALS[name]
     for epochs in arguments.rungs or RUNGS[name]:
-        if epochs is None and {} not in trials:
+        if {} not in trials:  # those are compared with it
             trials = [{}, *trials]
         made = make_all(name, trials, epochs, arguments)
         made.sort(key=lambda trial: -trial["bound"])

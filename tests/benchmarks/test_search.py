@@ -34,3 +34,21 @@ def test_two_at_once_and_only_what_is_not_there(tmp_path, monkeypatch):
     ranked = [line for line in done.stdout.splitlines() if line.startswith("digits, 1 epochs")]
     assert len(ranked) == len(OF_AUTO)
     assert ranked[0] == "digits, 1 epochs: -1.0 {}"
+
+
+def test_what_the_trials_change_goes_on_whatever_it_was(tmp_path, monkeypatch):
+    """The best are compared with it after as many epochs."""
+    monkeypatch.syspath_prepend(SEARCH.parent)
+    from search import OF_AUTO
+
+    first = [
+        {"set": "digits", "changes": changes, "rung": 1, "epochs": 1, "bound": float(number)}
+        for number, changes in enumerate(OF_AUTO)
+    ]
+    second = [first[0] | {"rung": 2, "epochs": 2}, first[-1] | {"rung": 2, "epochs": 2}]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(first + second))
+    command = ["digits", "--rungs", "1", "2", "--keep", "8", "--results", results]
+    done = run(tmp_path, sys.executable, SEARCH, *command)
+    ranked = [line for line in done.stdout.splitlines() if line.startswith("digits, 2 epochs")]
+    assert ranked == ["digits, 2 epochs: 7.0 {'depth': 2}", "digits, 2 epochs: 0.0 {}"]
