@@ -253,6 +253,24 @@ def test_the_tables_of_benchmarks_are_those_of_the_results():
         assert cells(page, label) == [speed(name, 128), speed(name, 512), until[name]]
 
 
+def test_what_auto_chooses_is_as_far_from_the_best_as_the_search_says():
+    """Of trials of equally many epochs, or as many as `auto` chooses."""
+    page = DOCS / "explanation" / "benchmarks.md"
+    for label, name in (
+        ("8x8 digits", "digits"),
+        ("MNIST, grey", "mnist"),
+        ("photographs, grey, 28x28", "grey"),
+        ("photographs, colour, 64x64", "colour"),
+    ):
+        last = [trial for trial in results("search") if trial["set"] == name]
+        last = [trial for trial in last if trial["rung"] == last[-1]["rung"]]
+        (auto,) = (-trial["bound"] for trial in last if not trial["changes"])
+        best = min(-trial["bound"] for trial in last)
+        assert len(last) > 1
+        apart = f"{100 * (auto - best) / best:.1f} %"
+        assert cells(page, label)[:3] == [f"{auto:,.1f}", f"{best:,.1f}", apart]
+
+
 def test_the_table_of_serving_is_that_of_the_results():
     page = text(DOCS / "explanation" / "benchmarks.md")
     servers = ("bare", "vaeflow", "mlserver", "litserve", "mlflow")
