@@ -77,8 +77,6 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {},
         {"depth": 2},
         {"filters": [64, 128]},
-        {"filters": [64, 128], "hidden_units": 1024},
-        {"hidden_units": 1024},
         {"hidden_units": 256},
         {"latent_dim": 20},
         {"network": "residual", "hidden_units": 256},
@@ -88,7 +86,6 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
         {"prior": "flow"},
         {"prior": "flow", "prior_couplings": 16},
         {"prior": "flow", "filters": [64, 128]},
-        {"prior": "flow", "hidden_units": 1024},
     ],
     **dict.fromkeys(("digits", "mnist", "grey", "colour"), OF_AUTO),
 }
