@@ -237,6 +237,8 @@ def test_the_tables_of_benchmarks_are_those_of_the_results():
         ("vaeflow, `presets/mnist-flow.yaml`, 60 epochs instead of 150", "vaeflow-flow"),
         ("PyTorch's example VAE (dense layers, 20 latent dimensions)", "pytorch-examples-vae"),
         ("keras.io's example VAE (two latent dimensions)", "keras-io-vae"),
+        ("pythae's VAE, with its convolutional network", "pythae-vae"),
+        ("pythae's importance-weighted VAE, with the same", "pythae-iwae"),
     ):
         assert cells(page, label)[0] == nats(name)
     until = {

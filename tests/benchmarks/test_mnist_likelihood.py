@@ -57,3 +57,23 @@ def test_without_a_trained_model_there_is_nothing_to_evaluate(tmp_path):
         tmp_path, sys.executable, script, NAME, "--evaluate-only", "--work", tmp_path, status=1
     )
     assert f"train {NAME} first" in done.stderr
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason=f"no copy of MNIST in {MNIST}")
+def test_training_images_that_are_drawn_once_are_black_and_white_and_remain(monkeypatch):
+    """So that nothing is drawn in the steps: the settings say so, and the number of epochs."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    from mnist_likelihood import make_entries
+
+    settings, _, images, minutes = make_entries()["vaeflow-flow-fixed"]
+    once, again = images(MNIST, "train"), images(MNIST, "train")
+    np.testing.assert_array_equal(once, again)
+    assert once.shape == (60_000, 28, 28, 1)
+    assert set(np.unique(once)) == {0, 255}
+    assert (settings.binarize, settings.epochs, settings.finish_epochs, minutes) == (
+        *("none", 20, 2),
+        None,
+    )
+    others = make_entries()["vaeflow-flow"].images
+    np.testing.assert_array_equal(images(MNIST, "test"), others(MNIST, "test"))
+    assert len(np.unique(others(MNIST, "train"))) > 2  # drawn anew in every step
