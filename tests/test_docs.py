@@ -273,6 +273,32 @@ def test_what_auto_chooses_is_as_far_from_the_best_as_the_search_says():
         assert cells(page, label)[:3] == [f"{auto:,.1f}", f"{best:,.1f}", apart]
 
 
+def test_the_presets_table_has_all_trials_of_its_search():
+    page = DOCS / "explanation" / "benchmarks.md"
+    found = {
+        json.dumps(trial["changes"]): f"{-trial['bound']:.1f}"
+        for trial in results("search")
+        if trial["set"] == "mnist-binarized"
+    }
+    labels = {
+        "learned prior, 16 couplings": {"prior": "flow", "prior_couplings": 16},
+        "learned prior": {"prior": "flow"},
+        "learned prior, twice the filters": {"prior": "flow", "filters": [64, 128]},
+        "half the batch": {"batch_size": 64},
+        "twice the filters": {"filters": [64, 128]},
+        "the preset": {},
+        "two layers at each size": {"depth": 2},
+        "residual network": {"network": "residual", "hidden_units": 256},
+        "half the latent dimensions": {"latent_dim": 20},
+        "a quarter of the hidden units": {"hidden_units": 256},
+        "twice the batch, `learning_rate` 0.003": {"batch_size": 256, "learning_rate": 0.003},
+        "`learning_rate` 0.001": {"learning_rate": 0.001},
+    }
+    for label, changes in labels.items():
+        assert cells(page, label) == [found.pop(json.dumps(changes))]
+    assert not found
+
+
 def test_the_table_of_serving_is_that_of_the_results():
     page = text(DOCS / "explanation" / "benchmarks.md")
     servers = ("bare", "vaeflow", "mlserver", "litserve", "mlflow")
