@@ -235,6 +235,10 @@ def test_the_tables_of_benchmarks_are_those_of_the_results():
     for label, name in (
         ("vaeflow, `presets/mnist.yaml`, 150 epochs", "vaeflow"),
         ("vaeflow, `presets/mnist-flow.yaml`, 60 epochs instead of 150", "vaeflow-flow"),
+        (
+            "the same for 20 epochs, training images drawn black and white only once",
+            "vaeflow-flow-fixed",
+        ),
         ("PyTorch's example VAE (dense layers, 20 latent dimensions)", "pytorch-examples-vae"),
         ("keras.io's example VAE (two latent dimensions)", "keras-io-vae"),
         ("pythae's VAE, with its convolutional network", "pythae-vae"),
