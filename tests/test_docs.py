@@ -292,7 +292,10 @@ def test_the_presets_table_has_all_trials_of_its_search():
         "twice the filters": {"filters": [64, 128]},
         "the preset": {},
         "two layers at each size": {"depth": 2},
-        "residual network": {"network": "residual", "hidden_units": 256},
+        "residual network, a quarter of the hidden units": {
+            "network": "residual",
+            "hidden_units": 256,
+        },
         "half the latent dimensions": {"latent_dim": 20},
         "a quarter of the hidden units": {"hidden_units": 256},
         "twice the batch, `learning_rate` 0.003": {"batch_size": 256, "learning_rate": 0.003},
